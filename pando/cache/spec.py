@@ -1,0 +1,59 @@
+"""What a model's layers keep per token or per sequence. Declared by the model, read only inside `pando.cache`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "float8_e4m3fn": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class FullAttention:
+    """KV of every token: K [kv_heads, head_dim] and V [kv_heads, v_dim] per token and layer."""
+
+    kv_heads: int
+    head_dim: int
+    v_dim: int
+    dtype: str
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes one token takes in one layer."""
+        return self.kv_heads * (self.head_dim + self.v_dim) * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class SlidingWindow:
+    """Like FullAttention, but only the last `window` tokens are ever read."""
+
+    kv_heads: int
+    head_dim: int
+    v_dim: int
+    dtype: str
+    window: int
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes one token takes in one layer."""
+        return self.kv_heads * (self.head_dim + self.v_dim) * DTYPE_BYTES[self.dtype]
+
+
+LayerSpec = FullAttention | SlidingWindow
+
+
+@dataclass(frozen=True, slots=True)
+class CachePlan:
+    """The cache of a whole model: one spec per layer, and what follows from them."""
+
+    layers: tuple[LayerSpec, ...]
+
+    @classmethod
+    def of(cls, layers: Sequence[LayerSpec]) -> CachePlan:
+        """Plan for a model whose layer i keeps `layers[i]`."""
+        return cls(tuple(layers))
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes one token takes over all layers."""
+        return sum(layer.bytes_per_token for layer in self.layers)

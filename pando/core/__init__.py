@@ -1,0 +1,1 @@
+"""Contracts: plain data shared by all layers, nothing that blocks, no torch."""

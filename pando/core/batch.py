@@ -1,0 +1,79 @@
+"""What goes down to the data plane (Batch) and what comes back (StepResult). Plain data, serialisable.
+
+A *slot* is a row of the device-side request table (token history, page table, sampling state). A batch names rows of
+that table and ranges of positions in it; the tokens themselves are already on the device, because a prompt is uploaded
+once (NewSlot) and a sampled token is written into the history by the sampler. So step n+1 can be planned before the
+tokens of step n are known.
+
+    position   0 ........ start ............ start+num_tokens
+    history    |  KV exists |  run this step  | the sampled token is written here (if emit)
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from pando.core.messages import TokenLogprobs
+from pando.core.sampling import LogprobSpec, SamplingParams
+
+
+class NewSlot(msgspec.Struct, frozen=True):
+    """A request enters slot `slot`: its tokens so far (prompt, plus output when it was retracted) and its parameters.
+
+    prompt_len: tokens of `tokens` that are prompt (penalties on output need it). eos_token_ids end the sequence.
+    """
+
+    slot: int
+    tokens: list[int]
+    prompt_len: int
+    sampling: SamplingParams
+    seed: int
+    logprobs: LogprobSpec | None
+    eos_token_ids: list[int]
+
+
+class Batch(msgspec.Struct):
+    """One step. Column lists have one entry per row; a row is a sequence with 1..n tokens to run.
+
+    slot: table row. start: first position to run; KV of [0, start) exists. num_tokens: positions to run. emit: 1 if
+    the row's last position yields a token. num_draft: trailing positions that are drafts (0 until speculation).
+    page_slot/page_index/page_id: page-table writes `table[page_slot, page_index] = page_id`, applied before the step.
+    """
+
+    step: int
+    slot: list[int]
+    start: list[int]
+    num_tokens: list[int]
+    emit: list[int]
+    num_draft: list[int]
+    new_slots: list[NewSlot]
+    freed_slots: list[int]
+    page_slot: list[int]
+    page_index: list[int]
+    page_id: list[int]
+
+    @property
+    def num_rows(self) -> int:
+        """Sequences in this step."""
+        return len(self.slot)
+
+    @property
+    def total_tokens(self) -> int:
+        """Positions run in this step, over all rows."""
+        return sum(self.num_tokens)
+
+
+class StepResult(msgspec.Struct):
+    """What a step produced.
+
+    tokens: one list per emitting row, in row order (1 token; k+1 with drafts). logprobs: by index into `tokens`, one
+    entry per token of that row. prompt_logprobs: by row index, the positions of this step's range that were asked for.
+    failed: by row index, the message of a row whose logits were not finite.
+    """
+
+    step: int
+    tokens: list[list[int]]
+    logprobs: dict[int, list[TokenLogprobs]] = {}
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+    failed: dict[int, str] = {}
+    forward_seconds: float = 0.0

@@ -1,0 +1,116 @@
+"""Start-up options: one frozen record. Names follow SGLang's flags; the CLI maps vLLM's spellings onto them.
+
+A field earns its place with a test and a line of docs. "auto" and None are resolved once, in `pando.engine`, logged,
+and never written back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from pando.errors import ConfigError
+
+BUILTIN_MODEL = "aspen"
+"""Name of the model shipped inside the package."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All options of an engine and its server. Raises ConfigError on a value out of range."""
+
+    model_path: str = BUILTIN_MODEL
+    """Built-in model name, local folder, or hub id."""
+    tokenizer_path: str | None = None
+    """Folder or hub id of the tokenizer; None = model_path."""
+    revision: str | None = None
+    """Hub revision (branch, tag or commit)."""
+    load_format: str = "auto"
+    """auto (safetensors) | dummy (random weights of the config's shape, for benchmarks)."""
+    served_model_name: tuple[str, ...] = ()
+    """Names answered in the API; empty = the model path's last part."""
+    chat_template: str | None = None
+    """File with a Jinja chat template that replaces the model's own."""
+    device: str = "auto"
+    """auto | cpu | cuda."""
+    dtype: str = "auto"
+    """auto (the checkpoint's) | float32 | bfloat16 | float16."""
+    kernels: str = "auto"
+    """auto | native | reference."""
+    num_threads: int | None = None
+    """CPU threads of the forward pass; None = all cores."""
+    page_size: int = 1
+    """Tokens per cache page."""
+    context_length: int | None = None
+    """Longest prompt + output; None = the model's, cut to what the KV pool holds."""
+    mem_fraction_static: float | None = None
+    """Share of free memory for weights and KV pool; None = measured plan."""
+    max_total_tokens: int | None = None
+    """KV pool size in tokens; None = measured plan."""
+    max_running_requests: int | None = None
+    """Sequences in a batch at most; None = chosen from the pool."""
+    max_queued_requests: int = 65536
+    """Waiting requests at most; more get 429."""
+    chunked_prefill_size: int | None = None
+    """Token budget of a step; prompts are cut to it. None = chosen for the device."""
+    schedule_policy: str = "lpm"
+    """lpm (longest cached prefix first, bounded unfairness) | fcfs | priority."""
+    disable_radix_cache: bool = False
+    """Share no prefixes (for comparison)."""
+    disable_overlap: bool = False
+    """Run scheduling and execution one after the other (for comparison)."""
+    random_seed: int | None = None
+    """Seed of requests that bring none; None = fresh at each start."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 opens it to the network."""
+    port: int = 30000
+    """Port to listen on."""
+    api_key: tuple[str, ...] = ()
+    """Keys accepted; empty = no authentication."""
+    log_level: str = "info"
+    """debug | info | warning | error."""
+
+    def __post_init__(self) -> None:
+        positive = ("page_size", "context_length", "max_total_tokens", "max_running_requests", "chunked_prefill_size")
+        for name in (*positive, "max_queued_requests", "num_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; give a positive number", param=name)
+        if self.mem_fraction_static is not None and not 0.0 < self.mem_fraction_static <= 1.0:
+            raise ConfigError(
+                f"mem_fraction_static is {self.mem_fraction_static}; give a value in (0, 1]", param="mem_fraction_static"
+            )
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(allowed)}", param=name)
+
+    @classmethod
+    def field_names(cls) -> tuple[str, ...]:
+        """All option names, in order."""
+        return tuple(field.name for field in fields(cls))
+
+    @classmethod
+    def from_kwargs(cls, **options: Any) -> Config:
+        """Config from keyword options; unknown names raise ConfigError with the nearest known one."""
+        unknown = sorted(set(options) - set(cls.field_names()))
+        if unknown:
+            import difflib
+
+            near = difflib.get_close_matches(unknown[0], cls.field_names(), 1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(cls.field_names())}"
+            raise ConfigError(f"unknown option {unknown[0]!r}{hint}", param=unknown[0])
+        for name in ("served_model_name", "api_key"):
+            if isinstance(options.get(name), str):
+                options[name] = (options[name],)
+        return cls(**options)
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "load_format": ("auto", "dummy"),
+    "device": ("auto", "cpu", "cuda"),
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "kernels": ("auto", "native", "reference"),
+    "schedule_policy": ("lpm", "fcfs", "priority"),
+    "log_level": ("debug", "info", "warning", "error"),
+}

@@ -1,0 +1,142 @@
+"""Sampling parameters: names, defaults and range checks of the public API, in one place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from pando.errors import InvalidRequest
+
+GREEDY_TEMPERATURE = 1e-6
+"""Temperatures below this are greedy decoding."""
+
+GRAMMAR_KINDS = ("json_schema", "regex", "ebnf", "structural_tag")
+
+
+class GrammarSpec(msgspec.Struct, frozen=True):
+    """What the output must match: one kind and its source text."""
+
+    kind: Literal["json_schema", "regex", "ebnf", "structural_tag"]
+    source: str
+
+
+class LogprobSpec(msgspec.Struct, frozen=True):
+    """Which log-probabilities to return.
+
+    start: first prompt position whose logprob is wanted; -1 = generated tokens only.
+    top: number of most likely alternatives per position. token_ids: fixed tokens reported at every position.
+    """
+
+    start: int = -1
+    top: int = 0
+    token_ids: list[int] = []
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How the next token is chosen and when generation ends. Raises InvalidRequest on a value out of range."""
+
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    min_new_tokens: int = 0
+    n: int = 1
+    stop: list[str] = []
+    stop_token_ids: list[int] = []
+    stop_regex: list[str] = []
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    no_stop_trim: bool = False
+    logit_bias: dict[int, float] = {}
+    sampling_seed: int | None = None
+    grammar: GrammarSpec | None = None
+
+    def __post_init__(self) -> None:
+        for field, low, high in _RANGES:
+            value = getattr(self, field)
+            if not low <= value <= high:
+                raise InvalidRequest(f"{field} is {value}; give a value in [{low}, {high}]", param=field)
+        if not 0.0 < self.top_p <= 1.0:
+            raise InvalidRequest(f"top_p is {self.top_p}; give a value in (0, 1]", param="top_p")
+        if not 0.0 < self.repetition_penalty <= 2.0:
+            raise InvalidRequest(
+                f"repetition_penalty is {self.repetition_penalty}; give a value in (0, 2]", param="repetition_penalty"
+            )
+        if self.top_k == 0 or self.top_k < -1:
+            raise InvalidRequest(f"top_k is {self.top_k}; give -1 (off) or a positive number", param="top_k")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise InvalidRequest(
+                f"min_new_tokens {self.min_new_tokens} exceeds max_new_tokens {self.max_new_tokens}",
+                param="min_new_tokens",
+            )
+        if any(text == "" for text in self.stop):
+            raise InvalidRequest("a stop string is empty; remove it", param="stop")
+        for pattern in self.stop_regex:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise InvalidRequest(f"stop_regex {pattern!r} does not compile: {error}", param="stop_regex") from None
+
+    @property
+    def is_greedy(self) -> bool:
+        """True if the most likely token is taken at every step."""
+        return self.temperature < GREEDY_TEMPERATURE or self.top_k == 1
+
+    @property
+    def needs_text(self) -> bool:
+        """True if ending the request depends on decoded text."""
+        return bool(self.stop or self.stop_regex)
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raise InvalidRequest if a token id named here is not in the vocabulary."""
+        for field in ("logit_bias", "stop_token_ids"):
+            for token in getattr(self, field):
+                if not 0 <= token < vocab_size:
+                    raise InvalidRequest(
+                        f"{field} names token {token}; the vocabulary has {vocab_size} entries", param=field
+                    )
+
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("max_new_tokens", 0, 2**31),
+    ("temperature", 0.0, 100.0),
+    ("min_p", 0.0, 1.0),
+    ("frequency_penalty", -2.0, 2.0),
+    ("presence_penalty", -2.0, 2.0),
+    ("min_new_tokens", 0, 2**31),
+    ("n", 1, 128),
+)
+
+
+def sampling_from_mapping(values: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> SamplingParams:
+    """Build SamplingParams from a native request body (`sampling_params`), absent values from `defaults`.
+
+    Accepts a string where a list of strings is meant, string keys in `logit_bias`, and the four grammar fields.
+    Raises InvalidRequest that names the field; unknown fields are refused with the list of known ones.
+    """
+    merged: dict[str, Any] = {**(defaults or {}), **{k: v for k, v in values.items() if v is not None}}
+    grammars = {kind: merged.pop(kind) for kind in GRAMMAR_KINDS if kind in merged}
+    if len(grammars) > 1:
+        raise InvalidRequest(f"{sorted(grammars)} exclude each other; give one", param=sorted(grammars)[1])
+    for kind, source in grammars.items():
+        text = source if isinstance(source, str) else msgspec.json.encode(source).decode()
+        merged["grammar"] = GrammarSpec(kind, text)  # type: ignore[arg-type]
+    for field in ("stop", "stop_regex"):
+        if isinstance(merged.get(field), str):
+            merged[field] = [merged[field]]
+    unknown = sorted(set(merged) - set(SamplingParams.__struct_fields__))
+    if unknown:
+        known = sorted([*SamplingParams.__struct_fields__, *GRAMMAR_KINDS])
+        raise InvalidRequest(f"unknown sampling parameter {unknown[0]!r}; known: {', '.join(known)}", param=unknown[0])
+    try:
+        return msgspec.convert(merged, SamplingParams, strict=False)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"sampling_params: {error}", param="sampling_params") from None

@@ -1,0 +1,129 @@
+"""The op table: every kernel a model or sampler calls, with its contract. Implementations are peers behind it.
+
+Legend: T tokens of the step, R rows (sequences), E experts, H query heads, K KV heads, D head dim, Dv value head dim,
+M hidden size, I intermediate size, V vocabulary, S token slots of the KV pool, P pages per row (padded).
+All tensors are contiguous unless said otherwise; `x` may be float32, bfloat16 or float16; arithmetic accumulates in
+float32. The reference implementation is the fallback and the test oracle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+class PagedAttention(Protocol):
+    """Causal attention over a paged cache that already holds this step's KV.
+
+    Row r has queries q[cu_q_lens[r]:cu_q_lens[r+1]] (n of them, may be 0) at positions kv_lens[r]-n .. kv_lens[r]-1.
+    Its key at position j is k_cache[page_table[r, j // page_size] * page_size + j % page_size]. A query at position i
+    sees j <= i, and with window w > 0 only i - j < w. softcap c > 0: scores become c * tanh(score / c) after scaling.
+    sinks [H] float32: one extra logit per head in the softmax's denominator.
+    """
+
+    def __call__(
+        self,
+        q_THD: Tensor,
+        k_cache_SKD: Tensor,
+        v_cache_SKD: Tensor,
+        page_table_RP: Tensor,
+        cu_q_lens: Tensor,
+        kv_lens: Tensor,
+        *,
+        page_size: int,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """Output [T, H, Dv], dtype of q. cu_q_lens [R+1], kv_lens [R], page_table are int32."""
+        ...
+
+
+class Sample(Protocol):
+    """Choose one token per row; a pure function of its arguments, independent of the other rows."""
+
+    def __call__(
+        self,
+        logits_RV: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        min_p: Tensor,
+        seeds: Tensor,
+        positions: Tensor,
+    ) -> Tensor:
+        """Tokens [R] int64.
+
+        logits float32; temperature [R] float32 (< 1e-6: argmax, lowest id on a tie); top_k [R] int32 (<= 0: off), then
+        top_p and min_p [R] float32 filter the temperature-scaled distribution in that order (each on the distribution
+        renormalised after the one before; at least one token stays). The uniform number of a row is a counter-based
+        hash of (seeds[r], positions[r]) int64, and the token is the inverse CDF of the kept tokens in id order.
+        """
+        ...
+
+
+class MoeExperts(Protocol):
+    """Routed expert MLPs."""
+
+    def __call__(
+        self,
+        x_TM: Tensor,
+        topk_ids: Tensor,
+        topk_weights: Tensor,
+        gate_up_E2IM: Tensor,
+        down_EMI: Tensor,
+        activation: str,
+        gate_up_bias: Tensor | None = None,
+        down_bias: Tensor | None = None,
+    ) -> Tensor:
+        """Sum over the k chosen experts of weight * expert(x): [T, M]. topk_ids [T, k] int64, topk_weights [T, k]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OpTable:
+    """One implementation of every op. Built once at start and passed to whoever calls ops; there is no global."""
+
+    name: str
+
+    linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    """(x [..., in], weight [out, in], bias [out] | None) -> [..., out]"""
+
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    """(x [..., n], weight [n] float32, eps) -> x / rms(x) * weight, dtype of x. Gemma's 1 + w is folded at load."""
+
+    add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    """(x, residual, weight, eps): residual += x in place; returns rms_norm(residual)."""
+
+    rope_: Callable[[Tensor, Tensor, Tensor, Tensor, bool], None]
+    """(q [T,H,D], k [T,K,D], positions [T] int64, cos_sin [max_pos, rotary_dim] float32, interleaved) in place.
+
+    Row p of cos_sin is cos for the rotary_dim/2 frequencies, then sin. Only the first rotary_dim of D turn. Pairs are
+    (i, i + rotary_dim/2), or (2i, 2i+1) when interleaved. q and k may be strided views with a contiguous last dim.
+    """
+
+    store_kv: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
+    """(k [T,K,D], v [T,K,Dv], k_cache [S,K,D], v_cache [S,K,Dv], out_loc [T] int64): cache[out_loc] = kv."""
+
+    gated_activation: Callable[[Tensor, str], Tensor]
+    """(gate_up [T, 2I] (gate first), kind) -> act(gate) * up [T, I]; kind: silu, gelu_tanh, gelu, relu2, swiglu_oai.
+
+    swiglu_oai (gpt-oss): gate clamped to <= 7, up to [-7, 7]; gate * sigmoid(1.702 * gate) * (up + 1).
+    """
+
+    paged_attention: PagedAttention
+    moe_experts: MoeExperts
+    sample: Sample
+
+    apply_penalties_: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], None]
+    """(logits [R,V] float32, history [R, L] int32, prompt_lens [R], lens [R], repetition [R], frequency [R],
+    presence [R]) in place. history[r, :lens[r]] are the tokens so far; repetition (> 0 divides, < 0 multiplies) looks at
+    all of them; frequency (times count) and presence look at history[r, prompt_lens[r]:lens[r]]. Applied in that order.
+    """
+
+    logprobs: Callable[[Tensor, Tensor], Tensor]
+    """(logits [R,V] float32, token_ids [R] int64) -> log-softmax at the token [R] float32."""

@@ -1,0 +1,1 @@
+"""Training recipes for the models that ship with Pando."""

@@ -1,0 +1,305 @@
+"""Every op in plain torch, for any device: the fallback, and the oracle the native kernels are tested against.
+
+Clear first. Contracts, shapes and the legend are those of `pando.kernels.ops`; arithmetic is float32 (float64 where a
+distribution is sampled) and results are rounded once, to the dtype of the input.
+
+The uniform number of (seed, position) is part of the contract, because every implementation must draw the same one.
+With all arithmetic on 64-bit words modulo 2^64 and `mix` the finaliser of SplitMix64 (Steele, Lea, Flood 2014):
+
+    mix(z):  z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9;  z = (z ^ z >> 27) * 0x94D049BB133111EB;  return z ^ z >> 31
+    uniform = (mix(mix(seed + 0x9E3779B97F4A7C15) + position * 0x9E3779B97F4A7C15) >> 11) * 2^-53        in [0, 1)
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pando.core.sampling import GREEDY_TEMPERATURE
+from pando.errors import ConfigError
+from pando.kernels.ops import OpTable
+
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu2", "swiglu_oai")
+"""Kinds of `gated_activation`; the index is the code the native kernels use."""
+
+
+def _signed(word: int) -> int:
+    """The int64 with the same bits as the unsigned 64-bit `word`."""
+    return word - (1 << 64) if word >> 63 else word
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_MIX_A = _signed(0xBF58476D1CE4E5B9)
+_MIX_B = _signed(0x94D049BB133111EB)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x @ weight.T + bias."""
+    return F.linear(x, weight, bias)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dim."""
+    wide = x.float()
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (wide * scale * weight.float()).to(x.dtype)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Add x to the residual stream in place, rounded to its dtype, and norm the sum."""
+    residual.add_(x)
+    return rms_norm(residual, weight, eps)
+
+
+def _rotate_(x_THD: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
+    half = cos.shape[-1]
+    turning = x_THD[..., : 2 * half]
+    wide = turning.float()
+    if interleaved:
+        first, second = wide[..., 0::2], wide[..., 1::2]
+    else:
+        first, second = wide[..., :half], wide[..., half:]
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    joined = torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
+    turning.copy_(joined)
+
+
+def rope_(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor, interleaved: bool) -> None:
+    """Rotary embedding in place (Su et al. 2021)."""
+    cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)
+    _rotate_(q, cos, sin, interleaved)
+    _rotate_(k, cos, sin, interleaved)
+
+
+def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, out_loc: Tensor) -> None:
+    """Scatter this step's keys and values to their token slots."""
+    k_cache[out_loc] = k.to(k_cache.dtype)
+    v_cache[out_loc] = v.to(v_cache.dtype)
+
+
+def gated_activation(gate_up: Tensor, kind: str) -> Tensor:
+    """act(gate) * up. Raises ConfigError on an unknown kind."""
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    if kind == "silu":
+        out = F.silu(gate) * up
+    elif kind == "gelu_tanh":
+        out = F.gelu(gate, approximate="tanh") * up
+    elif kind == "gelu":
+        out = F.gelu(gate) * up
+    elif kind == "relu2":
+        out = F.relu(gate).square() * up
+    elif kind == "swiglu_oai":
+        gate = gate.clamp(max=7.0)
+        out = gate * torch.sigmoid(1.702 * gate) * (up.clamp(-7.0, 7.0) + 1.0)
+    else:
+        raise ConfigError(f"activation {kind!r} is not known; known: {', '.join(ACTIVATIONS)}", param="activation")
+    return out.to(gate_up.dtype)
+
+
+MAX_SCORES = 1 << 24
+"""Scores held at once by the reference attention (64 MiB of float32); longer prompts run in pieces."""
+
+
+def _hidden(first_query: int, num_queries: int, first_key: int, num_keys: int, window: int, like: Tensor) -> Tensor:
+    """Mask [N, L]: True where a query may not see a key, by their positions."""
+    query = torch.arange(first_query, first_query + num_queries, device=like.device).unsqueeze(1)
+    key = torch.arange(first_key, first_key + num_keys, device=like.device).unsqueeze(0)
+    hidden = key > query
+    return hidden | (query - key >= window) if window > 0 else hidden
+
+
+def _softmax(scores_KGNL: Tensor, sinks: Tensor | None) -> Tensor:
+    if sinks is None:
+        return torch.softmax(scores_KGNL, dim=-1)
+    kv_heads = scores_KGNL.shape[0]
+    sink = sinks.float().view(kv_heads, -1, 1, 1).expand(*scores_KGNL.shape[:-1], 1)
+    return torch.softmax(torch.cat((scores_KGNL, sink), dim=-1), dim=-1)[..., :-1]
+
+
+def _attend(
+    q_NHD: Tensor, k_LKD: Tensor, v_LKD: Tensor, hidden_NL: Tensor, scale: float, softcap: float, sinks: Tensor | None
+) -> Tensor:
+    """Attention [N, H, Dv] float32 of N queries over L keys of one row, heads grouped by their KV head."""
+    num_queries, num_heads, head_dim = q_NHD.shape
+    kv_heads = k_LKD.shape[1]
+    q_KGND = q_NHD.float().transpose(0, 1).reshape(kv_heads, num_heads // kv_heads, num_queries, head_dim)
+    scores = torch.matmul(q_KGND, k_LKD.permute(1, 2, 0).unsqueeze(1)) * scale
+    if softcap > 0:
+        scores = softcap * torch.tanh(scores / softcap)
+    weights = _softmax(scores.masked_fill(hidden_NL, float("-inf")), sinks)
+    return torch.matmul(weights, v_LKD.transpose(0, 1).unsqueeze(1)).flatten(0, 1).transpose(0, 1)
+
+
+def paged_attention(
+    q_THD: Tensor,
+    k_cache_SKD: Tensor,
+    v_cache_SKD: Tensor,
+    page_table_RP: Tensor,
+    cu_q_lens: Tensor,
+    kv_lens: Tensor,
+    *,
+    page_size: int,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Causal attention over the paged cache: rows one by one, each with one batched product per piece of queries."""
+    num_heads = q_THD.shape[1]
+    out = q_THD.new_empty(q_THD.shape[0], num_heads, v_cache_SKD.shape[2])
+    offsets = torch.arange(page_size, device=q_THD.device)
+    starts = cu_q_lens.tolist()
+    for row, kv_len in enumerate(kv_lens.tolist()):
+        begin, end = starts[row], starts[row + 1]
+        if begin == end:
+            continue
+        shift = kv_len - end  # position of a query = its index in q + shift
+        first_page = max(0, begin + shift - window + 1) // page_size if window > 0 else 0
+        first_key = first_page * page_size
+        pages = page_table_RP[row, first_page : -(-kv_len // page_size)].long()
+        slots = (pages.unsqueeze(1) * page_size + offsets).flatten()[: kv_len - first_key]
+        k, v = k_cache_SKD[slots].float(), v_cache_SKD[slots].float()
+        piece = max(1, MAX_SCORES // (num_heads * len(slots)))
+        for first in range(begin, end, piece):
+            last = min(first + piece, end)
+            keys = last + shift - first_key
+            hidden = _hidden(first + shift, last - first, first_key, keys, window, q_THD)
+            out[first:last] = _attend(q_THD[first:last], k[:keys], v[:keys], hidden, scale, softcap, sinks).to(
+                out.dtype
+            )
+    return out
+
+
+def moe_experts(
+    x_TM: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    gate_up_E2IM: Tensor,
+    down_EMI: Tensor,
+    activation: str,
+    gate_up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+) -> Tensor:
+    """Weighted sum of the chosen experts' gated MLPs, expert by expert, accumulated in float32."""
+    out = torch.zeros(x_TM.shape, dtype=torch.float32, device=x_TM.device)
+    for expert in topk_ids.unique().tolist():
+        token, choice = torch.where(topk_ids == expert)
+        gate_up = F.linear(x_TM[token], gate_up_E2IM[expert], None if gate_up_bias is None else gate_up_bias[expert])
+        hidden = gated_activation(gate_up, activation)
+        down = F.linear(hidden, down_EMI[expert], None if down_bias is None else down_bias[expert])
+        out.index_add_(0, token, down.float() * topk_weights[token, choice].float().unsqueeze(1))
+    return out.to(x_TM.dtype)
+
+
+def _shift_right(word: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64 words (torch's own is arithmetic)."""
+    return (word >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(word: Tensor) -> Tensor:
+    word = (word ^ _shift_right(word, 30)) * _MIX_A
+    word = (word ^ _shift_right(word, 27)) * _MIX_B
+    return word ^ _shift_right(word, 31)
+
+
+def uniform(seeds: Tensor, positions: Tensor) -> Tensor:
+    """The uniform numbers of (seeds, positions) int64, float64 in [0, 1): the formula is in the module's docstring."""
+    word = _mix(_mix(seeds + _GOLDEN) + positions * _GOLDEN)
+    return _shift_right(word, 11).double() * 2.0**-53
+
+
+def _kept_weights(weights: Tensor, logits: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """Weights [R, V] float64 with 0 for tokens the filters drop.
+
+    Tokens are ordered by descending logit, lower id first on a tie; every filter keeps a prefix of that order. top_p
+    keeps a token if the mass before it is less than top_p of the mass top_k left; min_p keeps weights of at least
+    min_p times the largest.
+    """
+    order = torch.sort(logits, dim=-1, descending=True, stable=True).indices
+    ordered = weights.gather(-1, order)
+    rank = torch.arange(logits.shape[-1], device=logits.device)
+    limit = torch.where(top_k > 0, top_k, logits.shape[-1]).unsqueeze(1)
+    ordered = ordered.masked_fill(rank >= limit, 0.0)
+    mass = ordered.cumsum(-1)
+    nucleus = top_p.double().unsqueeze(1)
+    beyond = (mass - ordered >= nucleus * mass[:, -1:]) & (nucleus < 1.0) & (rank > 0)
+    ordered = ordered.masked_fill(beyond, 0.0)
+    ordered = ordered.masked_fill(ordered < min_p.double().unsqueeze(1) * ordered[:, :1], 0.0)
+    return torch.zeros_like(weights).scatter_(-1, order, ordered)
+
+
+def sample(
+    logits_RV: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+) -> Tensor:
+    """One token per row; softmax and cumulative sums in float64."""
+    vocab = logits_RV.shape[-1]
+    ids = torch.arange(vocab, device=logits_RV.device)
+    largest = logits_RV.amax(-1, keepdim=True)
+    argmax = torch.where(logits_RV == largest, ids, vocab - 1).amin(-1)
+    greedy = temperature < GREEDY_TEMPERATURE
+    if bool(greedy.all()):
+        return argmax
+    divisor = torch.where(greedy, 1.0, temperature).double().unsqueeze(1)
+    weights = ((logits_RV.double() - largest.double()) / divisor).exp()
+    filtered = ((top_k > 0) & (top_k < vocab) | (top_p < 1.0) | (min_p > 0.0)) & ~greedy
+    if bool(filtered.any()):
+        rows = filtered.nonzero().squeeze(1)
+        weights[rows] = _kept_weights(weights[rows], logits_RV[rows], top_k[rows], top_p[rows], min_p[rows])
+    mass = weights.cumsum(-1)
+    target = uniform(seeds, positions).unsqueeze(1) * mass[:, -1:]
+    last_kept = torch.where(weights > 0, ids, 0).amax(-1)
+    drawn = torch.minimum((mass <= target).sum(-1), last_kept)
+    return torch.where(greedy, argmax, drawn)
+
+
+def apply_penalties_(
+    logits: Tensor,
+    history: Tensor,
+    prompt_lens: Tensor,
+    lens: Tensor,
+    repetition: Tensor,
+    frequency: Tensor,
+    presence: Tensor,
+) -> None:
+    """Repetition over all tokens so far, then frequency and presence over the output, in place."""
+    place = torch.arange(history.shape[1], device=history.device).unsqueeze(0)
+    written = place < lens.unsqueeze(1)
+    tokens = torch.where(written, history, 0).long()
+    seen = torch.zeros_like(logits).scatter_add_(1, tokens, written.to(logits.dtype)) > 0
+    generated = (written & (place >= prompt_lens.unsqueeze(1))).to(logits.dtype)
+    counts = torch.zeros_like(logits).scatter_add_(1, tokens, generated)
+    factor = repetition.unsqueeze(1)
+    repeated = torch.where(logits > 0, logits / factor, logits * factor)
+    logits.copy_(torch.where(seen, repeated, logits))
+    logits -= frequency.unsqueeze(1) * counts
+    logits -= presence.unsqueeze(1) * (counts > 0)
+
+
+def logprobs(logits: Tensor, token_ids: Tensor) -> Tensor:
+    """Log-softmax of each row at its token."""
+    chosen = logits.gather(1, token_ids.unsqueeze(1)).squeeze(1)
+    return chosen - torch.logsumexp(logits, dim=-1)
+
+
+REFERENCE = OpTable(
+    name="reference",
+    linear=linear,
+    rms_norm=rms_norm,
+    add_rms_norm=add_rms_norm,
+    rope_=rope_,
+    store_kv=store_kv,
+    gated_activation=gated_activation,
+    paged_attention=paged_attention,
+    moe_experts=moe_experts,
+    sample=sample,
+    apply_penalties_=apply_penalties_,
+    logprobs=logprobs,
+)
+"""The reference implementation of every op."""

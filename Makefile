@@ -1,0 +1,75 @@
+# Everything a person or a CI machine runs. `make serve` and `make test` start from nothing but Python >= 3.10 and a
+# C++ compiler: they make .venv, install into it once (stamped), and go on.
+
+PYTHON ?= python3
+VENV   ?= .venv
+PORT   ?= 30000
+MODEL  ?= aspen
+# Pinned, and installed first: an open requirement may resolve to a build with several gigabytes of GPU libraries.
+TORCH  ?= torch==2.13.0
+PYTEST_ARGS ?=
+
+BIN   := $(VENV)/bin
+PIP   := $(BIN)/python -m pip --disable-pip-version-check --quiet
+STAMP := $(VENV)/.installed
+DEV   := $(VENV)/.installed-dev
+BUILD_INPUTS := pyproject.toml $(wildcard CMakeLists.txt csrc/* csrc/*/* csrc/*/*/*)
+
+.PHONY: serve test lint type bench docs clean install dev help
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make serve    chat with the built-in model: web page and API on port $(PORT) (MODEL=..., PORT=...)"
+	@echo "make test     run the test suite (PYTEST_ARGS=... passes options on)"
+	@echo "make lint     check formatting and style      make type   check types"
+	@echo "make bench    quick speed figures of this machine"
+	@echo "make docs     rewrite the generated pages     make clean  remove builds, caches and $(VENV)"
+
+install: $(STAMP)
+dev: $(DEV)
+
+serve: $(STAMP)
+	@exec $(BIN)/pando serve $(MODEL) --port $(PORT)
+
+test: $(DEV)
+	@$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+lint: $(DEV)
+	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet . && echo "lint: clean"
+
+type: $(DEV)
+	@$(BIN)/mypy && echo "type: clean"
+
+bench: $(STAMP)
+	@$(BIN)/pando bench offline $(MODEL) --num-prompts 32 --input-len 256 --output-len 32
+
+docs: $(DEV)
+	@$(BIN)/python -c "from pando.cli.flags import markdown; print(markdown(), end='')" > docs/flags.md
+	@$(BIN)/python -m tests.test_architecture docs/architecture.md
+	@echo "docs: docs/flags.md and the layer table of docs/architecture.md are up to date"
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find pando -name '*.so' -delete
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found: install Python 3.10 or newer, or set PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "make: $$($(PYTHON) --version) is too old: Pando needs Python 3.10 or newer (set PYTHON=...)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "make: this Python can not make virtual environments: run  apt-get install python3-venv  (as root) and try again"; exit 1; }
+	@echo "make: creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(STAMP): $(BUILD_INPUTS) | $(BIN)/python
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
+	  echo "make: no C++ compiler found: the native kernels are left out and the slower reference path is used"
+	@$(BIN)/python -c 'import torch' 2>/dev/null || { echo "make: installing $(TORCH)"; $(PIP) install '$(TORCH)'; }
+	@echo "make: building the native kernels and installing pando"
+	@$(PIP) install -e .
+	@touch $@
+
+$(DEV): $(STAMP)
+	@echo "make: installing the development tools"
+	@$(PIP) install -e '.[dev]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""Attention backends: how queries of a step meet the paged cache."""

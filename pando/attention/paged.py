@@ -1,0 +1,40 @@
+"""Attention over the paged KV pool through the op table: one backend for prefill, decode and anything between."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pando.cache.pool import KVPool
+from pando.forward import AttentionParams, ForwardBatch
+from pando.kernels.ops import OpTable
+
+
+class PagedAttentionBackend:
+    """Stores a step's keys and values in the pool, then attends over each row's pages."""
+
+    __slots__ = ("pool", "_store", "_attend")
+
+    def __init__(self, pool: KVPool, ops: OpTable) -> None:
+        self.pool = pool
+        self._store = ops.store_kv
+        self._attend = ops.paged_attention
+
+    def store(self, layer: int, k_TKD: Tensor, v_TKD: Tensor, batch: ForwardBatch) -> None:
+        """Write this step's keys and values to `batch.out_loc` of the layer's cache."""
+        self._store(k_TKD.contiguous(), v_TKD.contiguous(), self.pool.k[layer], self.pool.v[layer], batch.out_loc)
+
+    def attend(self, layer: int, q_THD: Tensor, params: AttentionParams, batch: ForwardBatch) -> Tensor:
+        """Attention output [T, H, Dv] in the dtype of q."""
+        return self._attend(
+            q_THD.contiguous(),
+            self.pool.k[layer],
+            self.pool.v[layer],
+            batch.page_table,
+            batch.cu_q_lens,
+            batch.kv_lens,
+            page_size=self.pool.page_size,
+            scale=params.scale,
+            window=params.window,
+            softcap=params.softcap,
+            sinks=params.sinks,
+        )

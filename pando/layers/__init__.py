@@ -1,0 +1,1 @@
+"""Pieces of a decoder over an explicit op table: norms, rotary tables, attention, MLP and mixture of experts."""

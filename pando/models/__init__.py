@@ -1,0 +1,1 @@
+"""Language models: one declarative decoder, small family adapters, and the checkpoint loader."""

@@ -1,0 +1,263 @@
+"""From a Spec and a Loader to a DecoderModel: which tensors a layer needs, under which names, fused how."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pando.cache.spec import CachePlan, FullAttention, LayerSpec, SlidingWindow
+from pando.forward import AttentionParams
+from pando.kernels.ops import OpTable
+from pando.layers.attention import Attention, QKNorm
+from pando.layers.embedding import Embedding, Head
+from pando.layers.linear import Linear
+from pando.layers.mlp import GatedMLP, PlainMLP
+from pando.layers.moe import Experts, MoE, SharedExpert
+from pando.layers.norm import LayerNorm, NoNorm, Norm, RMSNorm, Scale
+from pando.layers.rotary import Rotary
+from pando.layers.shapes import LayerShape, MoeShape, RopeShape
+from pando.models.decoder import Branch, DecoderLayer, DecoderModel, ModelInfo
+from pando.models.spec import Spec
+from pando.models.weights import Loader
+
+
+def detect(spec: Spec, names: Collection[str]) -> Spec:
+    """The spec with what the tensors themselves tell: key prefix, tied head, biases, query-key norms, sinks."""
+    if not names:
+        return spec
+    embed = spec.top_names.get("embed_tokens", "embed_tokens") + ".weight"
+    prefixes = sorted((n.removesuffix(embed) for n in names if n.endswith("." + embed) or n == embed), key=len)
+    if prefixes and spec.prefix not in prefixes:
+        spec = replace(spec, prefix=next((p for p in prefixes if "language_model" in p), prefixes[0]))
+    changes: dict[str, object] = {"tied": spec.tied or head_name(spec, names) not in names}
+
+    def present(role: str, suffix: str) -> bool:
+        return any(spec.layer_name(layer, role) + suffix in names for layer in range(spec.num_layers))
+
+    changes["qkv_bias"] = present("q", ".bias") or present("qkv", ".bias")
+    changes["o_bias"] = present("o", ".bias")
+    changes["mlp_bias"] = present("down", ".bias")
+    changes["sinks"] = present("sinks", "")
+    if not present("q_norm", ".weight"):
+        changes["qk_norm"] = None
+    elif spec.qk_norm is None:
+        changes["qk_norm"] = "head"
+    return replace(spec, **changes)  # type: ignore[arg-type]
+
+
+def head_name(spec: Spec, names: Collection[str] = ()) -> str:
+    """Tensor name of the output head; beside the language model in checkpoints that nest it."""
+    name = spec.top_name("lm_head") + ".weight"
+    if names and name not in names:
+        nested = spec.prefix.removesuffix("model.") + name
+        return nested if nested in names else name
+    return name
+
+
+def build_model(spec: Spec, loader: Loader, ops: OpTable, context_length: int, info: ModelInfo) -> DecoderModel:
+    """Load every tensor the spec asks for. Raises ConfigError naming what is missing, misshapen or left over."""
+    names = loader.source.names()
+    spec = detect(spec, set(names))
+    builder = _Builder(spec, loader, ops, context_length)
+    embed = loader.tensor(spec.top_name("embed_tokens") + ".weight", (spec.vocab_size, spec.hidden_size))
+    layers = tuple(builder.layer(index, shape) for index, shape in enumerate(spec.layers))
+    norm = builder.norm(spec.top_name("norm"), spec.hidden_size)
+    head = head_name(spec, names)
+    if spec.tied:
+        weight = embed
+        loader.skip("^" + head.replace(".", r"\.") + "$")
+    else:
+        weight = loader.tensor(head, (spec.vocab_size, spec.hidden_size))
+    bias = loader.tensor(head.removesuffix("weight") + "bias", (spec.vocab_size,)) if spec.head_bias else None
+    loader.finish()
+    return DecoderModel(
+        spec,
+        Embedding(embed, spec.embed_multiplier),
+        layers,
+        norm,
+        Head(Linear(weight, bias, ops), spec.logit_multiplier, spec.final_softcap),
+        builder.rotaries,
+        cache_plan(spec, str(loader.dtype).removeprefix("torch.")),
+        info,
+    )
+
+
+def cache_plan(spec: Spec, dtype: str) -> CachePlan:
+    """What the layers keep per token, in a cache of this dtype."""
+    return CachePlan.of([_layer_cache(layer, dtype) for layer in spec.layers])
+
+
+def _layer_cache(layer: LayerShape, dtype: str) -> LayerSpec:
+    if layer.window > 0:
+        return SlidingWindow(layer.kv_heads, layer.head_dim, layer.v_dim, dtype, layer.window)
+    return FullAttention(layer.kv_heads, layer.head_dim, layer.v_dim, dtype)
+
+
+class _Builder:
+    """Builds the layers of one model; layers with equal rotary embeddings share a table."""
+
+    def __init__(self, spec: Spec, loader: Loader, ops: OpTable, context_length: int) -> None:
+        self.spec = spec
+        self.loader = loader
+        self.ops = ops
+        self._context_length = context_length
+        self._rotaries: dict[RopeShape, Rotary] = {}
+
+    @property
+    def rotaries(self) -> tuple[Rotary, ...]:
+        """The distinct rotary embeddings of the layers built so far."""
+        return tuple(self._rotaries.values())
+
+    def layer(self, index: int, shape: LayerShape) -> DecoderLayer:
+        """One decoder layer."""
+        pre_attention = self._placed(index, "pre_attention")
+        pre_mlp = self._placed(index, "pre_mlp")
+        return DecoderLayer(
+            pre_attention=pre_attention or NoNorm(),
+            attention=self._attention(index, shape),
+            post_attention=self._after_branch(index, "post_attention"),
+            pre_mlp=pre_mlp if self.spec.parallel else pre_mlp or NoNorm(),
+            mlp=self._moe(index, shape.moe) if shape.moe is not None else self._mlp(index, shape.intermediate),
+            post_mlp=self._after_branch(index, "post_mlp"),
+        )
+
+    def norm(self, name: str, size: int) -> Norm:
+        """A norm of the family's kind from its checkpoint name."""
+        return self._norm(name, (size,))
+
+    def _norm(self, name: str, shape: tuple[int, ...]) -> RMSNorm | LayerNorm:
+        if not self.spec.norm_weight:
+            return LayerNorm(None, None, self.spec.eps)
+        weight = self.loader.tensor(name + ".weight", shape, torch.float32).add_(self.spec.norm_offset)
+        if self.spec.norm == "rms":
+            return RMSNorm(weight, self.spec.eps, self.ops)
+        bias = self.loader.tensor(name + ".bias", shape, torch.float32) if self.spec.norm_bias else None
+        return LayerNorm(weight, bias, self.spec.eps)
+
+    def _placed(self, index: int, role: str) -> Norm | None:
+        if role not in self.spec.norms:
+            return None
+        return self.norm(self.spec.layer_name(index, role), self.spec.hidden_size)
+
+    def _after_branch(self, index: int, role: str) -> Branch | None:
+        if self.spec.residual_multiplier != 1.0:
+            return Scale(self.spec.residual_multiplier)
+        return self._placed(index, role)
+
+    def _linear(self, name: str, rows: int, columns: int, bias: bool) -> Linear:
+        return self._fused([(name, rows)], columns, bias)
+
+    def _fused(self, parts: list[tuple[str, int]], columns: int, bias: bool) -> Linear:
+        weight = self.loader.stack([(name + ".weight", rows) for name, rows in parts], (columns,))
+        vector = self.loader.stack([(name + ".bias", rows) for name, rows in parts]) if bias else None
+        return Linear(weight, vector, self.ops)
+
+    def _parts(self, index: int, whole: str, parts: dict[str, int]) -> list[tuple[str, int]]:
+        """Tensors of a fused linear: one when the checkpoint stores it fused, else one per part."""
+        fused = self.spec.layer_name(index, whole)
+        if self.loader.source.names() and self.loader.has(fused + ".weight"):
+            return [(fused, sum(parts.values()))]
+        return [(self.spec.layer_name(index, role), rows) for role, rows in parts.items()]
+
+    def _attention(self, index: int, shape: LayerShape) -> Attention:
+        spec, hidden = self.spec, self.spec.hidden_size
+        q_rows, k_rows, v_rows = (
+            shape.heads * shape.head_dim,
+            shape.kv_heads * shape.head_dim,
+            shape.kv_heads * shape.v_dim,
+        )
+        parts = self._parts(index, "qkv", {"q": q_rows, "k": k_rows, "v": v_rows})
+        sinks = self.loader.vector(spec.layer_name(index, "sinks"), shape.heads) if spec.sinks else None
+        return Attention(
+            index,
+            shape,
+            self._fused(parts, hidden, spec.qkv_bias),
+            self._linear(spec.layer_name(index, "o"), hidden, shape.heads * shape.v_dim, spec.o_bias),
+            self._rotary(shape.rope),
+            self._qk_norm(index, shape),
+            AttentionParams(spec.scale, shape.window, spec.softcap, sinks),
+        )
+
+    def _rotary(self, rope: RopeShape | None) -> Rotary | None:
+        if rope is None:
+            return None
+        if rope not in self._rotaries:
+            self._rotaries[rope] = Rotary(rope, self._context_length, self.loader.device, self.ops)
+        return self._rotaries[rope]
+
+    def _qk_norm(self, index: int, shape: LayerShape) -> QKNorm | None:
+        spec = self.spec
+        if spec.qk_norm is None:
+            return None
+        full = spec.qk_norm == "full"
+        return QKNorm(
+            self._norm(spec.layer_name(index, "q_norm"), (shape.head_dim * (shape.heads if full else 1),)),
+            self._norm(spec.layer_name(index, "k_norm"), (shape.head_dim * (shape.kv_heads if full else 1),)),
+            full,
+            spec.qk_norm_after_rope,
+        )
+
+    def _mlp(self, index: int, intermediate: int) -> Branch:
+        spec, hidden = self.spec, self.spec.hidden_size
+        down = self._linear(spec.layer_name(index, "down"), hidden, intermediate, spec.mlp_bias)
+        if not spec.gated:
+            up = self._linear(spec.layer_name(index, "up"), intermediate, hidden, spec.mlp_bias)
+            return PlainMLP(up, down, spec.activation)
+        parts = self._parts(index, "gate_up", {"gate": intermediate, "up": intermediate})
+        return GatedMLP(self._fused(parts, hidden, spec.mlp_bias), down, spec.activation, self.ops)
+
+    def _moe(self, index: int, shape: MoeShape) -> MoE:
+        spec, loader = self.spec, self.loader
+        router = self._linear(spec.layer_name(index, "router"), shape.num_experts, spec.hidden_size, shape.router_bias)
+        correction = (
+            loader.vector(spec.layer_name(index, "correction"), shape.num_experts) if shape.correction else None
+        )
+        experts = (
+            self._gpt_oss_experts(index, shape) if spec.expert_layout == "gpt_oss" else self._experts(index, shape)
+        )
+        return MoE(shape, router, correction, experts, self._shared(index, shape), spec.activation, self.ops)
+
+    def _experts(self, index: int, shape: MoeShape) -> Experts:
+        """One tensor per expert and projection on disk."""
+        loader, names = self.loader, self.spec.names
+        size, hidden, inner = shape.num_experts, self.spec.hidden_size, shape.intermediate
+        gate_up, down = self._empty(size, 2 * inner, hidden), self._empty(size, hidden, inner)
+        base = self.spec.layer_name(index, "expert")
+        for expert in range(size):
+            prefix = base.format(e=expert)
+            loader.into(gate_up[expert, :inner], f"{prefix}.{names['expert_gate']}.weight")
+            loader.into(gate_up[expert, inner:], f"{prefix}.{names['expert_up']}.weight")
+            loader.into(down[expert], f"{prefix}.{names['expert_down']}.weight")
+        return Experts(gate_up, down)
+
+    def _gpt_oss_experts(self, index: int, shape: MoeShape) -> Experts:
+        """All experts in one tensor, transposed, gate and up columns interleaved: [E, M, 2I], [E, I, M]."""
+        loader, base = self.loader, self.spec.layer_name(index, "experts")
+        size, hidden, inner = shape.num_experts, self.spec.hidden_size, shape.intermediate
+
+        def halves(stored: Tensor) -> Tensor:
+            return torch.cat((stored[..., 0::2], stored[..., 1::2]), dim=-1)
+
+        gate_up, down = self._empty(size, 2 * inner, hidden), self._empty(size, hidden, inner)
+        gate_up_bias, down_bias = self._empty(size, 2 * inner), self._empty(size, hidden)
+        loader.into(gate_up, f"{base}.gate_up_proj", lambda stored: halves(stored).transpose(1, 2))
+        loader.into(down, f"{base}.down_proj", lambda stored: stored.transpose(1, 2))
+        loader.into(gate_up_bias, f"{base}.gate_up_proj_bias", halves)
+        loader.into(down_bias, f"{base}.down_proj_bias")
+        return Experts(gate_up, down, gate_up_bias, down_bias)
+
+    def _shared(self, index: int, shape: MoeShape) -> SharedExpert | None:
+        if shape.shared_intermediate == 0:
+            return None
+        spec, inner, hidden = self.spec, shape.shared_intermediate, self.spec.hidden_size
+        base = spec.layer_name(index, "shared")
+        gate_up = self._fused([(f"{base}.gate_proj", inner), (f"{base}.up_proj", inner)], hidden, False)
+        mlp = GatedMLP(gate_up, self._linear(f"{base}.down_proj", hidden, inner, False), spec.activation, self.ops)
+        gate = self._linear(spec.layer_name(index, "shared_gate"), 1, hidden, False) if shape.shared_gate else None
+        return SharedExpert(mlp, gate)
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.loader.dtype, device=self.loader.device)

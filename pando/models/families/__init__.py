@@ -1,0 +1,1 @@
+"""Family adapters: functions from a Hugging Face config to a Spec, saying only what differs."""

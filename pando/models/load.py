@@ -1,0 +1,128 @@
+"""From a name on the command line to a model in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from pando.core.config import BUILTIN_MODEL
+from pando.errors import ConfigError, ModelNotFound
+from pando.kernels.ops import OpTable
+from pando.models.build import build_model
+from pando.models.decoder import DecoderModel, ModelInfo
+from pando.models.hf_config import HFConfig
+from pando.models.registry import spec_of
+from pando.models.spec import Spec
+from pando.models.weights import DummySource, Loader, Progress, SafetensorsSource
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""Names accepted for a model's dtype."""
+
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
+"""What a hub download fetches."""
+
+
+def resolve_model_path(name_or_path: str, revision: str | None = None) -> Path:
+    """Folder of a model: the built-in one by name, a local folder, or a hub id (downloaded into the shared cache).
+
+    Raises ModelNotFound, saying what was tried.
+    """
+    if name_or_path == BUILTIN_MODEL and not Path(name_or_path).is_dir():
+        folder = Path(__file__).parent.parent / "models_builtin" / BUILTIN_MODEL
+        if not (folder / "config.json").is_file():
+            raise ModelNotFound(f"the built-in model is not part of this installation ({folder} is missing)")
+        return folder
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") != 1:
+        raise ModelNotFound(
+            f"{name_or_path!r} is no local folder and no hub id (owner/name); the built-in model is {BUILTIN_MODEL!r}",
+            param="model_path",
+        )
+    return _download(name_or_path, revision)
+
+
+def _download(hub_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(HUB_FILES)))
+    except HFValidationError as error:
+        raise ModelNotFound(f"{hub_id!r} is no valid hub id: {error}", param="model_path") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelNotFound(
+            f"can not fetch {hub_id!r} from the hub: {error}; check the name, the network, and HF_TOKEN for gated models",
+            param="model_path",
+        ) from error
+
+
+def load_spec(path: Path) -> tuple[Spec, HFConfig]:
+    """Spec and raw config of a model folder, without its weights."""
+    config = HFConfig.from_file(path / "config.json")
+    return spec_of(config), config
+
+
+def load_model(
+    path: Path | str,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    ops: OpTable,
+    load_format: str = "auto",
+    revision: str | None = None,
+    progress: Progress | None = None,
+    context_length: int | None = None,
+    seed: int = 0,
+) -> DecoderModel:
+    """Load a model onto a device.
+
+    dtype: float32, bfloat16, float16, or auto = the checkpoint's. load_format: auto (safetensors) or dummy (random
+    weights of the config's shape). progress: called with (fraction, tensor name). context_length: the longest sequence
+    that will be served (only longrope models care); None = the model's. Raises ModelNotFound, UnsupportedModel or
+    ConfigError.
+    """
+    folder = path if isinstance(path, Path) else resolve_model_path(path, revision)
+    spec, config = load_spec(folder)
+    source = DummySource(seed) if load_format == "dummy" else SafetensorsSource(folder)
+    loader = Loader(source, resolve_dtype(dtype, config), torch.device(device), progress)
+    loader.skip(NOT_LANGUAGE_MODEL)
+    info = ModelInfo(read_eos_token_ids(folder, config), config.values)
+    with torch.inference_mode():
+        return build_model(spec, loader, ops, context_length or spec.max_position, info)
+
+
+NOT_LANGUAGE_MODEL = r"(^|\.)(vision_tower|vision_model|visual|multi_modal_projector|audio_tower)\."
+"""Tensors of a multi-modal checkpoint that its language model does not need."""
+
+
+def resolve_dtype(dtype: str, config: HFConfig) -> torch.dtype:
+    """torch dtype of a name; "auto" takes the checkpoint's, float32 when it names none."""
+    if dtype == "auto":
+        section = config.section("text_config") or config
+        outer = config.text("dtype", "torch_dtype", default="float32")
+        dtype = section.text("dtype", "torch_dtype", default=outer)
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r} is not supported; choose one of {', '.join(DTYPES)}", param="dtype")
+    return DTYPES[dtype]
+
+
+def read_eos_token_ids(folder: Path, config: HFConfig) -> tuple[int, ...]:
+    """Tokens that end a sequence: generation_config.json's, else the config's."""
+    generation = folder / "generation_config.json"
+    sources = [HFConfig.from_file(generation)] if generation.is_file() else []
+    sources.append(config)
+    if (text := config.section("text_config")) is not None:
+        sources.append(text)
+    for source in sources:
+        value = source.values.get("eos_token_id")
+        if value is not None:
+            ids = value if isinstance(value, list) else [value]
+            return tuple(int(str(token)) for token in ids)
+    return ()

@@ -1,0 +1,59 @@
+"""Which adapter reads which checkpoint. The table is the list of supported architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pando.errors import ConfigError, UnsupportedModel
+from pando.models.families import llama, moe
+from pando.models.hf_config import HFConfig
+from pando.models.spec import Spec
+
+Adapter = Callable[[HFConfig], Spec]
+
+ADAPTERS: dict[str, Adapter] = {
+    "llama": llama.llama,
+    "mistral": llama.mistral,
+    "qwen2": llama.qwen2,
+    "qwen3": llama.qwen3,
+    "qwen3_moe": moe.qwen3_moe,
+}
+"""`model_type` of a config -> adapter."""
+
+
+def known_models() -> tuple[str, ...]:
+    """All supported `model_type`s, sorted."""
+    return tuple(sorted(ADAPTERS))
+
+
+def spec_of(config: HFConfig) -> Spec:
+    """The Spec of a config.
+
+    Multi-modal checkpoints are served through their language model (`text_config`). Raises UnsupportedModel when the
+    architecture is not known, ConfigError when the config can not be read or the weights are quantised.
+    """
+    _refuse_quantised(config)
+    model_type = config.text("model_type", default="unknown")
+    adapter = ADAPTERS.get(model_type)
+    text = config.section("text_config")
+    if adapter is None and text is not None:
+        outer = {name: config.values[name] for name in ("tie_word_embeddings",) if config.has(name)}
+        return spec_of(text.with_defaults(outer))
+    if adapter is None:
+        architectures = config.items("architectures") or []
+        raise UnsupportedModel(
+            f"{config.source}: model type {model_type!r} ({', '.join(map(str, architectures)) or 'no architecture'}) "
+            f"is not supported; supported: {', '.join(known_models())}",
+            param="model_path",
+        )
+    return adapter(config)
+
+
+def _refuse_quantised(config: HFConfig) -> None:
+    quantisation = config.section("quantization_config")
+    if quantisation is not None:
+        method = quantisation.text("quant_method", default="unknown")
+        raise ConfigError(
+            f"{config.source}: weights quantised with {method!r} are not supported; use the unquantised checkpoint",
+            param="model_path",
+        )

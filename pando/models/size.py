@@ -1,0 +1,106 @@
+"""How large a model is and what a token costs, from its spec alone: no weights, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pando.cache.spec import DTYPE_BYTES
+from pando.layers.shapes import LayerShape
+from pando.models.hf_config import HFConfig
+from pando.models.registry import spec_of
+from pando.models.spec import Spec
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """Counts of one model. Elements unless named otherwise.
+
+    num_parameters: all weights, a tied head once. active_parameters: matrix elements a token is multiplied with in the
+    layers (embedding and head left out; only the chosen experts of a mixture). head_parameters: those of the head.
+    """
+
+    spec: Spec
+    num_parameters: int
+    active_parameters: int
+    head_parameters: int
+
+    @classmethod
+    def of(cls, spec: Spec) -> ModelSize:
+        """Sizes of a spec."""
+        embedding = spec.vocab_size * spec.hidden_size
+        head = (0 if spec.tied else embedding) + (spec.vocab_size if spec.head_bias else 0)
+        layers = sum(_layer_parameters(spec, layer) for layer in spec.layers)
+        active = sum(_layer_matrices(spec, layer, active=True) for layer in spec.layers)
+        return cls(spec, embedding + head + layers + _norm_parameters(spec, spec.hidden_size), active, embedding)
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, object]) -> ModelSize:
+        """Sizes of a parsed `config.json`. Raises UnsupportedModel or ConfigError."""
+        return cls.of(spec_of(HFConfig(config)))
+
+    def weight_bytes(self, dtype: str) -> int:
+        """Bytes of the weights (norms are counted in the same dtype)."""
+        return self.num_parameters * DTYPE_BYTES[dtype]
+
+    def kv_bytes_per_token(self, dtype: str) -> int:
+        """Bytes one cached token takes over all layers."""
+        elements = sum(layer.kv_heads * (layer.head_dim + layer.v_dim) for layer in self.spec.layers)
+        return elements * DTYPE_BYTES[dtype]
+
+    def prefill_flops(self, num_tokens: int, start: int = 0) -> int:
+        """Floating-point operations of running `num_tokens` positions from `start`; the head runs for the last one."""
+        attention = sum(_attention_flops(layer, start, num_tokens) for layer in self.spec.layers)
+        return 2 * (num_tokens * self.active_parameters + self.head_parameters) + attention
+
+    def decode_flops(self, context: int) -> int:
+        """Floating-point operations of one new token that sees `context` tokens, itself included."""
+        return self.prefill_flops(1, max(context - 1, 0))
+
+
+def _attention_flops(layer: LayerShape, start: int, num_tokens: int) -> int:
+    """Scores and weighted sum: 2 operations per head, dim and visible key, each."""
+    if layer.window <= 0:
+        keys = num_tokens * (2 * start + num_tokens + 1) // 2
+    else:
+        growing = max(0, min(num_tokens, layer.window - start))
+        keys = growing * (2 * start + growing + 1) // 2 + (num_tokens - growing) * layer.window
+    return 2 * layer.heads * (layer.head_dim + layer.v_dim) * keys
+
+
+def _norm_parameters(spec: Spec, size: int) -> int:
+    return size * (2 if spec.norm_bias else 1) if spec.norm_weight else 0
+
+
+def _layer_parameters(spec: Spec, layer: LayerShape) -> int:
+    norms = len(spec.norms) * _norm_parameters(spec, spec.hidden_size)
+    if spec.qk_norm is not None:
+        q, k = (layer.heads, layer.kv_heads) if spec.qk_norm == "full" else (1, 1)
+        norms += (q + k) * layer.head_dim
+    sinks = layer.heads if spec.sinks else 0
+    return norms + sinks + _biases(spec, layer) + _layer_matrices(spec, layer, active=False)
+
+
+def _biases(spec: Spec, layer: LayerShape) -> int:
+    qkv = layer.heads * layer.head_dim + layer.kv_heads * (layer.head_dim + layer.v_dim)
+    total = (qkv if spec.qkv_bias else 0) + (spec.hidden_size if spec.o_bias else 0)
+    moe = layer.moe
+    if moe is None:
+        ups = 2 if spec.gated else 1
+        return total + (ups * layer.intermediate + spec.hidden_size if spec.mlp_bias else 0)
+    per_expert = 2 * moe.intermediate + spec.hidden_size if moe.expert_bias else 0
+    router = moe.num_experts * (int(moe.router_bias) + int(moe.correction))
+    return total + moe.num_experts * per_expert + router
+
+
+def _layer_matrices(spec: Spec, layer: LayerShape, *, active: bool) -> int:
+    """Elements of a layer's matrices; `active` counts only the experts a token is sent to."""
+    hidden, moe = spec.hidden_size, layer.moe
+    qkv = layer.heads * layer.head_dim + layer.kv_heads * (layer.head_dim + layer.v_dim)
+    total = hidden * (qkv + layer.heads * layer.v_dim)
+    projections = 3 if spec.gated else 2
+    if moe is None:
+        return total + projections * hidden * layer.intermediate
+    experts = moe.top_k if active else moe.num_experts
+    shared = 3 * hidden * moe.shared_intermediate + (hidden if moe.shared_gate else 0)
+    return total + moe.num_experts * hidden + experts * 3 * hidden * moe.intermediate + shared

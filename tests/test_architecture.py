@@ -21,7 +21,7 @@ PACKAGE = ROOT / "pando"
 
 @dataclass(frozen=True)
 class Room:
-    """A module or package: its layer (it imports strictly lower ones, or itself), whether it may import torch, its job."""
+    """A module or package: its layer (it imports strictly lower ones or itself), may it import torch, its job."""
 
     name: str
     layer: int
@@ -321,14 +321,19 @@ def test_modules_say_what_they_are() -> None:
 # ---- the scheduler and devices ------------------------------------------------------------------------------------
 
 
+def is_record(node: ast.ClassDef) -> bool:
+    """True for frozen dataclasses and structs: plain results, whose kind may be asked."""
+    return "frozen" in "".join(ast.dump(part) for part in [*node.decorator_list, *node.keywords])
+
+
 def class_names(*packages: str) -> set[str]:
-    """Names of the classes defined in these packages."""
+    """Names of the classes defined in these packages, records left out."""
     return {
         node.name
         for module, path in modules().items()
         if any(module == f"pando.{name}" or module.startswith(f"pando.{name}.") for name in packages)
         for node in definitions(path)
-        if isinstance(node, ast.ClassDef)
+        if isinstance(node, ast.ClassDef) and not is_record(node)
     }
 
 

@@ -87,8 +87,8 @@ def run_serving(args: argparse.Namespace) -> int:
         progress=not args.no_progress,
     )
     print(report.table(result))
-    report.save(result, args.output_file)
-    return 1 if result["errors"] else 0
+    report.save([result], args.output_file)
+    return 1 if result.errors else 0
 
 
 def run_sweep(args: argparse.Namespace) -> int:
@@ -107,8 +107,8 @@ def run_sweep(args: argparse.Namespace) -> int:
             )
         )
         print(report.row(results[-1], header=len(results) == 1))
-    report.save({"sweep": results}, args.output_file)
-    return 1 if any(result["errors"] for result in results) else 0
+    report.save(results, args.output_file)
+    return 1 if any(result.errors for result in results) else 0
 
 
 def run_offline(args: argparse.Namespace) -> int:
@@ -117,5 +117,5 @@ def run_offline(args: argparse.Namespace) -> int:
 
     result = offline.measure(config_from(args, args.model), workload.Workload.from_args(vars(args)))
     print(report.table(result))
-    report.save(result, args.output_file)
+    report.save([result], args.output_file)
     return 0

@@ -178,7 +178,7 @@ def dim(text: str) -> str:
 
 
 def read_turn(read: Callable[[str], str]) -> str:
-    """The next input, which may span lines: between triple quotes, or continued with a backslash. EOFError at the end."""
+    """The next input; triple quotes or a backslash at the end make it span lines. EOFError at the end of input."""
     line = read(">>> ")
     if line.lstrip().startswith('"""'):
         lines = [line.lstrip()[3:]]

@@ -183,9 +183,9 @@ def markdown() -> str:
     lines = [
         "# Flags",
         "",
-        "Written by `make docs` from `pando/core/config.py`; a test checks that it is current. `pando serve` takes all of",
-        "them; `pando chat`, `generate` and `bench offline` take those that are not about the server. In Python they are",
-        "the keyword arguments of `pando.Engine`, with underscores.",
+        "Written by `make docs` from `pando/core/config.py`; a test checks that it is current. `pando serve` takes all",
+        "of them; `pando chat`, `generate`, `plan` and `bench offline` take those that are not about the server. In",
+        "Python they are the keyword arguments of `pando.Engine`, with underscores.",
         "",
         "| flag | also | default | meaning |",
         "|---|---|---|---|",

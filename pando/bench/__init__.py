@@ -1,0 +1,1 @@
+"""Measuring: workloads, a load generator for servers, the engine alone, and reports."""

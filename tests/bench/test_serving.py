@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 
 import pytest
 
 from pando.bench.http import Address, Connection
 from pando.bench.report import Result
-from pando.bench.serving import Target, run
+from pando.bench.serving import Target, measure, run
 from pando.bench.workload import Workload
 from pando.errors import ConfigError, EngineUnavailable
 from tests.bench.fake_server import FakeServer, running
@@ -38,6 +39,28 @@ def test_counts_are_exact(api: str) -> None:
     assert (result.requests, result.prompt_tokens, result.output_tokens, ticks) == (10, 200, 50, 10)
     assert result.errors == {} and result.cached_tokens == 0
     assert set(server.authorizations) == {"bearer secret"}
+
+
+def test_measure_runs_its_own_loop() -> None:
+    """The way the command takes: uvloop, whose transports differ from asyncio's, and a server elsewhere."""
+    ready, finished, urls = threading.Event(), threading.Event(), []
+
+    async def serve() -> None:
+        async with running(FakeServer()) as url:
+            urls.append(url)
+            ready.set()
+            await asyncio.get_running_loop().run_in_executor(None, finished.wait)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    try:
+        assert ready.wait(10)
+        work = Workload(num_prompts=5, input_len=8, output_len=3)
+        result = measure(Target.of(urls[0]), work, max_concurrency=2, progress=False)
+        assert (result.requests, result.output_tokens, result.errors) == (5, 15, {})
+    finally:
+        finished.set()
+        thread.join()
 
 
 def test_concurrency_is_kept() -> None:

@@ -55,10 +55,19 @@ class CacheManager:
 
     # -- finding
 
-    def match(self, tokens: bytes | TokenKey, namespace: str) -> PrefixMatch:
-        """The longest cached prefix of `tokens` that leaves at least one token to compute. Changes nothing."""
+    def page_after(self, key: TokenKey, num_tokens: int) -> bytes:
+        """The page of `key` that follows its first `num_tokens` tokens (whole pages); shorter at its end."""
+        start = num_tokens * TOKEN_BYTES
+        return bytes(key.data[start : start + self.tree.page_bytes])
+
+    def match(self, tokens: bytes | TokenKey, namespace: str, limit: int | None = None) -> PrefixMatch:
+        """The longest cached prefix of `tokens` that leaves at least one token to compute. Changes nothing.
+
+        limit: tokens to match at most; None = all but the last.
+        """
         data = tokens.data if isinstance(tokens, TokenKey) else tokens
-        stop = max(0, (len(data) // TOKEN_BYTES - 1) // self.page_size) * self.tree.page_bytes
+        most = len(data) // TOKEN_BYTES - 1
+        stop = max(0, (most if limit is None else min(limit, most)) // self.page_size) * self.tree.page_bytes
         node, num_bytes = self.tree.find(data, stop, namespace) if self.sharing else (None, 0)
         if node is None:
             return PrefixMatch(0, (namespace, 0), None)
@@ -67,23 +76,22 @@ class CacheManager:
             num_tokens = component.usable(node, num_tokens)
         return PrefixMatch(num_tokens, (namespace, node.id), node)
 
-    def can_admit(self, match: PrefixMatch, num_tokens: int) -> bool:
-        """Whether `admit` of a query with this match would find pages for `num_tokens` positions now."""
-        return self._shortfall(match, num_tokens) <= 0
-
     def available_pages(self) -> int:
         """Pages that a reservation can get: free ones and evictable ones."""
         return self.allocator.num_free + self.kv.num_slots - self.kv.num_locked
 
     # -- a request's way
 
-    def admit(self, key: TokenKey, namespace: str, num_tokens_needed: int) -> CacheHandle | Denied:
+    def admit(
+        self, key: TokenKey, namespace: str, num_tokens_needed: int, *, limit: int | None = None, keep: int = 0
+    ) -> CacheHandle | Denied:
         """Lock the longest cached prefix of `key` and reserve pages for positions [0, num_tokens_needed), or deny.
 
         `handle.num_cached` tokens need not be computed. The key stays the caller's, who appends tokens to it.
+        limit: tokens to take from the cache at most. keep: pages that must stay available afterwards.
         """
-        match = self.match(key, namespace)
-        shortfall = self._shortfall(match, num_tokens_needed)
+        match = self.match(key, namespace, limit)
+        shortfall = self._shortfall(match, num_tokens_needed) + keep
         if shortfall > 0:
             return Denied(shortfall)
         node = match.node if match.node is not None else self.tree.root(namespace)

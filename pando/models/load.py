@@ -58,7 +58,7 @@ def _download(hub_id: str, revision: str | None) -> Path:
         raise ModelNotFound(f"{hub_id!r} is no valid hub id: {error}", param="model_path") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelNotFound(
-            f"can not fetch {hub_id!r} from the hub: {error}; check the name, the network, and HF_TOKEN for gated models",
+            f"can not fetch {hub_id!r} from the hub: {error}; check name and network, and HF_TOKEN for gated models",
             param="model_path",
         ) from error
 

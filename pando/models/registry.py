@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pando.errors import ConfigError, UnsupportedModel
-from pando.models.families import llama, moe
+from pando.models.families import gemma, glm, gpt_oss, granite, llama, moe, olmo, phi
 from pando.models.hf_config import HFConfig
 from pando.models.spec import Spec
 
 Adapter = Callable[[HFConfig], Spec]
 
 ADAPTERS: dict[str, Adapter] = {
+    "gemma": gemma.gemma,
+    "gemma2": gemma.gemma2,
+    "gemma3_text": gemma.gemma3,
+    "glm": glm.glm,
+    "glm4": glm.glm4,
+    "gpt_oss": gpt_oss.gpt_oss,
+    "granite": granite.granite,
     "llama": llama.llama,
     "mistral": llama.mistral,
+    "olmo2": olmo.olmo2,
+    "phi3": phi.phi3,
     "qwen2": llama.qwen2,
     "qwen3": llama.qwen3,
     "qwen3_moe": moe.qwen3_moe,

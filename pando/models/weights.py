@@ -96,7 +96,7 @@ def _header_names(path: Path) -> list[str]:
 
 
 class DummySource:
-    """Random weights of any shape, the same for the same seed and name. One block of noise is reused: fast at any size."""
+    """Random weights of any shape, the same for the same seed and name; fast, because one block of noise is reused."""
 
     BLOCK = 1 << 20
 

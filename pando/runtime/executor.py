@@ -1,0 +1,75 @@
+"""Executors: the runner called in place, or behind a thread so that planning overlaps with execution on a CPU."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from concurrent.futures import Future
+from concurrent.futures import wait as concurrent_wait
+
+from pando.core.batch import Batch, StepResult
+from pando.runtime.runner import Runner, Step
+
+
+class ThreadedStep:
+    """A step under way in the worker thread."""
+
+    __slots__ = ("launched", "sampled")
+
+    def __init__(self) -> None:
+        self.launched: Future[Step] = Future()
+        self.sampled: Future[StepResult] = Future()
+
+
+class ThreadedExecutor:
+    """Runs a Runner in one worker thread, in order; the scheduler plans the next step meanwhile."""
+
+    depth = 1
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._work: queue.SimpleQueue[tuple[Batch | None, ThreadedStep] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._loop, name="pando-executor", daemon=True)
+        self._thread.start()
+
+    def launch(self, batch: Batch) -> ThreadedStep:
+        """Queue the forward pass."""
+        step = ThreadedStep()
+        self._work.put((batch, step))
+        return step
+
+    def sample(self, step: ThreadedStep, mask: None) -> None:
+        """Queue the sampling of a launched step."""
+        self._work.put((None, step))
+
+    def collect(self, step: ThreadedStep) -> StepResult:
+        """Wait for a sampled step; raises what it raised."""
+        return step.sampled.result()
+
+    def reset(self) -> None:
+        """Wait until the queued work is done, then forget all slots."""
+        done = ThreadedStep()
+        self._work.put((Batch(-1, [], [], [], [], [], [], [], [], [], []), done))
+        concurrent_wait([done.launched])
+        self._runner.reset()
+
+    def close(self) -> None:
+        """End the worker."""
+        self._work.put(None)
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while (item := self._work.get()) is not None:
+            batch, step = item
+            target: Future[Step] | Future[StepResult] = step.sampled if batch is None else step.launched
+            try:
+                if batch is None:
+                    launched = step.launched.result()
+                    self._runner.sample(launched, None)
+                    step.sampled.set_result(self._runner.collect(launched))
+                elif batch.num_rows:
+                    step.launched.set_result(self._runner.launch(batch))
+                else:
+                    step.launched.cancel()
+            except Exception as error:
+                target.set_exception(error)

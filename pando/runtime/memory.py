@@ -1,0 +1,139 @@
+"""The memory plan: how many tokens the KV pool holds and what follows from it. One pure function, explained in words.
+
+free memory (measured after the weights are loaded)
+|-- step workspace: activations and logits of the largest step --|-- request table --|-- KV pool --|-- left free --|
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pando.core.config import Config
+from pando.errors import ConfigError
+
+GIB = 1 << 30
+CPU_SHARE = 0.5
+"""Of free host memory; other programs live there too."""
+CPU_POOL_BYTES = 4 * GIB
+"""Default ceiling on a CPU, where the pool competes with everything else; --max-total-tokens lifts it."""
+DEVICE_SHARE = 0.9
+MAX_RUNNING = 256
+MIN_BUDGET, MAX_BUDGET = 256, 8192
+STEP_SECONDS = 0.25
+"""Longest step to aim for on a CPU: it bounds the gap between two tokens of a stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the plan needs to know of a model. Bytes, tokens and elements."""
+
+    weight_bytes: int
+    kv_bytes_per_token: int
+    hidden_size: int
+    intermediate_size: int
+    vocab_size: int
+    max_position: int
+    dtype_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """The resolved sizes; `reasons` says in one line each where a number comes from."""
+
+    total_tokens: int
+    context_length: int
+    max_running: int
+    token_budget: int
+    kv_bytes: int
+    table_bytes: int
+    workspace_bytes: int
+    free_bytes: int
+    reasons: list[str] = field(default_factory=list)
+
+    def concurrency(self, tokens: int) -> int:
+        """Sequences of `tokens` tokens that fit the pool at once."""
+        return min(self.max_running, self.total_tokens // max(1, tokens))
+
+
+def plan_memory(
+    config: Config, facts: ModelFacts, free_bytes: int, *, on_cpu: bool, tokens_per_second: float | None = None
+) -> MemoryPlan:
+    """Size the pool from `free_bytes` (measured after the weights are in place).
+
+    tokens_per_second: measured prefill rate, from which a CPU's token budget follows; None = assume the largest.
+    Raises ConfigError if not even one page fits, with the numbers.
+    """
+    reasons: list[str] = []
+    budget = config.chunked_prefill_size or _token_budget(on_cpu, tokens_per_second, reasons)
+    workspace = _workspace_bytes(facts, budget)
+    pool_bytes = _pool_bytes(config, facts, free_bytes - workspace, on_cpu, reasons)
+    page = config.page_size
+    total = (pool_bytes // facts.kv_bytes_per_token) // page * page
+    if config.max_total_tokens is not None:
+        total = -(-config.max_total_tokens // page) * page
+        reasons.append(f"KV pool of {total} tokens as asked (max_total_tokens)")
+        if total * facts.kv_bytes_per_token > free_bytes:
+            raise ConfigError(
+                f"max_total_tokens {total} needs {_gib(total * facts.kv_bytes_per_token)}, "
+                f"but {_gib(free_bytes)} are free; ask for at most {free_bytes // facts.kv_bytes_per_token}",
+                param="max_total_tokens",
+            )
+    if total < 2 * page:
+        raise ConfigError(
+            f"no room for a KV pool: {_gib(free_bytes)} free, the largest step needs {_gib(workspace)}, one token "
+            f"takes {facts.kv_bytes_per_token} bytes; use a smaller model, fewer bits or --chunked-prefill-size 256"
+        )
+    context = _context(config, facts, total, reasons)
+    running = min(config.max_running_requests or MAX_RUNNING, max(1, total // page))
+    table = running * (context + 1) * 4 + running * -(-context // page) * 4
+    return MemoryPlan(
+        total, context, running, budget, total * facts.kv_bytes_per_token, table, workspace, free_bytes, reasons
+    )
+
+
+def _token_budget(on_cpu: bool, rate: float | None, reasons: list[str]) -> int:
+    if not on_cpu or rate is None:
+        return MAX_BUDGET if not on_cpu else 2048
+    budget = MIN_BUDGET
+    while budget * 2 <= min(MAX_BUDGET, rate * STEP_SECONDS):
+        budget *= 2
+    reasons.append(f"token budget {budget}: {rate:.0f} tokens/s measured, a step of about {budget / rate:.2f} s")
+    return budget
+
+
+def _workspace_bytes(facts: ModelFacts, budget: int) -> int:
+    """Activations of one layer in its widest place, and three float32 copies of the logits of a full batch."""
+    activations = budget * (4 * facts.hidden_size + 3 * facts.intermediate_size) * facts.dtype_bytes
+    return activations + 3 * MAX_RUNNING * facts.vocab_size * 4
+
+
+def _pool_bytes(config: Config, facts: ModelFacts, free: int, on_cpu: bool, reasons: list[str]) -> int:
+    if config.mem_fraction_static is not None:
+        pool = int((free + facts.weight_bytes) * config.mem_fraction_static) - facts.weight_bytes
+        reasons.append(f"KV pool {_gib(pool)}: mem_fraction_static {config.mem_fraction_static} less the weights")
+        return max(0, pool)
+    if on_cpu:
+        pool = min(int(free * CPU_SHARE), CPU_POOL_BYTES)
+        reasons.append(f"KV pool {_gib(pool)}: half of the free {_gib(free)}, at most {_gib(CPU_POOL_BYTES)} on a CPU")
+        return pool
+    pool = int(free * DEVICE_SHARE)
+    reasons.append(f"KV pool {_gib(pool)}: {DEVICE_SHARE:.0%} of the free {_gib(free)}")
+    return pool
+
+
+def _context(config: Config, facts: ModelFacts, total: int, reasons: list[str]) -> int:
+    wanted = config.context_length or facts.max_position
+    if config.context_length is not None and config.context_length > facts.max_position:
+        reasons.append(
+            f"context_length {config.context_length} is beyond the model's {facts.max_position}: quality may suffer"
+        )
+    if wanted > total:
+        reasons.append(
+            f"context cut from {wanted} to the pool's {total} tokens; for more: --max-total-tokens {wanted} "
+            f"({_gib(wanted * facts.kv_bytes_per_token)}) or --mem-fraction-static"
+        )
+    return min(wanted, total)
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.2f} GiB"

@@ -1,0 +1,1 @@
+"""The scheduler: requests, admission, the loop. Never imports torch; its tests run with a fake executor."""

@@ -1,0 +1,290 @@
+"""Plans the next step: every decoding sequence, then prompt chunks under way, then newly admitted requests.
+
+One token budget covers the whole step. Decoding rows are planned first and take one token each, so a stream is never
+starved and the gap between two of its tokens is bounded by the time of one full step. A prompt chunk is published to
+the prefix cache when it is *planned*: steps run in order and a layer stores the KV of all rows before it attends, so a
+request admitted later in the same step already reads it. 64 equal prompts that arrive together compute their prefix
+once, without a rule for it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pando.cache.manager import CacheManager
+from pando.core.batch import Batch, NewSlot
+from pando.scheduler.policy import WaitingQueue
+from pando.scheduler.request import Request, State
+from pando.scheduler.stats import Stats
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of a step and of a sequence, all in tokens or sequences."""
+
+    token_budget: int
+    max_running: int
+    context_length: int
+    page_size: int
+
+
+@dataclass(slots=True)
+class Plan:
+    """A planned step: the batch that goes down, and the requests behind its rows."""
+
+    batch: Batch
+    rows: list[Request]
+
+
+class Reserve:
+    """Pages kept free for the growth of running sequences: a few tokens ahead for each.
+
+    Too little and requests are retracted, too much and the pool idles. So it doubles with every retraction and decays
+    slowly without one.
+    """
+
+    def __init__(self, low: float = 8.0, high: float = 1024.0, decay: float = 0.999) -> None:
+        self.low, self.high, self.decay = low, high, decay
+        self.ahead = low
+
+    def retracted(self) -> None:
+        """A request had to be retracted: keep more."""
+        self.ahead = min(self.high, self.ahead * 2)
+
+    def stepped(self) -> None:
+        """A step was planned without retraction: relax."""
+        self.ahead = max(self.low, self.ahead * self.decay)
+
+
+class Admission:
+    """Owns the running set and the slots; turns waiting requests into rows."""
+
+    def __init__(self, cache: CacheManager, waiting: WaitingQueue, limits: Limits, stats: Stats) -> None:
+        self.cache = cache
+        self._stats = stats
+        self.waiting = waiting
+        self.limits = limits
+        self.running: list[Request] = []
+        self.trials: deque[list[Request]] = deque()
+        """Groups that took part in a failed step and now run apart, to find the one that fails."""
+        self.planning: Request | None = None
+        """The request a row is being planned for: the suspect if planning raises."""
+        self.reserve = Reserve()
+        self.num_retracted = 0
+        self._free_slots = list(range(limits.max_running - 1, -1, -1))
+        self._blocked: tuple[Request | None, int] = (None, 0)
+        """The request that was denied last, and the available pages it waits for (saves a match per step)."""
+        self._freed: list[int] = []
+        self._new: list[NewSlot] = []
+        self._step = 0
+
+    def next(self) -> Plan | None:
+        """The next step, or None if nothing can run. Its pages are allocated and its prompt chunks published."""
+        plan = Plan(Batch(self._step, [], [], [], [], [], [], [], [], [], []), [])
+        retracted = self.num_retracted
+        self._plan_running(plan)
+        if self.trials:
+            self._admit_trial(plan)
+        elif self.num_retracted == retracted or not plan.rows:
+            self._admit_waiting(plan)
+            self.reserve.stepped()
+        self.planning = None
+        if not plan.rows:
+            return None
+        plan.batch.new_slots, self._new = self._new, []
+        plan.batch.freed_slots, self._freed = self._freed, []
+        self._step += 1
+        return plan
+
+    @property
+    def last_step(self) -> int:
+        """Number of the step planned last."""
+        return self._step - 1
+
+    def retract(self, request: Request) -> None:
+        """Take a request out of the running set; what it computed stays in the cache while there is room."""
+        self._release(request, min(request.planned, request.known), publish=True)
+        request.leave(State.WAITING)
+        self.waiting.push_front(request)
+        self.num_retracted += 1
+
+    def finish(self, request: Request, *, publish: bool) -> None:
+        """A request is done, from whatever state: its slot and pages are free once no step in flight uses them."""
+        if request.state is State.RUNNING:
+            self._release(request, min(request.planned, request.known), publish=publish)
+        elif request.state is State.WAITING and not self._in_trial(request):
+            self.waiting.remove(request)
+        request.leave(State.DONE)
+
+    def split_for_trial(self, rows: list[Request], others: list[Request]) -> list[Request]:
+        """A step of `rows` failed: run them again in two halves, and `others` normally. Returns the proven culprit.
+
+        Nothing that the failed step computed is kept. The list has one request if the step had only one, else none.
+        """
+        for request in [*rows, *others]:
+            if request.state is State.RUNNING:
+                self._release(request, 0, publish=False)
+                request.leave(State.WAITING)
+        for request in others:
+            self.waiting.push_front(request)
+        self.cache.invalidate()
+        alive = [request for request in rows if request.state is State.WAITING]
+        if len(alive) == 1:
+            self.waiting.push_front(alive[0])
+            return alive
+        middle = len(alive) // 2
+        self.trials.extendleft(group for group in (alive[middle:], alive[:middle]) if group)
+        return []
+
+    def suspects(self) -> list[Request]:
+        """Whom to blame when planning raised: requests with impossible counts, else the one being planned."""
+        sick = [request for request in self.running if not request.is_sound()]
+        return sick or ([self.planning] if self.planning is not None else [])
+
+    def _in_trial(self, request: Request) -> bool:
+        return any(request in group for group in self.trials)
+
+    def _plan_running(self, plan: Plan) -> None:
+        """Rows for the running set: decoding sequences first, then prompts under way, oldest first."""
+        decoding = [request for request in self.running if request.known + request.pending - request.planned == 1]
+        prefilling = [request for request in self.running if request.known + request.pending - request.planned > 1]
+        for request in decoding:
+            wanted = request.known + request.pending < request.limit or request.planned < request.known
+            if wanted and request.state is State.RUNNING:
+                self._plan_decode(plan, request)
+        budget = max(self.limits.token_budget - len(plan.rows), self.limits.token_budget // 8)
+        for request in prefilling:
+            if budget > 0 and request.state is State.RUNNING:
+                budget -= self._plan_chunk(plan, request, budget)
+
+    def _plan_decode(self, plan: Plan, request: Request) -> None:
+        planned = request.planned
+        self.planning = request
+        assert request.handle is not None
+        grown = self.cache.grow(request.handle, planned + 1)
+        while grown.denied:
+            victim = self._victim(plan)
+            if victim is None:
+                return
+            self.retract(victim)
+            self.reserve.retracted()
+            if victim is request:
+                return
+            grown = self.cache.grow(request.handle, planned + 1)
+        if grown.page_ids:
+            self._write_pages(plan.batch, request.slot, grown.first_page, grown.page_ids)
+        self._row(plan, request, 1, int(request.known + request.pending < request.limit))
+
+    def _victim(self, plan: Plan) -> Request | None:
+        """The latest running request that is not in this step yet (lowest priority first)."""
+        placed = {request.rid for request in plan.rows}
+        candidates = [request for request in self.running if request.rid not in placed]
+        return min(candidates, key=lambda request: (request.priority, -request.order), default=None)
+
+    def _plan_chunk(self, plan: Plan, request: Request, budget: int) -> int:
+        """One row with the next positions of a prompt; returns how many."""
+        self.planning = request
+        to_run = request.to_run
+        num = min(to_run, budget)
+        page = self.limits.page_size
+        if num < to_run and num > page:
+            num -= (request.planned + num) % page
+        last = num == to_run
+        emit = int(last and request.known + request.pending < request.limit)
+        self._row(plan, request, num, emit)
+        assert request.handle is not None
+        swaps = self.cache.publish(request.handle, request.planned)
+        for index, page_id in swaps:
+            self._write_pages(plan.batch, request.slot, index, [page_id])
+        return num
+
+    def _row(self, plan: Plan, request: Request, num: int, emit: int) -> None:
+        batch = plan.batch
+        batch.slot.append(request.slot)
+        batch.start.append(request.planned)
+        batch.num_tokens.append(num)
+        batch.emit.append(emit)
+        batch.num_draft.append(0)
+        plan.rows.append(request)
+        request.planned += num
+        request.pending += emit
+
+    @staticmethod
+    def _write_pages(batch: Batch, slot: int, first: int, pages: Sequence[int]) -> None:
+        num = len(pages)
+        batch.page_slot.extend([slot] * num)
+        batch.page_index.extend(range(first, first + num))
+        batch.page_id.extend(pages)
+
+    def _admit_waiting(self, plan: Plan) -> None:
+        """Admit in queue order until budget, slots or pages run out. The queue's first is never overtaken for pages."""
+        budget = self.limits.token_budget - plan.batch.total_tokens
+        while budget > 0 and self._free_slots:
+            request = self.waiting.peek()
+            # A retracted request whose last token is still under way comes back when the host has seen it.
+            if request is None or request.pending or not self._admit(plan, request, self._pages_ahead()):
+                return
+            self.waiting.pop(request)
+            budget -= self._plan_chunk(plan, request, budget)
+
+    def _admit_trial(self, plan: Plan) -> None:
+        """Admit the next group that has to prove itself, once those before it have emitted a token."""
+        if any(request.on_trial for request in self.running):
+            return
+        while self.trials and not any(request.state is State.WAITING for request in self.trials[0]):
+            self.trials.popleft()
+        if not self.trials:
+            return
+        budget = self.limits.token_budget
+        for request in self.trials.popleft():
+            if request.state is not State.WAITING:
+                continue
+            if budget > 0 and self._free_slots and self._admit(plan, request, 0):
+                request.on_trial = True
+                budget -= self._plan_chunk(plan, request, budget)
+            else:
+                self.waiting.push_front(request)
+
+    def _pages_ahead(self) -> int:
+        """Pages to keep free for those that run already."""
+        ahead, page = self.reserve.ahead, self.limits.page_size
+        tokens = sum(min(request.limit - request.known, ahead) for request in self.running)
+        return int(tokens / page)
+
+    def _admit(self, plan: Plan, request: Request, keep: int) -> bool:
+        """Give the request a slot and pages for all its tokens, leaving `keep` pages available; False if it can not."""
+        self.planning = request
+        needed = request.known
+        page = self.limits.page_size
+        keep = keep if self.running else 0
+        blocked, pages_wanted = self._blocked
+        if blocked is request and self.running and self.cache.available_pages() < pages_wanted + keep:
+            return False
+        handle = self.cache.admit(request.key, request.namespace, needed, limit=request.reusable, keep=keep)
+        if handle.denied:
+            self._blocked = (request, self.cache.available_pages() + handle.shortfall_pages - keep)
+            return False
+        self._blocked = (None, 0)
+        slot = self._free_slots.pop()
+        request.begin(slot, handle)
+        self.running.append(request)
+        tokens = request.key.tokens()
+        sampling = request.sampling
+        self._new.append(
+            NewSlot(slot, tokens, request.prompt_len, sampling, request.seed, request.logprobs, sorted(request.end_ids))
+        )
+        self._write_pages(plan.batch, slot, 0, handle.pages[: (needed + page - 1) // page])
+        self._stats.count_admission(request, handle.num_cached, first=not request.admitted)
+        if not request.admitted:
+            request.admitted = True
+            request.cached_tokens = handle.num_cached
+        return True
+
+    def _release(self, request: Request, num_tokens: int, *, publish: bool) -> None:
+        assert request.handle is not None
+        self.cache.release(request.handle, num_tokens, publish=publish)
+        self.running.remove(request)
+        self._free_slots.append(request.slot)
+        self._freed.append(request.slot)

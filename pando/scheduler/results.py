@@ -1,0 +1,131 @@
+"""Turns the results of a step into tokens of requests, finishes and replies."""
+
+from __future__ import annotations
+
+import logging
+
+from pando.core.batch import StepResult
+from pando.core.messages import Failure, Finish, Output, Reply, TokenLogprobs
+from pando.errors import PandoError, StepFailed
+from pando.scheduler.admission import Admission, Plan
+from pando.scheduler.request import Request, State
+from pando.scheduler.stats import Stats
+
+_log = logging.getLogger(__name__)
+
+_LENGTH = Finish("length")
+
+
+class Results:
+    """Applies step results to the requests and collects the replies of one loop iteration."""
+
+    def __init__(self, admission: Admission, stats: Stats, requests: dict[str, Request]) -> None:
+        self._admission = admission
+        self._stats = stats
+        self._requests = requests
+        self.replies: list[Reply] = []
+
+    def commit(self, plan: Plan, result: StepResult) -> None:
+        """Append the step's tokens to their requests. Rows of requests that ended meanwhile are discarded."""
+        tokens = iter(result.tokens)
+        at = -1
+        for row, (request, emit) in enumerate(zip(plan.rows, plan.batch.emit, strict=True)):
+            new: list[int] = []
+            if emit:
+                at += 1
+                new = next(tokens)
+            if request.state is State.DONE:
+                continue
+            try:
+                self._commit_row(request, new, row, at, result)
+            except Exception as error:  # a broken invariant ends this request, not the engine
+                _log.exception("request %s failed in commit", request.rid)
+                self.fail(request, StepFailed(f"internal error while committing a step: {error!r}"))
+
+    def _commit_row(self, request: Request, new: list[int], row: int, at: int, result: StepResult) -> None:
+        if row in result.failed:
+            self._admission.cache.invalidate()
+            self.fail(request, StepFailed(result.failed[row]))
+            return
+        if row in result.prompt_logprobs:
+            request.prompt_logprobs.extend(result.prompt_logprobs[row])
+        if not new:
+            if request.known == request.limit and request.planned == request.known:
+                self._finish(request, _LENGTH)
+            return
+        request.pending -= 1
+        request.on_trial = False
+        request.prompt_logprobs_done = True
+        logprobs = result.logprobs.get(at) if result.logprobs else None
+        finish = self._append(request, new, logprobs)
+        if finish is not None:
+            self._finish(request, finish)
+        elif request.stream:
+            self.replies.append(_output(request, None))
+
+    def _append(self, request: Request, new: list[int], logprobs: list[TokenLogprobs] | None) -> Finish | None:
+        """Add tokens one by one until one of them ends the sequence; later ones are dropped."""
+        for i, token in enumerate(new):
+            request.key.append(token)
+            request.known += 1
+            request.out_tokens.append(token)
+            if logprobs is not None:
+                request.out_logprobs.append(logprobs[i])
+            self._stats.generation_tokens += 1
+            num_output = request.known - request.prompt_len
+            if token in request.end_ids and num_output >= request.sampling.min_new_tokens:
+                return Finish("stop", token)
+            if request.stop is not None:
+                matched = request.stop.push([token])
+                if matched is not None and num_output >= request.sampling.min_new_tokens:
+                    return Finish("stop", matched)
+            if request.known >= request.limit:
+                return _LENGTH
+        return None
+
+    def _finish(self, request: Request, finish: Finish) -> None:
+        self._admission.finish(request, publish=True)
+        del self._requests[request.rid]
+        self._stats.finished[finish.kind] += 1
+        self.replies.append(_output(request, finish))
+
+    def abort(self, request: Request, error: PandoError) -> None:
+        """End a request from outside: tokens so far are sent with an abort finish; its computed prefix is kept."""
+        self._admission.finish(request, publish=True)
+        del self._requests[request.rid]
+        self._stats.finished["abort"] += 1
+        finish = Finish("abort", message=error.message, error_code=error.code)
+        self.replies.append(_output(request, finish))
+
+    def fail(self, request: Request, error: PandoError) -> None:
+        """End a request with an error; nothing it computed is kept."""
+        self._admission.finish(request, publish=False)
+        del self._requests[request.rid]
+        self._stats.finished["error"] += 1
+        self.replies.append(Failure(rid=request.rid, code=error.code, message=error.message, param=error.param))
+
+
+def _output(request: Request, finish: Finish | None) -> Output:
+    """The reply with all tokens not yet sent."""
+    tokens, request.out_tokens = request.out_tokens, []
+    if request.logprobs is None:
+        return Output(
+            rid=request.rid,
+            token_ids=tokens,
+            prompt_tokens=request.prompt_len,
+            cached_tokens=request.cached_tokens,
+            completion_tokens=request.known - request.prompt_len,
+            finish=finish,
+        )
+    logprobs, request.out_logprobs = request.out_logprobs, []
+    prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs, []
+    return Output(
+        rid=request.rid,
+        token_ids=tokens,
+        prompt_tokens=request.prompt_len,
+        cached_tokens=request.cached_tokens,
+        completion_tokens=request.known - request.prompt_len,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        finish=finish,
+    )

@@ -1,0 +1,57 @@
+"""What a request must satisfy to be accepted, checked once at arrival."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+from typing import Any
+
+from pando.core.messages import Generate
+from pando.core.sampling import SamplingParams
+from pando.errors import ContextLengthExceeded, InvalidRequest, Overloaded
+from pando.scheduler.request import StopChecker
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The engine's bounds on a request. `info` is the answer to the `info` control."""
+
+    context_length: int
+    vocab_size: int
+    max_queued: int
+    eos_token_ids: frozenset[int]
+    stop_checker: Callable[[SamplingParams], StopChecker]
+    info: dict[str, Any]
+
+    def end_ids(self, sampling: SamplingParams) -> frozenset[int]:
+        """Token ids that end a sequence with these parameters."""
+        ends = frozenset(sampling.stop_token_ids)
+        return ends if sampling.ignore_eos else ends | self.eos_token_ids
+
+    def check(self, message: Generate, num_waiting: int, taken: Container[str]) -> None:
+        """Raise InvalidRequest, ContextLengthExceeded or Overloaded if the request can not be accepted."""
+        if message.rid in taken:
+            raise InvalidRequest(f"request id {message.rid!r} is in use; choose another", param="rid")
+        if num_waiting >= self.max_queued:
+            raise Overloaded(f"{num_waiting} requests are waiting (max_queued_requests); try again later")
+        if message.sampling.grammar is not None:
+            raise InvalidRequest(
+                f"{message.sampling.grammar.kind} needs a grammar backend, which this build does not have",
+                param=message.sampling.grammar.kind,
+            )
+        num = len(message.input_ids)
+        if num == 0:
+            raise InvalidRequest("the prompt is empty; give at least one token", param="input_ids")
+        if not 0 <= min(message.input_ids) <= max(message.input_ids) < self.vocab_size:
+            raise InvalidRequest(
+                f"input_ids must lie in [0, {self.vocab_size}); got {min(message.input_ids)}..{max(message.input_ids)}",
+                param="input_ids",
+            )
+        message.sampling.check_vocabulary(self.vocab_size)
+        total = num + message.sampling.max_new_tokens
+        if total > self.context_length:
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {self.context_length} tokens; the prompt has {num} and "
+                f"max_new_tokens is {message.sampling.max_new_tokens} ({total} in total). Shorten either.",
+                param="max_new_tokens",
+            )

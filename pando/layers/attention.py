@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -15,18 +16,21 @@ from pando.layers.shapes import LayerShape
 
 @dataclass(frozen=True, slots=True)
 class QKNorm:
-    """Norms on queries and keys. full: over all heads' dims at once (OLMo-2), else per head (Qwen3)."""
+    """Norms on queries and keys. place: over all heads' dims at once (full), per head, or per head after rotary."""
 
     q: RMSNorm | LayerNorm
     k: RMSNorm | LayerNorm
-    full: bool = False
-    after_rope: bool = False
+    place: Literal["full", "head", "head_after_rope"]
+
+    def __call__(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised queries and keys, contiguous."""
+        return self.q(q.contiguous()), self.k(k.contiguous())
 
 
 class Attention:
     """softmax(q k^T) v over the paged cache. qkv stacks the rows of q, k and v."""
 
-    __slots__ = ("index", "qkv", "o", "rotary", "qk_norm", "params", "_shape", "_widths")
+    __slots__ = ("index", "shape", "qkv", "o", "rotary", "qk_norm", "params", "_widths")
 
     def __init__(
         self,
@@ -39,34 +43,28 @@ class Attention:
         params: AttentionParams,
     ) -> None:
         self.index = index
+        self.shape = shape
         self.qkv = qkv
         self.o = o
         self.rotary = rotary
         self.qk_norm = qk_norm
         self.params = params
-        self._shape = shape
-        self._widths = (
-            shape.heads * shape.head_dim,
-            shape.kv_heads * shape.head_dim,
-            shape.kv_heads * shape.v_dim,
-        )
+        self._widths = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.kv_heads * shape.v_dim)
 
     def __call__(self, x_TM: Tensor, batch: ForwardBatch, attention: AttentionBackend) -> Tensor:
         """[T, M] -> [T, M]; writes this step's keys and values to the cache."""
-        shape, norm, num_tokens = self._shape, self.qk_norm, x_TM.shape[0]
+        shape, norm, num_tokens = self.shape, self.qk_norm, x_TM.shape[0]
         q, k, v = self.qkv(x_TM).split(self._widths, dim=-1)
-        if norm is not None and norm.full:
-            q, k = norm.q(q.contiguous()), norm.k(k.contiguous())
+        if norm is not None and norm.place == "full":
+            q, k = norm(q, k)
         q_THD = q.view(num_tokens, shape.heads, shape.head_dim)
         k_TKD = k.view(num_tokens, shape.kv_heads, shape.head_dim)
-        v_TKD = v.view(num_tokens, shape.kv_heads, shape.v_dim)
-        per_head = norm is not None and not norm.full
-        if per_head and not norm.after_rope:
-            q_THD, k_TKD = norm.q(q_THD.contiguous()), norm.k(k_TKD.contiguous())
+        if norm is not None and norm.place == "head":
+            q_THD, k_TKD = norm(q_THD, k_TKD)
         if self.rotary is not None:
             self.rotary.rotate_(q_THD, k_TKD, batch.positions)
-        if per_head and norm.after_rope:
-            q_THD, k_TKD = norm.q(q_THD.contiguous()), norm.k(k_TKD.contiguous())
-        attention.store(self.index, k_TKD, v_TKD, batch)
+        if norm is not None and norm.place == "head_after_rope":
+            q_THD, k_TKD = norm(q_THD, k_TKD)
+        attention.store(self.index, k_TKD, v.view(num_tokens, shape.kv_heads, shape.v_dim), batch)
         out_THD = attention.attend(self.index, q_THD, self.params, batch)
         return self.o(out_THD.view(num_tokens, -1))

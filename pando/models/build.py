@@ -192,12 +192,11 @@ class _Builder:
         spec = self.spec
         if spec.qk_norm is None:
             return None
-        full = spec.qk_norm == "full"
+        q_heads, k_heads = (shape.heads, shape.kv_heads) if spec.qk_norm == "full" else (1, 1)
         return QKNorm(
-            self._norm(spec.layer_name(index, "q_norm"), (shape.head_dim * (shape.heads if full else 1),)),
-            self._norm(spec.layer_name(index, "k_norm"), (shape.head_dim * (shape.kv_heads if full else 1),)),
-            full,
-            spec.qk_norm_after_rope,
+            self._norm(spec.layer_name(index, "q_norm"), (shape.head_dim * q_heads,)),
+            self._norm(spec.layer_name(index, "k_norm"), (shape.head_dim * k_heads,)),
+            spec.qk_norm,
         )
 
     def _mlp(self, index: int, intermediate: int) -> Branch:

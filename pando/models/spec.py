@@ -86,8 +86,7 @@ class Spec:
     o_bias: bool = False
     mlp_bias: bool = False
     head_bias: bool = False
-    qk_norm: Literal["head", "full"] | None = None
-    qk_norm_after_rope: bool = False
+    qk_norm: Literal["full", "head", "head_after_rope"] | None = None
     sinks: bool = False
     softcap: float = 0.0
     final_softcap: float = 0.0

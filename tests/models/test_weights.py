@@ -1,0 +1,171 @@
+"""The loader: sources, shapes, dtypes, fused and sliced reads, and errors that name the tensors."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pando.errors import ConfigError
+from pando.models.weights import INDEX_FILE, SINGLE_FILE, DummySource, Loader, SafetensorsSource
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def tensors() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "a.weight": torch.randn(6, 4, generator=generator).bfloat16(),
+        "b.weight": torch.randn(2, 4, generator=generator).bfloat16(),
+        "norm.weight": torch.randn(4, generator=generator),
+    }
+
+
+@pytest.fixture
+def single(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    save_file(tensors, tmp_path / SINGLE_FILE)
+    return tmp_path
+
+
+@pytest.fixture
+def sharded(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    weight_map = {}
+    for number, (name, tensor) in enumerate(tensors.items(), start=1):
+        file = f"model-{number:05d}-of-{len(tensors):05d}.safetensors"
+        save_file({name: tensor}, tmp_path / file)
+        weight_map[name] = file
+    (tmp_path / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return tmp_path
+
+
+def loader(folder: Path, dtype: torch.dtype = torch.float32) -> Loader:
+    return Loader(SafetensorsSource(folder), dtype, CPU)
+
+
+@pytest.mark.parametrize("layout", ["single", "sharded"])
+def test_reads_names_shapes_and_values(
+    layout: str, tensors: dict[str, torch.Tensor], request: pytest.FixtureRequest
+) -> None:
+    source = SafetensorsSource(request.getfixturevalue(layout))
+    assert set(source.names()) == set(tensors)
+    assert source.shape("a.weight") == (6, 4)
+    assert source.shape("c.weight") is None
+    for name, tensor in tensors.items():
+        assert source.read(name).dtype == tensor.dtype
+        assert torch.equal(source.read(name), tensor)
+
+
+def test_reads_only_some_rows(single: Path, tensors: dict[str, torch.Tensor]) -> None:
+    assert torch.equal(SafetensorsSource(single).read("a.weight", slice(2, 5)), tensors["a.weight"][2:5])
+
+
+def test_files_without_an_index_are_all_read(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    save_file({"a.weight": tensors["a.weight"]}, tmp_path / "part-1.safetensors")
+    save_file({"b.weight": tensors["b.weight"]}, tmp_path / "part-2.safetensors")
+    assert set(SafetensorsSource(tmp_path).names()) == {"a.weight", "b.weight"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_converts_to_the_target_dtype(single: Path, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    tensor = loader(single, dtype).tensor("a.weight", (6, 4))
+    assert tensor.dtype == dtype
+    assert torch.equal(tensor, tensors["a.weight"].to(dtype))
+
+
+def test_vectors_stay_float32(single: Path, tensors: dict[str, torch.Tensor]) -> None:
+    vector = loader(single, torch.bfloat16).vector("norm.weight", 4)
+    assert vector.dtype == torch.float32
+    assert torch.equal(vector, tensors["norm.weight"])
+
+
+def test_stacks_rows_of_several_tensors(single: Path, tensors: dict[str, torch.Tensor]) -> None:
+    stacked = loader(single).stack([("a.weight", 6), ("b.weight", 2)], (4,))
+    assert torch.equal(stacked, torch.cat((tensors["a.weight"], tensors["b.weight"])).float())
+
+
+def test_into_rearranges_what_is_stored(single: Path, tensors: dict[str, torch.Tensor]) -> None:
+    out = torch.empty(4, 6)
+    loader(single).into(out, "a.weight", lambda stored: stored.T)
+    assert torch.equal(out, tensors["a.weight"].float().T)
+
+
+def test_progress_goes_from_nothing_to_all(single: Path) -> None:
+    seen: list[float] = []
+    pulled = Loader(SafetensorsSource(single), torch.float32, CPU, lambda fraction, detail: seen.append(fraction))
+    pulled.tensor("a.weight", (6, 4))
+    pulled.tensor("b.weight", (2, 4))
+    pulled.vector("norm.weight", 4)
+    pulled.finish()
+    assert seen == pytest.approx([1 / 3, 2 / 3, 1.0])
+
+
+def test_one_error_names_everything_that_does_not_fit(single: Path) -> None:
+    pulled = loader(single)
+    pulled.tensor("a.weight", (6, 5))
+    pulled.tensor("missing.weight", (2, 2))
+    with pytest.raises(ConfigError) as caught:
+        pulled.finish()
+    message = str(caught.value)
+    assert "a.weight has shape [6, 4], [6, 5] expected" in message
+    assert "missing.weight is missing" in message
+    assert "b.weight is not part of this architecture" in message
+
+
+def test_a_long_list_of_problems_is_cut(tmp_path: Path) -> None:
+    save_file({f"t{i}": torch.zeros(1) for i in range(20)}, tmp_path / SINGLE_FILE)
+    with pytest.raises(ConfigError, match="and 12 more"):
+        loader(tmp_path).finish()
+
+
+def test_skipped_and_derived_tensors_may_be_left_over(tmp_path: Path) -> None:
+    save_file({"vision.w": torch.zeros(1), "layers.0.rotary_emb.inv_freq": torch.zeros(2)}, tmp_path / SINGLE_FILE)
+    pulled = loader(tmp_path)
+    pulled.skip(r"^vision\.")
+    pulled.finish()
+    assert not pulled.has("other")
+
+
+def test_a_shard_that_is_not_there_is_named(sharded: Path) -> None:
+    (sharded / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(ConfigError, match="model-00002-of-00003"):
+        SafetensorsSource(sharded)
+
+
+def test_a_folder_without_weights_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no .safetensors weights"):
+        SafetensorsSource(tmp_path)
+
+
+def test_a_truncated_file_is_an_error(single: Path) -> None:
+    file = single / SINGLE_FILE
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(ConfigError, match=SINGLE_FILE):
+        SafetensorsSource(single)
+
+
+def test_a_file_that_is_no_safetensors_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / SINGLE_FILE).write_bytes(struct.pack("<Q", 1 << 40) + b"{}")
+    with pytest.raises(ConfigError, match=SINGLE_FILE):
+        SafetensorsSource(tmp_path)
+
+
+def test_dummy_weights_depend_on_seed_and_name_only() -> None:
+    def draw(seed: int, name: str) -> torch.Tensor:
+        return Loader(DummySource(seed), torch.float32, CPU).tensor(name, (50, 30))
+
+    assert torch.equal(draw(1, "x.weight"), draw(1, "x.weight"))
+    assert not torch.equal(draw(1, "x.weight"), draw(2, "x.weight"))
+    assert not torch.equal(draw(1, "x.weight"), draw(1, "y.weight"))
+    assert draw(1, "x.weight").std() == pytest.approx(0.02, rel=0.1)
+
+
+def test_dummy_norms_are_near_one_and_large_tensors_work() -> None:
+    pulled = Loader(DummySource(), torch.float32, CPU)
+    assert pulled.vector("layers.0.input_layernorm.weight", 64).mean() == pytest.approx(1.0, abs=0.02)
+    assert pulled.tensor("big.weight", (1100, 1024)).std() == pytest.approx(0.02, rel=0.01)
+    pulled.finish()

@@ -47,7 +47,7 @@ class PrefixModel:
     def named(self, handle: ModelHandle, count: int) -> list[Prefix]:
         """Names of the first `count` pages of a handle, made once: tokens only grow."""
         if len(handle.names) < count:
-            handle.names = self.named(handle, count)
+            handle.names = self.prefixes(handle.namespace, handle.tokens, count)
         return handle.names[:count]
 
     def prefixes(self, namespace: str, tokens: list[int], num_pages: int) -> list[Prefix]:

@@ -41,7 +41,7 @@ class Driver:
     def run(self, num_operations: int) -> None:
         """That many random calls, each followed by all checks."""
         for index in range(num_operations):
-            if index % 997 == 996:
+            if index % 331 == 330:
                 self.random.choice((self.flush, self.invalidate))()
             else:
                 self.random.choice(self._actions)()
@@ -125,7 +125,9 @@ class Driver:
     def decode_all(self) -> None:
         """All requests get a token at once, or none does."""
         targets = [len(ours.tokens) + 1 for _, ours in self.running]
-        counts = [max(0, self.model.pages_for(n) - len(o.pages)) for n, (_, o) in zip(targets, self.running, strict=True)]
+        counts = [
+            max(0, self.model.pages_for(n) - len(o.pages)) for n, (_, o) in zip(targets, self.running, strict=True)
+        ]
         shortfall = self.model.shortfall(sum(counts), [])
         writes = self.manager.grow_many([handle for handle, _ in self.running], targets)
         if writes.denied:

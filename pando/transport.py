@@ -20,6 +20,7 @@ from typing import Protocol
 import msgspec
 
 from pando.core.messages import Command, Frame, Reply
+from pando.errors import EngineUnavailable
 
 _LENGTH = struct.Struct("<I")
 _READ_BYTES = 1 << 18
@@ -173,11 +174,29 @@ class SocketTransport:
         self._frames = FrameReader()
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._early: deque[Reply] = deque()
         self._closed = False
+
+    def receive(self, timeout: float) -> Reply | None:
+        """The next reply before `start`, for whoever waits until the engine is ready; None after `timeout` seconds.
+
+        Raises EngineUnavailable if the engine process ended.
+        """
+        while not self._early:
+            if not select.select([self._socket], [], [], timeout)[0]:
+                return None
+            data = self._socket.recv(_READ_BYTES)
+            if not data:
+                raise EngineUnavailable("the engine process ended while starting; its log says why")
+            for body in self._frames.feed(data):
+                self._early.extend(self._decoder.decode(body).replies)
+        return self._early.popleft()
 
     def start(self, loop: asyncio.AbstractEventLoop, on_replies: OnReplies, on_close: OnClose) -> None:
         """Read on `loop` from now on."""
         self._loop, self._on_replies, self._on_close = loop, on_replies, on_close
+        if self._early:
+            on_replies(list(self._early))
         loop.add_reader(self._socket.fileno(), self._readable)
 
     def send(self, command: Command) -> None:

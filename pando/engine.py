@@ -1,0 +1,322 @@
+"""Builds an engine, the only place that makes objects of a Config; and runs one, in a process or a thread."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+
+import pando
+from pando.attention.paged import PagedAttentionBackend
+from pando.cache.manager import CacheManager
+from pando.cache.pool import KVPool
+from pando.core.config import BUILTIN_MODEL, Config
+from pando.core.info import EngineInfo
+from pando.core.messages import ControlReply, Failure, Load
+from pando.device import Device, resolve_device
+from pando.errors import EngineUnavailable, PandoError, from_code
+from pando.kernels.ops import OpTable
+from pando.kernels.select import op_table
+from pando.log import setup as setup_log
+from pando.models.decoder import DecoderModel
+from pando.models.load import load_model, resolve_model_path
+from pando.runtime.executor import ThreadedExecutor
+from pando.runtime.memory import MemoryPlan, ModelFacts, plan_memory
+from pando.runtime.runner import Runner
+from pando.runtime.sampler import Sampler
+from pando.runtime.table import RequestTable
+from pando.runtime.warmup import warm_up
+from pando.scheduler.admission import Admission, Limits
+from pando.scheduler.gates import Gates
+from pando.scheduler.policy import waiting_queue
+from pando.scheduler.rules import Rules
+from pando.scheduler.scheduler import Executor, Scheduler
+from pando.scheduler.stats import Stats
+from pando.tokenizer.stop import StopChecker
+from pando.tokenizer.tokenizer import Tokenizer
+from pando.transport import Inbox, LocalTransport, SocketInbox, SocketTransport, Transport
+
+_log = logging.getLogger(__name__)
+
+OnPhase = Callable[[Load], None]
+START_SECONDS = 3600.0
+"""Longest wait for a sign of life of a starting engine; large checkpoints load for minutes between two of them."""
+STOP_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class EngineCore:
+    """A built engine: its scheduler, what it is, and why its sizes are what they are."""
+
+    scheduler: Scheduler
+    info: EngineInfo
+    plan: MemoryPlan
+
+
+def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
+    """Load the model and build everything around it. Raises ConfigError, ModelNotFound, UnsupportedModel."""
+    device = resolve_device(config.device)
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    path = resolve_model_path(config.model_path, config.revision)
+    tokenizer = load_tokenizer(config, path)
+    ops = op_table(device.name, config.kernels)
+    model = load_model(
+        path,
+        dtype=config.dtype,
+        device=device.name,
+        ops=ops,
+        load_format=config.load_format,
+        progress=lambda fraction, detail: on_phase(Load("weights", fraction, detail)),
+        context_length=config.context_length,
+    )
+    on_phase(Load("warmup", 0.0, "first pass"))
+    plan = _plan(config, model, device, ops)
+    on_phase(Load("memory", 1.0, f"KV pool of {plan.total_tokens:,} tokens"))
+    runner = _runner(config, plan, model, device, ops)
+    rate = warm_up(*runner, device)
+    for reason in [*plan.reasons, f"warm-up: prefill at {rate:,.0f} tokens/s"]:
+        _log.info(reason)
+    info = _info(config, plan, model, device, ops, path)
+    return EngineCore(_scheduler(config, plan, runner[0], inbox, info, tokenizer), info, plan)
+
+
+def load_tokenizer(config: Config, model_folder: Path) -> Tokenizer:
+    """The tokenizer of the configuration, with the chat template it names."""
+    folder = model_folder if config.tokenizer_path is None else resolve_model_path(config.tokenizer_path)
+    return Tokenizer.load(folder, Path(config.chat_template) if config.chat_template else None)
+
+
+def model_facts(model: DecoderModel) -> ModelFacts:
+    """What the memory plan needs to know of a loaded model."""
+    size = model.dtype.itemsize
+    return ModelFacts(
+        weight_bytes=model.num_parameters * size,
+        kv_bytes_per_token=model.cache_plan.bytes_per_token,
+        hidden_size=model.hidden_size,
+        intermediate_size=model.spec.intermediate_size,
+        vocab_size=model.vocab_size,
+        max_position=model.max_position,
+        dtype_bytes=size,
+    )
+
+
+def _plan(config: Config, model: DecoderModel, device: Device, ops: OpTable) -> MemoryPlan:
+    """The memory plan; on a CPU the prefill rate is measured first, because the token budget follows from it."""
+    on_cpu = not device.asynchronous
+    rate = None
+    if on_cpu and config.chunked_prefill_size is None:
+        probe = MemoryPlan(512, 512, 1, 512, 0, 0, 0, 0)
+        rate = warm_up(*_runner(config, probe, model, device, ops), device)
+    return plan_memory(config, model_facts(model), device.free_bytes(), on_cpu=on_cpu, tokens_per_second=rate)
+
+
+def _runner(
+    config: Config, plan: MemoryPlan, model: DecoderModel, device: Device, ops: OpTable
+) -> tuple[Runner, KVPool]:
+    page = config.page_size
+    pool = KVPool(model.cache_plan, -(-plan.total_tokens // page), page, device.name, model.dtype)
+    table = RequestTable(plan.max_running, plan.context_length, page, device)
+    return Runner(model, PagedAttentionBackend(pool, ops), table, Sampler(ops, table), device), pool
+
+
+def _scheduler(
+    config: Config, plan: MemoryPlan, runner: Runner, inbox: Inbox, info: EngineInfo, tokenizer: Tokenizer
+) -> Scheduler:
+    cache = CacheManager(
+        plan.total_tokens // config.page_size,
+        config.page_size,
+        plan.kv_bytes // max(1, plan.total_tokens) * config.page_size,
+        sharing=not config.disable_radix_cache,
+    )
+    limits = Limits(plan.token_budget, plan.max_running, plan.context_length, config.page_size)
+    stats = Stats()
+    rules = Rules(
+        context_length=plan.context_length,
+        vocab_size=info.vocab_size,
+        max_queued=config.max_queued_requests,
+        eos_token_ids=frozenset(info.eos_token_ids),
+        stop_checker=lambda sampling: StopChecker(sampling, tokenizer),
+        info=msgspec.to_builtins(info),
+    )
+    executor: Executor = runner if config.disable_overlap or runner.depth else ThreadedExecutor(runner)
+    admission = Admission(cache, waiting_queue(config.schedule_policy, cache), limits, stats)
+    return Scheduler(executor, admission, inbox, Gates([]), stats, rules)
+
+
+def _info(
+    config: Config, plan: MemoryPlan, model: DecoderModel, device: Device, ops: OpTable, path: Path
+) -> EngineInfo:
+    names = list(config.served_model_name) or [Path(config.model_path).name or config.model_path]
+    architectures = model.config_dict.get("architectures")
+    return EngineInfo(
+        model_path=config.model_path,
+        served_model_names=names,
+        context_length=plan.context_length,
+        vocab_size=model.vocab_size,
+        max_total_num_tokens=plan.total_tokens,
+        tokenizer_path=str(config.tokenizer_path or path),
+        page_size=config.page_size,
+        max_running_requests=plan.max_running,
+        max_queued_requests=config.max_queued_requests,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=device.name,
+        kernels=ops.name,
+        architecture=str(architectures[0]) if isinstance(architectures, list) and architectures else "",
+        eos_token_ids=list(model.eos_token_ids),
+        version=pando.__version__,
+        num_parameters=model.num_parameters,
+        generation_defaults=_generation_defaults(path),
+        is_builtin=config.model_path == BUILTIN_MODEL,
+    )
+
+
+_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+def _generation_defaults(path: Path) -> dict[str, float]:
+    """Sampling defaults that the model's generation_config sets, under our names."""
+    file = path / "generation_config.json"
+    if not file.is_file():
+        return {}
+    values = msgspec.json.decode(file.read_bytes(), type=dict[str, object])
+    found = {name: value for name in _DEFAULTS if isinstance(value := values.get(name), (int, float))}
+    if values.get("do_sample") is False:
+        found["temperature"] = 0.0
+    if found.get("top_k") == 0:
+        found["top_k"] = -1
+    return found
+
+
+# -- in a thread of this process
+
+
+@dataclass(slots=True)
+class EngineThread:
+    """A running engine in this process."""
+
+    transport: LocalTransport
+    core: EngineCore
+    thread: threading.Thread
+
+    def join(self, timeout: float = STOP_SECONDS) -> None:
+        """Wait for the loop's end, after a shutdown command or a closed transport."""
+        self.thread.join(timeout)
+
+
+def start_engine_thread(config: Config, on_phase: OnPhase = lambda load: None) -> EngineThread:
+    """Build an engine and run its loop in a daemon thread."""
+    transport = LocalTransport()
+    core = build_engine(config, transport.inbox, on_phase)
+
+    def loop() -> None:
+        core.scheduler.run()
+        transport.inbox.close("the engine was shut down")
+
+    thread = threading.Thread(target=loop, name="pando-engine", daemon=True)
+    thread.start()
+    return EngineThread(transport, core, thread)
+
+
+# -- in a process of its own
+
+
+@dataclass(slots=True)
+class EngineProcess:
+    """Handle on the engine process."""
+
+    process: subprocess.Popen[bytes]
+
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        return self.process.poll() is None
+
+    def stop(self, timeout: float = STOP_SECONDS) -> None:
+        """End the process: politely, then not."""
+        if self.is_alive():
+            self.process.terminate()
+        try:
+            self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def start_engine_process(
+    config: Config, on_phase: OnPhase = lambda load: None
+) -> tuple[Transport, EngineInfo, EngineProcess]:
+    """Start an engine in a process of its own and wait until it serves. Blocks; call it in a thread beside a loop.
+
+    on_phase gets the phases of the start. Raises what the engine raised while starting, or EngineUnavailable.
+    """
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "pando.engine", str(theirs.fileno())]
+    process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.PIPE)
+    theirs.close()
+    handle = EngineProcess(process)
+    assert process.stdin is not None
+    try:
+        process.stdin.write(msgspec.json.encode(config))
+        process.stdin.close()
+        transport = SocketTransport(ours)
+        return transport, _await_ready(transport, on_phase), handle
+    except BaseException:
+        handle.stop()
+        raise
+
+
+def _await_ready(transport: SocketTransport, on_phase: OnPhase) -> EngineInfo:
+    while True:
+        reply = transport.receive(START_SECONDS)
+        if isinstance(reply, Load):
+            on_phase(reply)
+        elif isinstance(reply, Failure):
+            raise from_code(reply.code, reply.message, reply.param)
+        elif isinstance(reply, ControlReply):
+            return msgspec.convert(reply.result, EngineInfo)
+        else:
+            raise EngineUnavailable(f"the engine gave no sign of life for {START_SECONDS:.0f} s")
+
+
+def main(fd: int) -> int:
+    """Entry of the engine process: config on standard input, the socket as file descriptor `fd`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the API process decides when to stop
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    config = msgspec.json.decode(sys.stdin.buffer.read(), type=Config)
+    setup_log(config.log_level)
+    inbox = SocketInbox(socket.socket(fileno=fd))
+    last = 0.0
+
+    def report(load: Load) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if load.fraction >= 1.0 or now - last > 0.1:
+            last = now
+            inbox.send([load])
+
+    try:
+        core = build_engine(config, inbox, report)
+    except PandoError as error:
+        inbox.send([Failure(rid="", code=error.code, message=error.message, param=error.param)])
+        return 1
+    except Exception as error:
+        _log.exception("the engine could not start")
+        inbox.send([Failure(rid="", code="internal_error", message=f"the engine could not start: {error!r}")])
+        return 1
+    inbox.send([ControlReply(0, msgspec.to_builtins(core.info))])
+    core.scheduler.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

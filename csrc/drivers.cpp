@@ -1,1 +1,237 @@
+#include "drivers.hpp"
 
+#include "threads.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace pando {
+
+namespace {
+
+// Elements of an elementwise piece: some microseconds of work, several times what waking a thread costs.
+constexpr int64_t PIECE = 1 << 15;
+
+// Multiply-adds of an attention call, and tokens of a sampling call, below which it runs on the caller alone.
+constexpr int64_t SMALL_ATTENTION = 1 << 19;
+constexpr int64_t SMALL_SAMPLE = 1 << 15;
+
+template <class Body>
+void for_each(int64_t n, bool small, const Body& body) {
+    if (small) {
+        for (int64_t i = 0; i < n; ++i) body(i);
+    } else {
+        parallel_for(n, body);
+    }
+}
+
+template <class Range>
+void over_rows(int64_t rows, int64_t row_size, const Range& range) {
+    const int64_t per_piece = std::max<int64_t>(1, PIECE / std::max<int64_t>(1, row_size));
+    const int64_t pieces = (rows + per_piece - 1) / per_piece;
+    parallel_for(pieces, [&](int64_t i) { range(i * per_piece, std::min(rows, (i + 1) * per_piece)); });
+}
+
+[[noreturn]] void out_of_range(const char* what) {
+    throw std::invalid_argument(std::string(what) + " out of range");
+}
+
+struct Plan {
+    AttentionTask* tasks;
+    int64_t num_tasks;
+    int64_t partial_floats;
+    int64_t work; // multiply-adds
+    bool split;
+};
+
+struct RowShape {
+    int64_t row, begin, queries, keys;
+};
+
+RowShape row_shape(const AttentionArgs& args, int64_t row) {
+    const int64_t begin = args.cu_q_lens[row], end = args.cu_q_lens[row + 1], keys = args.kv_lens[row];
+    if (begin < 0 || end < begin || end > args.num_tokens) out_of_range("cu_q_lens");
+    if (end > begin && (keys < end - begin || keys > args.table_width * args.page_size)) out_of_range("kv_lens");
+    return {row, begin, end - begin, keys};
+}
+
+int64_t first_key(const AttentionArgs& args, int64_t position) {
+    return args.window > 0 ? std::max<int64_t>(0, position + 1 - args.window) : 0;
+}
+
+// Queries of a task, and the parts the keys of a row's single piece of queries are cut into.
+int64_t queries_per_task(const AttentionArgs& args) {
+    return std::max<int64_t>(1, ATTENTION_QUERY_ROWS / (args.heads / args.kv_heads));
+}
+
+int64_t num_parts(const RowShape& shape, int64_t per_task, int64_t keys) {
+    return shape.queries <= per_task && keys >= 2 * ATTENTION_SPLIT ? (keys + ATTENTION_SPLIT - 1) / ATTENTION_SPLIT : 1;
+}
+
+int64_t count_tasks(const AttentionArgs& args) {
+    const int64_t per_task = queries_per_task(args);
+    int64_t count = 0;
+    for (int64_t row = 0; row < args.num_rows; ++row) {
+        const RowShape shape = row_shape(args, row);
+        const int64_t pieces = (shape.queries + per_task - 1) / per_task;
+        const int64_t keys = pieces == 1 ? shape.keys - first_key(args, shape.keys - shape.queries) : 0;
+        count += pieces * num_parts(shape, per_task, keys);
+    }
+    return count * args.kv_heads;
+}
+
+// Later queries of a row see more keys: they come first, so that no thread is left with a long piece at the end.
+void plan_row(const AttentionArgs& args, const RowShape& shape, Plan& plan) {
+    const int64_t per_task = queries_per_task(args), group = args.heads / args.kv_heads;
+    const int64_t start = shape.keys - shape.queries;
+    const int64_t pieces = (shape.queries + per_task - 1) / per_task;
+    for (int64_t piece = pieces - 1; piece >= 0; --piece) {
+        const int64_t from = piece * per_task, to = std::min(shape.queries, from + per_task);
+        const int64_t low = first_key(args, start + from), high = start + to;
+        const int64_t parts = num_parts(shape, per_task, high - low);
+        const int64_t floats = (to - from) * group * (2 + (args.v_dim + 15) / 16 * 16);
+        for (int64_t head = 0; head < args.kv_heads; ++head) {
+            for (int64_t part = 0; part < parts; ++part) {
+                AttentionTask& task = plan.tasks[plan.num_tasks++];
+                task.row = static_cast<int32_t>(shape.row);
+                task.kv_head = static_cast<int32_t>(head);
+                task.query_begin = static_cast<int32_t>(shape.begin + from);
+                task.query_end = static_cast<int32_t>(shape.begin + to);
+                task.first_position = static_cast<int32_t>(start + from);
+                task.key_begin = static_cast<int32_t>(low + part * ATTENTION_SPLIT);
+                task.key_end = static_cast<int32_t>(parts == 1 ? high : std::min(high, low + (part + 1) * ATTENTION_SPLIT));
+                task.part = static_cast<int32_t>(part);
+                task.num_parts = static_cast<int32_t>(parts);
+                // Parts of one piece and head lie one after the other, in the leaf's own (level-dependent) size.
+                task.partial = parts == 1 ? 0 : plan.partial_floats;
+                if (parts > 1) plan.partial_floats += floats;
+            }
+        }
+        plan.work += (to - from) * (high - low) * args.heads * (args.head_dim + args.v_dim);
+        plan.split = plan.split || parts > 1;
+    }
+}
+
+void penalise(const PenaltyArgs& args, int64_t row) {
+    constexpr uint32_t SEEN = 1u << 31;
+    float* logits = args.logits + row * args.vocab;
+    const int32_t* history = args.history + row * args.history_stride;
+    const int32_t len = args.lens[row], prompt_len = args.prompt_lens[row];
+    const float repetition = args.repetition[row], frequency = args.frequency[row], presence = args.presence[row];
+    if (repetition == 1.0f && frequency == 0.0f && presence == 0.0f) return;
+    uint32_t* marks = reinterpret_cast<uint32_t*>(zeroed_scratch(static_cast<size_t>(args.vocab) * 4));
+    for (int32_t i = 0; i < len; ++i) {
+        const int32_t token = history[i];
+        if (!(marks[token] & SEEN)) {
+            marks[token] |= SEEN;
+            float& x = logits[token];
+            x = x > 0.0f ? x / repetition : x * repetition;
+        }
+        marks[token] += i >= prompt_len;
+    }
+    for (int32_t i = 0; i < len; ++i) {
+        const uint32_t count = marks[history[i]] & ~SEEN;
+        if (count > 0) {
+            logits[history[i]] -= frequency * static_cast<float>(count);
+            logits[history[i]] -= presence;
+        }
+        marks[history[i]] = 0;
+    }
+}
+
+bool tokens_valid(const int32_t* tokens, int64_t n, int64_t vocab) {
+    bool valid = true;
+    for (int64_t i = 0; i < n; ++i) valid &= tokens[i] >= 0 && tokens[i] < vocab;
+    return valid;
+}
+
+} // namespace
+
+void run_norm(const Kernels& kernels, const NormArgs& args, int64_t rows) {
+    over_rows(rows, args.size, [&](int64_t begin, int64_t end) { kernels.norm(args, begin, end); });
+}
+
+void run_rope(const Kernels& kernels, const RopeArgs& args, int64_t tokens) {
+    std::atomic<bool> valid{true};
+    over_rows(tokens, (args.q_heads + args.k_heads) * args.rotary_dim, [&](int64_t begin, int64_t end) {
+        if (!kernels.rope(args, begin, end)) valid = false;
+    });
+    if (!valid) out_of_range("positions");
+}
+
+void run_activation(const Kernels& kernels, const ActivationArgs& args, int64_t rows) {
+    over_rows(rows, args.size, [&](int64_t begin, int64_t end) { kernels.activation(args, begin, end); });
+}
+
+void run_store(const StoreArgs& args, int64_t tokens) {
+    const int64_t width = args.element_bytes;
+    for (int64_t token = 0; token < tokens; ++token) {
+        if (args.out_loc[token] < 0 || args.out_loc[token] >= args.num_slots) out_of_range("out_loc");
+    }
+    over_rows(tokens, args.heads * (args.k_dim + args.v_dim), [&](int64_t begin, int64_t end) {
+        for (int64_t token = begin; token < end; ++token) {
+            const int64_t slot = args.out_loc[token];
+            for (int64_t head = 0; head < args.heads; ++head) {
+                std::memcpy(args.k_cache + (slot * args.k_slot_stride + head * args.k_slot_head_stride) * width,
+                            args.k + (token * args.k_token_stride + head * args.k_head_stride) * width,
+                            static_cast<size_t>(args.k_dim * width));
+                std::memcpy(args.v_cache + (slot * args.v_slot_stride + head * args.v_slot_head_stride) * width,
+                            args.v + (token * args.v_token_stride + head * args.v_head_stride) * width,
+                            static_cast<size_t>(args.v_dim * width));
+            }
+        }
+    });
+}
+
+void run_attention(const Kernels& kernels, const AttentionArgs& args) {
+    const int64_t count = count_tasks(args);
+    Plan plan{};
+    plan.tasks = reinterpret_cast<AttentionTask*>(
+        thread_scratch(Scratch::plan, static_cast<size_t>(count) * sizeof(AttentionTask)));
+    for (int64_t row = 0; row < args.num_rows; ++row) {
+        const RowShape shape = row_shape(args, row);
+        if (shape.queries > 0) plan_row(args, shape, plan);
+    }
+    float* partials =
+        reinterpret_cast<float*>(thread_scratch(Scratch::partials, static_cast<size_t>(plan.partial_floats) * 4));
+    const size_t scratch_bytes = static_cast<size_t>(kernels.attention_scratch(args));
+    std::atomic<bool> valid{true};
+    for_each(plan.num_tasks, plan.work < SMALL_ATTENTION, [&](int64_t i) {
+        char* scratch = thread_scratch(Scratch::task, scratch_bytes);
+        if (!kernels.attend(args, plan.tasks[i], scratch, partials)) valid = false;
+    });
+    if (!valid) out_of_range("page_table");
+    if (!plan.split) return;
+    for (int64_t i = 0; i < plan.num_tasks; ++i) {
+        const AttentionTask& task = plan.tasks[i];
+        if (task.num_parts > 1 && task.part == 0) kernels.attention_merge(args, task, partials);
+    }
+}
+
+void run_sample(const Kernels& kernels, const SampleArgs& args, int64_t rows) {
+    const size_t bytes = static_cast<size_t>(kernels.sample_scratch(args));
+    for_each(rows, rows * args.vocab < SMALL_SAMPLE, [&](int64_t row) { kernels.sample(args, row, thread_scratch(Scratch::task, bytes)); });
+}
+
+void run_penalties(const PenaltyArgs& args, int64_t rows) {
+    int64_t tokens = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+        const int64_t len = args.lens[row];
+        tokens += len;
+        if (len < 0 || len > args.history_len) out_of_range("lens");
+        if (!tokens_valid(args.history + row * args.history_stride, len, args.vocab)) out_of_range("history");
+    }
+    for_each(rows, tokens < SMALL_SAMPLE, [&](int64_t row) { penalise(args, row); });
+}
+
+void run_logprobs(const Kernels& kernels, const LogprobArgs& args, int64_t rows) {
+    for (int64_t row = 0; row < rows; ++row) {
+        if (args.token_ids[row] < 0 || args.token_ids[row] >= args.vocab) out_of_range("token_ids");
+    }
+    over_rows(rows, args.vocab, [&](int64_t begin, int64_t end) { kernels.logprob(args, begin, end); });
+}
+
+} // namespace pando

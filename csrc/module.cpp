@@ -1,2 +1,197 @@
+// The Python face of the kernels: plain integers in (pointers, sizes, strides in elements), nothing kept, nothing
+// allocated for Python. pando.kernels.cpu is the only caller and checks dtypes, devices and layouts first.
+#include "drivers.hpp"
+#include "isa.hpp"
+#include "threads.hpp"
+
 #include <nanobind/nanobind.h>
-NB_MODULE(_native, m) { m.attr("abi") = 0; }
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace nb = nanobind;
+using namespace pando;
+
+namespace {
+
+using Pointer = uintptr_t;
+
+template <class T>
+T* at(Pointer address) {
+    return reinterpret_cast<T*>(address);
+}
+
+// Gives the interpreter lock away while a call works, if it works long enough to be worth the hand-over: after a tiny
+// call a busy neighbour thread could hold the lock for milliseconds.
+class Unlocked {
+  public:
+    explicit Unlocked(int64_t elements) {
+        if (elements >= 1 << 14) release_.emplace();
+    }
+
+  private:
+    std::optional<nb::gil_scoped_release> release_;
+};
+
+void norm(int level, int dtype, Pointer x, int64_t rows, int64_t inner, int64_t outer_stride, int64_t inner_stride,
+          int64_t size, Pointer residual, Pointer weight, Pointer out, float eps) {
+    const NormArgs args{static_cast<DType>(dtype),
+                        {at<char>(x), inner, outer_stride, inner_stride},
+                        at<char>(residual),
+                        at<const float>(weight),
+                        at<char>(out),
+                        size,
+                        eps};
+    const Unlocked unlocked(rows * size);
+    run_norm(level_kernels(level), args, rows);
+}
+
+void rope(int level, int dtype, Pointer q, int64_t q_token_stride, int64_t q_head_stride, int64_t q_heads, Pointer k,
+          int64_t k_token_stride, int64_t k_head_stride, int64_t k_heads, int64_t tokens, Pointer positions,
+          Pointer cos_sin, int64_t max_position, int64_t rotary_dim, bool interleaved) {
+    const RopeArgs args{static_cast<DType>(dtype),
+                        at<char>(q),
+                        at<char>(k),
+                        q_token_stride,
+                        q_head_stride,
+                        k_token_stride,
+                        k_head_stride,
+                        q_heads,
+                        k_heads,
+                        at<const int64_t>(positions),
+                        at<const float>(cos_sin),
+                        max_position,
+                        rotary_dim,
+                        interleaved};
+    const Unlocked unlocked(tokens * (q_heads + k_heads) * rotary_dim);
+    run_rope(level_kernels(level), args, tokens);
+}
+
+void activation(int level, int dtype, int kind, Pointer gate_up, int64_t row_stride, int64_t rows, int64_t size,
+                Pointer out) {
+    const ActivationArgs args{static_cast<DType>(dtype), static_cast<Activation>(kind), at<const char>(gate_up),
+                              row_stride,                at<char>(out),                 size};
+    const Unlocked unlocked(rows * size);
+    run_activation(level_kernels(level), args, rows);
+}
+
+// k_strides and the others: (token or slot, head).
+using Strides = std::pair<int64_t, int64_t>;
+
+void store(int64_t element_bytes, Pointer k, Strides k_strides, Pointer v, Strides v_strides, Pointer k_cache,
+           Strides k_cache_strides, Pointer v_cache, Strides v_cache_strides, int64_t tokens, int64_t heads,
+           int64_t k_dim, int64_t v_dim, int64_t num_slots, Pointer out_loc) {
+    const StoreArgs args{element_bytes,
+                         at<const char>(k),
+                         at<const char>(v),
+                         at<char>(k_cache),
+                         at<char>(v_cache),
+                         k_strides.first,
+                         k_strides.second,
+                         v_strides.first,
+                         v_strides.second,
+                         k_cache_strides.first,
+                         k_cache_strides.second,
+                         v_cache_strides.first,
+                         v_cache_strides.second,
+                         heads,
+                         k_dim,
+                         v_dim,
+                         num_slots,
+                         at<const int64_t>(out_loc)};
+    const Unlocked unlocked(tokens * heads * (k_dim + v_dim));
+    run_store(args, tokens);
+}
+
+void attention(int level, int dtype, Pointer q, Strides q_strides, Pointer k, Strides k_strides, Pointer v,
+               Strides v_strides, Pointer out, int64_t tokens, int64_t heads, int64_t kv_heads, int64_t head_dim,
+               int64_t v_dim, int64_t num_slots, Pointer page_table, int64_t table_stride, int64_t table_width,
+               Pointer cu_q_lens, Pointer kv_lens, int64_t rows, int64_t page_size, int64_t window, float scale,
+               float softcap, Pointer sinks) {
+    const AttentionArgs args{static_cast<DType>(dtype),
+                             at<const char>(q),
+                             at<const char>(k),
+                             at<const char>(v),
+                             at<char>(out),
+                             q_strides.first,
+                             q_strides.second,
+                             k_strides.first,
+                             k_strides.second,
+                             v_strides.first,
+                             v_strides.second,
+                             heads,
+                             kv_heads,
+                             head_dim,
+                             v_dim,
+                             num_slots,
+                             at<const int32_t>(page_table),
+                             table_stride,
+                             table_width,
+                             at<const int32_t>(cu_q_lens),
+                             at<const int32_t>(kv_lens),
+                             rows,
+                             tokens,
+                             page_size,
+                             window,
+                             scale,
+                             softcap,
+                             at<const float>(sinks)};
+    const nb::gil_scoped_release unlocked;
+    run_attention(level_kernels(level), args);
+}
+
+void sample(int level, Pointer logits, int64_t rows, int64_t vocab, Pointer temperature, Pointer top_k, Pointer top_p,
+            Pointer min_p, Pointer seeds, Pointer positions, Pointer out) {
+    const SampleArgs args{at<const float>(logits),  vocab,
+                          at<const float>(temperature), at<const int32_t>(top_k),
+                          at<const float>(top_p),   at<const float>(min_p),
+                          at<const int64_t>(seeds), at<const int64_t>(positions),
+                          at<int64_t>(out)};
+    const Unlocked unlocked(rows * vocab);
+    run_sample(level_kernels(level), args, rows);
+}
+
+void penalties(Pointer logits, int64_t rows, int64_t vocab, Pointer history, int64_t history_stride,
+               int64_t history_len, Pointer prompt_lens, Pointer lens, Pointer repetition, Pointer frequency, Pointer presence) {
+    const PenaltyArgs args{at<float>(logits),           vocab,
+                           at<const int32_t>(history), history_stride, history_len,
+                           at<const int32_t>(prompt_lens), at<const int32_t>(lens),
+                           at<const float>(repetition), at<const float>(frequency),
+                           at<const float>(presence)};
+    const Unlocked unlocked(rows * history_len);
+    run_penalties(args, rows);
+}
+
+void logprobs(int level, Pointer logits, int64_t rows, int64_t vocab, Pointer token_ids, Pointer out) {
+    const LogprobArgs args{at<const float>(logits), vocab, at<const int64_t>(token_ids), at<float>(out)};
+    const Unlocked unlocked(rows * vocab);
+    run_logprobs(level_kernels(level), args, rows);
+}
+
+std::vector<std::pair<std::string, std::string>> levels() {
+    std::vector<std::pair<std::string, std::string>> result;
+    for (int level = 0; level < NUM_LEVELS; ++level) result.emplace_back(level_name(level), level_obstacle(level));
+    return result;
+}
+
+} // namespace
+
+NB_MODULE(_native, m) {
+    m.attr("interface") = 1; // counts up with every change of a signature below; pando.kernels.cpu checks it
+    m.def("levels", &levels, "(name, why it can not be used or '') of every level, lowest first");
+    m.def("num_threads", &num_threads);
+    m.def("set_num_threads", &set_num_threads);
+    m.def("norm", &norm);
+    m.def("rope", &rope);
+    m.def("activation", &activation);
+    m.def("store", &store);
+    m.def("attention", &attention);
+    m.def("sample", &sample);
+    m.def("penalties", &penalties);
+    m.def("logprobs", &logprobs);
+}

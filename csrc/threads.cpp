@@ -1,1 +1,202 @@
+#include "threads.hpp"
 
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include <pthread.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+namespace pando {
+
+namespace {
+
+// How often the caller looks whether its helpers are done before it sleeps: a few microseconds.
+constexpr int LOOKS = 2000;
+
+inline void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+struct Region {
+    int64_t n;
+    void (*body)(void*, int64_t);
+    void* context;
+    std::atomic<int64_t> next{0};
+
+    void work() {
+        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) body(context, i);
+    }
+};
+
+class Pool {
+  public:
+    explicit Pool(int threads) : wanted_(threads) {
+        try {
+            for (int i = 1; i < threads; ++i) helpers_.emplace_back([this] { help(); });
+        } catch (const std::system_error&) {
+            // The system allows no more threads: work with those there are, the caller at least.
+        }
+    }
+
+    ~Pool() {
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            stopping_ = true;
+        }
+        wake_.notify_all();
+        for (std::thread& helper : helpers_) helper.join();
+    }
+
+    int wanted() const { return wanted_; }
+
+    void run(Region& region) {
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            region_ = &region;
+        }
+        const int64_t useful = region.n - 1;
+        if (useful >= static_cast<int64_t>(helpers_.size())) {
+            wake_.notify_all();
+        } else {
+            for (int64_t i = 0; i < useful; ++i) wake_.notify_one();
+        }
+        region.work();
+        {
+            // From here on nobody can join; those inside finish the pieces they hold.
+            std::lock_guard<std::mutex> lock(mutex_);
+            region_ = nullptr;
+        }
+        for (int look = 0; look < LOOKS && inside_.load(std::memory_order_acquire) > 0; ++look) relax();
+        std::unique_lock<std::mutex> lock(mutex_);
+        done_.wait(lock, [this] { return inside_.load(std::memory_order_acquire) == 0; });
+    }
+
+  private:
+    void help() {
+        std::unique_lock<std::mutex> lock(mutex_);
+        for (;;) {
+            wake_.wait(lock, [this] { return stopping_ || open(); });
+            if (stopping_) return;
+            Region* region = region_;
+            inside_.fetch_add(1, std::memory_order_relaxed);
+            lock.unlock();
+            region->work();
+            lock.lock();
+            if (inside_.fetch_sub(1, std::memory_order_release) == 1) done_.notify_one();
+        }
+    }
+
+    bool open() const {
+        return region_ != nullptr && region_->next.load(std::memory_order_relaxed) < region_->n;
+    }
+
+    const int wanted_;
+    std::vector<std::thread> helpers_;
+    std::mutex mutex_;
+    std::condition_variable wake_;
+    std::condition_variable done_;
+    Region* region_ = nullptr;
+    std::atomic<int> inside_{0};
+    bool stopping_ = false;
+};
+
+int default_threads() {
+    if (const char* text = std::getenv("OMP_NUM_THREADS")) {
+        const int n = std::atoi(text);
+        if (n >= 1) return n;
+    }
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set) > 0 ? CPU_COUNT(&set) : 1;
+#endif
+    const unsigned n = std::thread::hardware_concurrency();
+    return n > 0 ? static_cast<int>(n) : 1;
+}
+
+// Never destroyed: helpers may be asleep in it while the process ends. A forked child starts without helpers and with
+// the lock in an unknown state, so it gets fresh ones.
+struct State {
+    std::mutex busy; // held by the region that runs
+    Pool* pool = nullptr;
+    std::atomic<int> wanted{0};
+};
+
+State* state = new State;
+
+void after_fork_in_child() {
+    const int wanted = state->wanted.load();
+    state = new State;
+    state->wanted = wanted;
+}
+
+[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, after_fork_in_child);
+
+struct Buffer {
+    char* data = nullptr;
+    size_t size = 0;
+
+    char* at_least(size_t bytes, bool zero) {
+        if (bytes <= size) return data;
+        const size_t rounded = (bytes + bytes / 4 + 4095) / 4096 * 4096;
+        void* fresh = nullptr;
+        if (posix_memalign(&fresh, 64, rounded) != 0) throw std::bad_alloc();
+        std::free(data);
+        data = static_cast<char*>(fresh);
+        size = rounded;
+        if (zero) std::memset(data, 0, size);
+        return data;
+    }
+
+    ~Buffer() { std::free(data); }
+};
+
+thread_local Buffer buffers[3];
+thread_local Buffer zeroed;
+
+} // namespace
+
+int num_threads() {
+    if (state->wanted == 0) state->wanted = default_threads();
+    return state->wanted;
+}
+
+void set_num_threads(int n) {
+    if (n < 1 || n > 1024) throw std::invalid_argument("the number of threads must be in 1..1024");
+    state->wanted = n;
+}
+
+void run_parallel(int64_t n, void (*body)(void*, int64_t), void* context) {
+    Region region{n, body, context};
+    const int threads = num_threads();
+    if (n <= 1 || threads == 1 || !state->busy.try_lock()) {
+        region.work();
+        return;
+    }
+    std::lock_guard<std::mutex> lock(state->busy, std::adopt_lock);
+    if (state->pool == nullptr || state->pool->wanted() != threads) {
+        delete state->pool;
+        state->pool = nullptr;
+        state->pool = new Pool(threads);
+    }
+    state->pool->run(region);
+}
+
+char* thread_scratch(Scratch purpose, size_t bytes) {
+    return buffers[static_cast<int>(purpose)].at_least(bytes, false);
+}
+
+char* zeroed_scratch(size_t bytes) { return zeroed.at_least(bytes, true); }
+
+} // namespace pando

@@ -1,24 +1,379 @@
-"""Native CPU ops."""
+"""The ops on the compiled CPU kernels. A call they do not cover (device, dtype, layout) runs the reference instead.
+
+Every function checks what the kernels assume and passes raw pointers: about a microsecond a call. Levels are the
+instruction sets the kernels were compiled for, lowest first; each includes the ones before.
+"""
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
+from pando.errors import ConfigError
+from pando.kernels import reference
 from pando.kernels.ops import OpTable
-from pando.kernels.reference import REFERENCE
 
-LOAD_ERROR: str | None = "not built"
-NOT_NATIVE: dict[str, str] = {}
+INTERFACE = 1
+"""The signatures this module calls; a compiled module of another number is stale."""
 
+LOAD_ERROR: str | None = None
+"""Why there are no compiled kernels; None if there are."""
 
-def best_isa(cap: str | None) -> str:
-    """Highest usable level."""
-    return cap or "portable"
+try:
+    from pando.kernels import _native
+except ImportError as error:
+    LOAD_ERROR = str(error)
+else:
+    if _native.interface != INTERFACE:
+        LOAD_ERROR = f"it was built from other sources: interface {_native.interface}, not {INTERFACE}"
+
+NOT_NATIVE = {
+    "linear": "torch's own matrix product is the fast one",
+    "moe_experts": "expert by expert on torch's matrix products",
+}
+"""Ops that stay torch in the native table, with the reason."""
+
+_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_ACTIVATION_CODES = {kind: code for code, kind in enumerate(reference.ACTIVATIONS)}
 
 
 def levels() -> dict[str, str]:
-    """Usable levels."""
-    return {}
+    """Every level with why it can not be used here, "" if it can; empty without compiled kernels."""
+    return {} if LOAD_ERROR is not None else dict(_native.levels())
+
+
+def best_isa(cap: str | None = None) -> str:
+    """The highest usable level, not above `cap`. Raises ConfigError if `cap` names no level."""
+    found = levels()
+    if cap is not None and cap not in found:
+        raise ConfigError(f"PANDO_ISA is {cap!r}; choose one of {', '.join(found)}", param="PANDO_ISA")
+    best = "portable"
+    for name, obstacle in found.items():
+        if not obstacle:
+            best = name
+        if name == cap:
+            break
+    return best
+
+
+def num_threads() -> int:
+    """Threads the native kernels use; 1 without them."""
+    return 1 if LOAD_ERROR is not None else _native.num_threads()
+
+
+def set_num_threads(n: int) -> None:
+    """Threads the native kernels use from the next call on. No result depends on it. Raises ConfigError below 1."""
+    if not 1 <= n <= 1024:
+        raise ConfigError(f"num_threads is {n}; give a number in 1..1024", param="num_threads")
+    if LOAD_ERROR is None:
+        _native.set_num_threads(n)
 
 
 def table(isa: str) -> OpTable:
-    """Op table of a level."""
-    return REFERENCE
+    """The op table of one level. Raises ConfigError if this machine does not have it."""
+    found = levels()
+    obstacle = found.get(isa, "there is no such level")
+    if obstacle:
+        raise ConfigError(f"instruction set {isa!r} can not be used: {obstacle}", param="isa")
+    ops = _Ops(list(found).index(isa))
+    return OpTable(
+        name=f"cpu-{isa}",
+        linear=reference.linear,
+        rms_norm=ops.rms_norm,
+        add_rms_norm=ops.add_rms_norm,
+        rope_=ops.rope_,
+        store_kv=store_kv,
+        gated_activation=ops.gated_activation,
+        paged_attention=ops.paged_attention,
+        moe_experts=reference.moe_experts,
+        sample=ops.sample,
+        apply_penalties_=apply_penalties_,
+        logprobs=ops.logprobs,
+    )
+
+
+def _is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """A contiguous CPU tensor of `dtype`."""
+    return tensor.dtype is dtype and tensor.is_cpu and tensor.is_contiguous()
+
+
+def _is_heads(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """A CPU tensor [tokens or slots, heads, dim] of `dtype` with a contiguous last dim."""
+    return tensor.dtype is dtype and tensor.is_cpu and tensor.dim() == 3 and tensor.stride(2) == 1
+
+
+def _row_strides(x: Tensor) -> tuple[int, int, int] | None:
+    """(inner, outer stride, inner stride) of the rows of x (see `Rows` in csrc/kernels.hpp); None: not expressible."""
+    if x.is_contiguous():
+        return 1, x.shape[-1], 0
+    if x.stride(-1) != 1 or x.dim() > 3:
+        return None
+    return (1, x.stride(0), 0) if x.dim() == 2 else (x.shape[1], x.stride(0), x.stride(1))
+
+
+def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, out_loc: Tensor) -> None:
+    """Copy keys and values to their slots. Raises ValueError on a slot outside the cache, before it writes anything."""
+    dtype = k.dtype
+    if not (
+        _is_heads(k, dtype)
+        and _is_heads(v, dtype)
+        and _is_heads(k_cache, dtype)
+        and _is_heads(v_cache, dtype)
+        and _is_plain(out_loc, torch.int64)
+    ):
+        return reference.store_kv(k, v, k_cache, v_cache, out_loc)
+    tokens, heads, k_dim = k.shape
+    _native.store(
+        k.element_size(),
+        k.data_ptr(),
+        k.stride()[:2],
+        v.data_ptr(),
+        v.stride()[:2],
+        k_cache.data_ptr(),
+        k_cache.stride()[:2],
+        v_cache.data_ptr(),
+        v_cache.stride()[:2],
+        tokens,
+        heads,
+        k_dim,
+        v.shape[2],
+        min(k_cache.shape[0], v_cache.shape[0]),
+        out_loc.data_ptr(),
+    )
+    return None
+
+
+def apply_penalties_(
+    logits: Tensor,
+    history: Tensor,
+    prompt_lens: Tensor,
+    lens: Tensor,
+    repetition: Tensor,
+    frequency: Tensor,
+    presence: Tensor,
+) -> None:
+    """Penalties in place, in time proportional to the history. Raises ValueError on a token outside the vocabulary."""
+    floats = (logits, repetition, frequency, presence)
+    if not (
+        all(_is_plain(tensor, torch.float32) for tensor in floats)
+        and all(_is_plain(tensor, torch.int32) for tensor in (prompt_lens, lens))
+        and history.dtype is torch.int32
+        and history.is_cpu
+        and (history.stride(1) == 1 or history.shape[1] <= 1)
+    ):
+        return reference.apply_penalties_(logits, history, prompt_lens, lens, repetition, frequency, presence)
+    _native.penalties(
+        logits.data_ptr(),
+        *logits.shape,
+        history.data_ptr(),
+        history.stride(0),
+        history.shape[1],
+        prompt_lens.data_ptr(),
+        lens.data_ptr(),
+        repetition.data_ptr(),
+        frequency.data_ptr(),
+        presence.data_ptr(),
+    )
+    return None
+
+
+class _Ops:
+    """The ops that differ between levels; contracts are those of `pando.kernels.ops`."""
+
+    def __init__(self, level: int) -> None:
+        self._level = level
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """RMS norm of rows that may be strided in up to two outer dims."""
+        code = _CODES.get(x.dtype)
+        strides = _row_strides(x)
+        if code is None or strides is None or not x.is_cpu or not _is_plain(weight, torch.float32):
+            return reference.rms_norm(x, weight, eps)
+        out = torch.empty(x.shape, dtype=x.dtype)
+        size = x.shape[-1]
+        rows = x.numel() // size
+        _native.norm(self._level, code, x.data_ptr(), rows, *strides, size, 0, weight.data_ptr(), out.data_ptr(), eps)
+        return out
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """The sum goes to `residual` (contiguous), its norm is returned."""
+        code = _CODES.get(x.dtype)
+        strides = _row_strides(x)
+        if (
+            code is None
+            or strides is None
+            or not _is_plain(residual, x.dtype)
+            or x.shape != residual.shape
+            or not x.is_cpu
+            or not _is_plain(weight, torch.float32)
+        ):
+            return reference.add_rms_norm(x, residual, weight, eps)
+        out = torch.empty_like(residual)
+        size = x.shape[-1]
+        _native.norm(
+            self._level,
+            code,
+            x.data_ptr(),
+            x.numel() // size,
+            *strides,
+            size,
+            residual.data_ptr(),
+            weight.data_ptr(),
+            out.data_ptr(),
+            eps,
+        )
+        return out
+
+    def rope_(self, q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor, interleaved: bool) -> None:
+        """Rotate in place. Raises ValueError on a position outside cos_sin."""
+        code = _CODES.get(q.dtype)
+        if (
+            code is None
+            or not _is_heads(q, q.dtype)
+            or not _is_heads(k, q.dtype)
+            or not _is_plain(positions, torch.int64)
+            or not _is_plain(cos_sin, torch.float32)
+        ):
+            return reference.rope_(q, k, positions, cos_sin, interleaved)
+        _native.rope(
+            self._level,
+            code,
+            q.data_ptr(),
+            q.stride(0),
+            q.stride(1),
+            q.shape[1],
+            k.data_ptr(),
+            k.stride(0),
+            k.stride(1),
+            k.shape[1],
+            q.shape[0],
+            positions.data_ptr(),
+            cos_sin.data_ptr(),
+            *cos_sin.shape,
+            interleaved,
+        )
+        return None
+
+    def gated_activation(self, gate_up: Tensor, kind: str) -> Tensor:
+        """Activation of [T, 2I] with rows that may be strided."""
+        code, kind_code = _CODES.get(gate_up.dtype), _ACTIVATION_CODES.get(kind)
+        if code is None or kind_code is None or not gate_up.is_cpu or gate_up.dim() != 2 or gate_up.stride(1) != 1:
+            return reference.gated_activation(gate_up, kind)
+        rows, size = gate_up.shape[0], gate_up.shape[1] // 2
+        out = torch.empty((rows, size), dtype=gate_up.dtype)
+        _native.activation(
+            self._level, code, kind_code, gate_up.data_ptr(), gate_up.stride(0), rows, size, out.data_ptr()
+        )
+        return out
+
+    def paged_attention(
+        self,
+        q_THD: Tensor,
+        k_cache_SKD: Tensor,
+        v_cache_SKD: Tensor,
+        page_table_RP: Tensor,
+        cu_q_lens: Tensor,
+        kv_lens: Tensor,
+        *,
+        page_size: int,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """Extend and decode in one call. Raises ValueError if lengths or pages leave their tensors."""
+        dtype = q_THD.dtype
+        code = _CODES.get(dtype)
+        if (
+            code is None
+            or not (_is_heads(q_THD, dtype) and _is_heads(k_cache_SKD, dtype) and _is_heads(v_cache_SKD, dtype))
+            or not (_is_plain(cu_q_lens, torch.int32) and _is_plain(kv_lens, torch.int32))
+            or page_table_RP.dtype is not torch.int32
+            or not (page_table_RP.is_cpu and (page_table_RP.stride(1) == 1 or page_table_RP.shape[1] <= 1))
+            or (sinks is not None and not _is_plain(sinks, torch.float32))
+        ):
+            return reference.paged_attention(
+                q_THD,
+                k_cache_SKD,
+                v_cache_SKD,
+                page_table_RP,
+                cu_q_lens,
+                kv_lens,
+                page_size=page_size,
+                scale=scale,
+                window=window,
+                softcap=softcap,
+                sinks=sinks,
+            )
+        tokens, heads, head_dim = q_THD.shape
+        slots, kv_heads, v_dim = v_cache_SKD.shape
+        out = torch.empty((tokens, heads, v_dim), dtype=dtype)
+        _native.attention(
+            self._level,
+            code,
+            q_THD.data_ptr(),
+            q_THD.stride()[:2],
+            k_cache_SKD.data_ptr(),
+            k_cache_SKD.stride()[:2],
+            v_cache_SKD.data_ptr(),
+            v_cache_SKD.stride()[:2],
+            out.data_ptr(),
+            tokens,
+            heads,
+            kv_heads,
+            head_dim,
+            v_dim,
+            min(slots, k_cache_SKD.shape[0]),
+            page_table_RP.data_ptr(),
+            page_table_RP.stride(0),
+            page_table_RP.shape[1],
+            cu_q_lens.data_ptr(),
+            kv_lens.data_ptr(),
+            kv_lens.shape[0],
+            page_size,
+            window,
+            scale,
+            softcap,
+            0 if sinks is None else sinks.data_ptr(),
+        )
+        return out
+
+    def sample(
+        self,
+        logits_RV: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        min_p: Tensor,
+        seeds: Tensor,
+        positions: Tensor,
+    ) -> Tensor:
+        """One token per row, without sorting the vocabulary."""
+        if not (
+            all(_is_plain(tensor, torch.float32) for tensor in (logits_RV, temperature, top_p, min_p))
+            and all(_is_plain(tensor, torch.int64) for tensor in (seeds, positions))
+            and _is_plain(top_k, torch.int32)
+        ):
+            return reference.sample(logits_RV, temperature, top_k, top_p, min_p, seeds, positions)
+        out = torch.empty(logits_RV.shape[0], dtype=torch.int64)
+        _native.sample(
+            self._level,
+            logits_RV.data_ptr(),
+            *logits_RV.shape,
+            temperature.data_ptr(),
+            top_k.data_ptr(),
+            top_p.data_ptr(),
+            min_p.data_ptr(),
+            seeds.data_ptr(),
+            positions.data_ptr(),
+            out.data_ptr(),
+        )
+        return out
+
+    def logprobs(self, logits: Tensor, token_ids: Tensor) -> Tensor:
+        """Log-softmax at each row's token. Raises ValueError on a token outside the vocabulary."""
+        if not (_is_plain(logits, torch.float32) and _is_plain(token_ids, torch.int64)):
+            return reference.logprobs(logits, token_ids)
+        out = torch.empty(logits.shape[0], dtype=torch.float32)
+        _native.logprobs(self._level, logits.data_ptr(), *logits.shape, token_ids.data_ptr(), out.data_ptr())
+        return out

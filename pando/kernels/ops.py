@@ -121,8 +121,8 @@ class OpTable:
 
     apply_penalties_: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], None]
     """(logits [R,V] float32, history [R, L] int32, prompt_lens [R], lens [R], repetition [R], frequency [R],
-    presence [R]) in place. history[r, :lens[r]] are the tokens so far; repetition (> 0 divides, < 0 multiplies) looks at
-    all of them; frequency (times count) and presence look at history[r, prompt_lens[r]:lens[r]]. Applied in that order.
+    presence [R]) in place. history[r, :lens[r]] are the tokens so far; repetition (> 0 divides, < 0 multiplies) looks
+    at all of them; frequency (times count) and presence at history[r, prompt_lens[r]:lens[r]]. Applied in that order.
     """
 
     logprobs: Callable[[Tensor, Tensor], Tensor]

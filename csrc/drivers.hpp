@@ -1,0 +1,18 @@
+// Ops as the module offers them: check indices, cut the work into pieces, run the level's leaves on the pool.
+// All throw std::invalid_argument on an index out of range; nothing outside the tensors is ever touched.
+#pragma once
+
+#include "kernels.hpp"
+
+namespace pando {
+
+void run_norm(const Kernels&, const NormArgs&, int64_t rows);
+void run_rope(const Kernels&, const RopeArgs&, int64_t tokens);
+void run_activation(const Kernels&, const ActivationArgs&, int64_t rows);
+void run_store(const StoreArgs&, int64_t tokens);
+void run_attention(const Kernels&, const AttentionArgs&);
+void run_sample(const Kernels&, const SampleArgs&, int64_t rows);
+void run_penalties(const PenaltyArgs&, int64_t rows);
+void run_logprobs(const Kernels&, const LogprobArgs&, int64_t rows);
+
+} // namespace pando

@@ -1,0 +1,145 @@
+// What the drivers ask of one instruction-set level: leaf functions over ranges of rows or tasks, and their arguments.
+// Leaves know no threads and allocate nothing. Strides count elements; the innermost stride is always 1.
+#pragma once
+
+#include <cstdint>
+
+namespace pando {
+
+enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
+
+// Order shared with pando.kernels.reference.ACTIVATIONS.
+enum class Activation : int { silu = 0, gelu_tanh = 1, gelu = 2, relu2 = 3, swiglu_oai = 4 };
+
+// Rows of a tensor of up to three dims: row r starts at (r / inner) * outer_stride + (r % inner) * inner_stride.
+struct Rows {
+    char* data;
+    int64_t inner;
+    int64_t outer_stride;
+    int64_t inner_stride;
+};
+
+struct NormArgs {
+    DType dtype;
+    Rows x;
+    char* residual; // contiguous; null: plain norm
+    const float* weight;
+    char* out; // contiguous
+    int64_t size;
+    float eps;
+};
+
+struct RopeArgs {
+    DType dtype;
+    char* q;
+    char* k;
+    int64_t q_token_stride, q_head_stride, k_token_stride, k_head_stride;
+    int64_t q_heads, k_heads;
+    const int64_t* positions;
+    const float* cos_sin;
+    int64_t max_position, rotary_dim;
+    bool interleaved;
+};
+
+struct ActivationArgs {
+    DType dtype;
+    Activation kind;
+    const char* gate_up;
+    int64_t row_stride;
+    char* out; // contiguous
+    int64_t size; // of the output row
+};
+
+struct StoreArgs {
+    int64_t element_bytes;
+    const char* k;
+    const char* v;
+    char* k_cache;
+    char* v_cache;
+    int64_t k_token_stride, k_head_stride, v_token_stride, v_head_stride;
+    int64_t k_slot_stride, k_slot_head_stride, v_slot_stride, v_slot_head_stride;
+    int64_t heads, k_dim, v_dim, num_slots;
+    const int64_t* out_loc;
+};
+
+struct AttentionArgs {
+    DType dtype;
+    const char* q;
+    const char* k;
+    const char* v;
+    char* out; // contiguous [T, H, Dv]
+    int64_t q_token_stride, q_head_stride, k_slot_stride, k_head_stride, v_slot_stride, v_head_stride;
+    int64_t heads, kv_heads, head_dim, v_dim, num_slots;
+    const int32_t* page_table;
+    int64_t table_stride, table_width;
+    const int32_t* cu_q_lens;
+    const int32_t* kv_lens;
+    int64_t num_rows, num_tokens, page_size, window;
+    float scale, softcap;
+    const float* sinks; // may be null
+};
+
+// One KV head of a row, some consecutive queries of it, and the positions [key_begin, key_end) they look at.
+struct AttentionTask {
+    int32_t row, kv_head;
+    int32_t query_begin, query_end; // indices into q
+    int32_t first_position;         // of query_begin
+    int32_t key_begin, key_end;
+    int32_t part, num_parts; // of a row whose keys are split; 0 of 1 otherwise
+    int64_t partial;         // offset of this part's floats in the partial buffer
+};
+
+// Query rows (queries times heads of a group) a task holds at most, unless a single query has more heads.
+constexpr int64_t ATTENTION_QUERY_ROWS = 32;
+// Keys scored at once: their scores and pointers stay in the first-level cache.
+constexpr int64_t ATTENTION_KEY_BLOCK = 64;
+// Keys of one part of a split row. Fixed, so that a row's result does not depend on batch or threads.
+constexpr int64_t ATTENTION_SPLIT = 1024;
+// Output rows are kept padded to this in scratch and partial buffers: the widest level's vector.
+constexpr int64_t ATTENTION_VALUE_PAD = 16;
+
+struct SampleArgs {
+    const float* logits;
+    int64_t vocab;
+    const float* temperature;
+    const int32_t* top_k;
+    const float* top_p;
+    const float* min_p;
+    const int64_t* seeds;
+    const int64_t* positions;
+    int64_t* out;
+};
+
+struct PenaltyArgs {
+    float* logits;
+    int64_t vocab;
+    const int32_t* history;
+    int64_t history_stride, history_len; // tokens a row has room for
+    const int32_t* prompt_lens;
+    const int32_t* lens;
+    const float* repetition;
+    const float* frequency;
+    const float* presence;
+};
+
+struct LogprobArgs {
+    const float* logits;
+    int64_t vocab;
+    const int64_t* token_ids;
+    float* out;
+};
+
+// Leaves that read indices return false if one was out of range; that entry is skipped, so memory stays intact.
+struct Kernels {
+    void (*norm)(const NormArgs&, int64_t begin, int64_t end);
+    bool (*rope)(const RopeArgs&, int64_t begin, int64_t end);
+    void (*activation)(const ActivationArgs&, int64_t begin, int64_t end);
+    int64_t (*attention_scratch)(const AttentionArgs&); // bytes one attend() needs
+    bool (*attend)(const AttentionArgs&, const AttentionTask&, char* scratch, float* partials);
+    void (*attention_merge)(const AttentionArgs&, const AttentionTask& first, const float* partials);
+    int64_t (*sample_scratch)(const SampleArgs&); // bytes one sample() needs
+    void (*sample)(const SampleArgs&, int64_t row, char* scratch);
+    void (*logprob)(const LogprobArgs&, int64_t begin, int64_t end);
+};
+
+} // namespace pando

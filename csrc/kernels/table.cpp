@@ -1,0 +1,12 @@
+#include "leaves.hpp"
+
+namespace pando {
+namespace PANDO_LEVEL {
+
+extern const Kernels kernels;
+const Kernels kernels = {
+    norm, rope, activation, attention_scratch, attend, attention_merge, sample_scratch, sample, logprob,
+};
+
+} // namespace PANDO_LEVEL
+} // namespace pando

@@ -1,0 +1,123 @@
+"""The compiled kernels (csrc/module.cpp): pointers, sizes and strides in elements. Called by `pando.kernels.cpu` only.
+
+A pair of strides is (token or slot, head). Raises ValueError on an index out of range or a level this processor lacks.
+"""
+
+interface: int
+
+def levels() -> list[tuple[str, str]]: ...
+def num_threads() -> int: ...
+def set_num_threads(n: int, /) -> None: ...
+def norm(
+    level: int,
+    dtype: int,
+    x: int,
+    rows: int,
+    inner: int,
+    outer_stride: int,
+    inner_stride: int,
+    size: int,
+    residual: int,
+    weight: int,
+    out: int,
+    eps: float,
+    /,
+) -> None: ...
+def rope(
+    level: int,
+    dtype: int,
+    q: int,
+    q_token_stride: int,
+    q_head_stride: int,
+    q_heads: int,
+    k: int,
+    k_token_stride: int,
+    k_head_stride: int,
+    k_heads: int,
+    tokens: int,
+    positions: int,
+    cos_sin: int,
+    max_position: int,
+    rotary_dim: int,
+    interleaved: bool,
+    /,
+) -> None: ...
+def activation(
+    level: int, dtype: int, kind: int, gate_up: int, row_stride: int, rows: int, size: int, out: int, /
+) -> None: ...
+def store(
+    element_bytes: int,
+    k: int,
+    k_strides: tuple[int, int],
+    v: int,
+    v_strides: tuple[int, int],
+    k_cache: int,
+    k_cache_strides: tuple[int, int],
+    v_cache: int,
+    v_cache_strides: tuple[int, int],
+    tokens: int,
+    heads: int,
+    k_dim: int,
+    v_dim: int,
+    num_slots: int,
+    out_loc: int,
+    /,
+) -> None: ...
+def attention(
+    level: int,
+    dtype: int,
+    q: int,
+    q_strides: tuple[int, int],
+    k: int,
+    k_strides: tuple[int, int],
+    v: int,
+    v_strides: tuple[int, int],
+    out: int,
+    tokens: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    v_dim: int,
+    num_slots: int,
+    page_table: int,
+    table_stride: int,
+    table_width: int,
+    cu_q_lens: int,
+    kv_lens: int,
+    rows: int,
+    page_size: int,
+    window: int,
+    scale: float,
+    softcap: float,
+    sinks: int,
+    /,
+) -> None: ...
+def sample(
+    level: int,
+    logits: int,
+    rows: int,
+    vocab: int,
+    temperature: int,
+    top_k: int,
+    top_p: int,
+    min_p: int,
+    seeds: int,
+    positions: int,
+    out: int,
+    /,
+) -> None: ...
+def penalties(
+    logits: int,
+    rows: int,
+    vocab: int,
+    history: int,
+    history_stride: int,
+    history_len: int,
+    prompt_lens: int,
+    lens: int,
+    repetition: int,
+    frequency: int,
+    presence: int,
+    /,
+) -> None: ...
+def logprobs(level: int, logits: int, rows: int, vocab: int, token_ids: int, out: int, /) -> None: ...

@@ -1,8 +1,8 @@
 """The API side's handle on an engine: requests go out over a transport, text comes back as it is generated.
 
-One frame of replies arrives per engine step. Each consumer is woken once per frame, and one that is slow gets everything
-that gathered meanwhile in one delta per sequence. Text is made here: tokens of a step become text only when somebody
-takes them.
+One frame of replies arrives per engine step. Each consumer is woken once per frame, and one that is slow gets
+everything that gathered meanwhile in one delta per sequence. Text is made here: tokens of a step become text only when
+somebody takes them.
 """
 
 from __future__ import annotations
@@ -72,11 +72,7 @@ class Delta:
     @property
     def error(self) -> PandoError | None:
         """The error that ended the sequence, if one did."""
-        if self.finish is None or self.finish.kind != "abort":
-            return None
-        return from_code(
-            self.finish.error_code or RequestAborted.code, self.finish.message or "the request was aborted"
-        )
+        return finish_error(self.finish)
 
 
 @dataclass(slots=True)
@@ -95,6 +91,11 @@ class Completion:
     finish: Finish | None = None
     created_at: float = field(default_factory=time.monotonic)
     updated_at: float = 0.0
+
+    @property
+    def error(self) -> PandoError | None:
+        """The error that ended the sequence, if one did."""
+        return finish_error(self.finish)
 
     def add(self, delta: Delta) -> None:
         """Take in the next delta of this sequence."""
@@ -158,7 +159,8 @@ class Generation:
     Made by `EngineClient.submit`. A sequence that fails ends with a delta whose `error` is set; the others go on.
     """
 
-    def __init__(self, client: EngineClient, requests: Sequence[Generate]) -> None:
+    def __init__(self, client: EngineClient, requests: Sequence[Generate], group: str | None = None) -> None:
+        self.group = group
         self._client = client
         self._sequences = [_Sequence(request, index, self, client.tokenizer) for index, request in enumerate(requests)]
         self._touched: dict[int, _Sequence] = {}
@@ -205,8 +207,9 @@ class Generation:
         """Abort what still runs, at once. Nothing happens if all has ended."""
         if self.done:
             return
+        self._client.forget(self.unfinished())
         self.cancelled = True
-        self._client.forget(self._sequences)
+        self._client.drop_group(self)
         self._wake()
 
     def touch(self, sequence: _Sequence) -> None:
@@ -220,7 +223,7 @@ class Generation:
 
     def unfinished(self) -> list[_Sequence]:
         """Sequences that the engine has not ended."""
-        return [sequence for sequence in self._sequences if sequence.finish is None]
+        return [] if self.cancelled else [sequence for sequence in self._sequences if sequence.finish is None]
 
 
 @dataclass(slots=True)
@@ -250,7 +253,7 @@ class EngineClient:
         self._transport = transport
         self._random = random.Random(random_seed)
         self._open: dict[str, _Sequence] = {}
-        self._groups: dict[str, list[str]] = {}
+        self._groups: dict[str, Generation] = {}
         self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._call_ids = itertools.count(1)
         self._closed: str | None = None
@@ -335,12 +338,12 @@ class EngineClient:
         taken = next((rid for i, rid in enumerate(rids) if rid in self._open or rid in rids[:i]), None)
         if taken is not None:
             raise InvalidRequest(f"rid {taken!r} is in use by a running request; give another", param="rid")
-        generation = Generation(self, requests)
+        generation = Generation(self, requests, group)
         for sequence in generation.unfinished():
             self._open[sequence.request.rid] = sequence
             self._transport.send(sequence.request)
         if group is not None and rids != [group]:
-            self._groups[group] = rids
+            self._groups[group] = generation
         return generation
 
     async def generate(
@@ -388,7 +391,9 @@ class EngineClient:
         if rid is None:
             self._transport.send(Abort(None))
             return
-        for each in self._groups.get(rid, [rid]):
+        group = self._groups.get(rid)
+        rids = [rid] if group is None else [sequence.request.rid for sequence in group.unfinished()]
+        for each in rids:
             if each in self._open:
                 self._transport.send(Abort(each))
 
@@ -414,9 +419,14 @@ class EngineClient:
     def forget(self, sequences: Sequence[_Sequence]) -> None:
         """Abort sequences whose consumer is gone; later replies for them are dropped."""
         for sequence in sequences:
-            if sequence.finish is None and self._open.pop(sequence.request.rid, None) is not None:
+            if self._open.pop(sequence.request.rid, None) is not None:
                 self._transport.send(Abort(sequence.request.rid))
-                self._ended(sequence, "abort")
+                self.metrics.finished["abort"] += 1
+
+    def drop_group(self, generation: Generation) -> None:
+        """Forget the id under which `abort` finds all sequences of a generation."""
+        if generation.group is not None and self._groups.get(generation.group) is generation:
+            del self._groups[generation.group]
 
     def close(self) -> None:
         """Close the transport; open requests end with EngineUnavailable."""
@@ -496,11 +506,10 @@ class EngineClient:
         self._ended(sequence, output.finish.kind if output.finish is not None else "stop")
 
     def _ended(self, sequence: _Sequence, kind: str) -> None:
-        """Count an end, and drop the group once its last sequence has ended."""
+        """Count an end; the last one of a generation frees its group id."""
         self.metrics.finished[kind] += 1
-        for group in [name for name, rids in self._groups.items() if sequence.request.rid in rids]:
-            if not any(rid in self._open for rid in self._groups[group]):
-                del self._groups[group]
+        if sequence.owner.group is not None and not sequence.owner.unfinished():
+            self.drop_group(sequence.owner)
 
     def _on_control_reply(self, reply: ControlReply) -> None:
         future = self._calls.pop(reply.call_id, None)
@@ -531,6 +540,13 @@ async def collect(generation: Generation) -> list[Completion]:
     async for delta in generation:
         completions[delta.index].add(delta)
     return completions
+
+
+def finish_error(finish: Finish | None) -> PandoError | None:
+    """The error behind a finish of kind "abort", else None."""
+    if finish is None or finish.kind != "abort":
+        return None
+    return from_code(finish.error_code or RequestAborted.code, finish.message or "the request was aborted")
 
 
 def sequence_seed(seed: int, index: int) -> int:

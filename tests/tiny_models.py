@@ -33,18 +33,22 @@ if TYPE_CHECKING:
 
 VOCAB = 384
 PROBE_TOKENS = 16
-FINAL_NORM = "model.norm.weight"
+FINAL_NORMS = ("model.norm.weight", "language_model.norm.weight")
 TIE = 1e-4
 """A token other than the oracle's is accepted if its logit is within this of the best one."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A family's config class and the values that differ from `COMMON`. window: the prompts of a test exceed it."""
+    """A family's config class and the values that differ from `COMMON`; windows are shorter than the tests' prompts.
+
+    multimodal: the outer config's other values; `values` are then those of its text part.
+    """
 
     config: str
     values: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
+    multimodal: dict[str, Any] | None = None
 
 
 COMMON: dict[str, Any] = {
@@ -87,6 +91,20 @@ LONGROPE = {
 }
 MOE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True}
 GEMMA = {"head_dim": 24, "query_pre_attn_scalar": 40, "tie_word_embeddings": True}
+VISION = {
+    "vision_config": {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    },
+    "mm_tokens_per_image": 4,
+    "image_token_index": VOCAB - 1,
+    "boi_token_index": VOCAB - 2,
+    "eoi_token_index": VOCAB - 3,
+}
 
 RECIPES: dict[str, Recipe] = {
     "llama": Recipe("LlamaConfig"),
@@ -103,6 +121,9 @@ RECIPES: dict[str, Recipe] = {
     "gemma3": Recipe(
         "Gemma3TextConfig",
         {**GEMMA, "sliding_window": 10, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
+    "gemma3_vision": Recipe(
+        "Gemma3Config", {**GEMMA, "sliding_window": 9, "sliding_window_pattern": 2}, multimodal=VISION
     ),
     "olmo2": Recipe("Olmo2Config"),
     "phi3": Recipe("Phi3Config", {"sliding_window": 13, "rope_parameters": {"rope_theta": 10000.0}}),
@@ -234,11 +255,19 @@ def assert_greedy(
 @functools.lru_cache(maxsize=4)
 def hf_model(path: Path) -> PreTrainedModel:
     """transformers' model of a checkpoint, float32, with the attention that knows soft-caps and sinks."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+    auto_class = _auto_class(AutoConfig.from_pretrained(path))
+    return auto_class.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def _auto_class(config: Any) -> Any:
+    import transformers
+
+    multimodal = hasattr(config, "text_config")
+    return transformers.AutoModelForImageTextToText if multimodal else transformers.AutoModelForCausalLM
 
 
 def _answer(path: Path, kind: str, ids: Sequence[int], suffix: str) -> Path:
@@ -279,9 +308,11 @@ def _build(family: str, folder: Path) -> None:
 
     recipe = RECIPES[family]
     values = {**COMMON, **recipe.values}
+    if recipe.multimodal is not None:
+        values = {"text_config": values, **recipe.multimodal}
     config = getattr(transformers, recipe.config)(**values)
     config._attn_implementation = "eager"
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model = _auto_class(config).from_config(config).eval()
     initial = {name: p.detach().clone() for name, p in _parameters(model).items()}
     best: Report | None = None
     for std, gain in itertools.product((1.0, 0.3, 0.1, 0.05, 0.02), (1.0, 1.5, 2.0)):
@@ -313,7 +344,7 @@ def _redraw(model: PreTrainedModel, initial: dict[str, Tensor], seed: int, std: 
         noise = torch.randn(parameter.shape, generator=generator)
         if parameter is embedding:
             parameter.copy_(noise * std)
-        elif name == FINAL_NORM and model.config.tie_word_embeddings:
+        elif name.endswith(FINAL_NORMS) and model.config.tie_word_embeddings:
             # A small tied embedding (so that a token does not simply predict itself) would make small logits.
             offset = 1.0 - initial[name]
             parameter.copy_((1.0 + noise * 0.3) / (std * parameter.numel() ** 0.5) - offset)

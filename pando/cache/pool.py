@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,11 +27,11 @@ class KVPool:
         self.num_slots = num_pages * page_size
         # Zeroed: a padded row may read a slot nothing was written to, and 0 * weight must not become NaN.
         self.k: tuple[Tensor, ...] = tuple(
-            torch.zeros(self.num_slots, layer.kv_heads, layer.head_dim, device=device, dtype=dtype)
+            _zeros((self.num_slots, layer.kv_heads, layer.head_dim), dtype, device)
             for layer in plan.layers
         )
         self.v: tuple[Tensor, ...] = tuple(
-            torch.zeros(self.num_slots, layer.kv_heads, layer.v_dim, device=device, dtype=dtype)
+            _zeros((self.num_slots, layer.kv_heads, layer.v_dim), dtype, device)
             for layer in plan.layers
         )
 
@@ -36,3 +39,10 @@ class KVPool:
     def num_bytes(self) -> int:
         """Bytes of all layers' tensors."""
         return sum(t.numel() * t.element_size() for t in (*self.k, *self.v))
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """A zeroed tensor. On a CPU the kernel hands out zero pages when they are first touched, so it costs no time."""
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)

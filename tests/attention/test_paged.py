@@ -1,0 +1,91 @@
+"""The paged backend against plain attention, over scattered pages."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pando.attention.paged import PagedAttentionBackend
+from pando.cache.pool import KVPool
+from pando.cache.spec import CachePlan, FullAttention
+from pando.forward import AttentionParams, ForwardBatch
+from pando.kernels import op_table
+
+HEADS, KV_HEADS, DIM, V_DIM = 4, 2, 8, 6
+
+
+def batch_of(lengths: list[int], page_size: int) -> ForwardBatch:
+    """All tokens of rows of these lengths, pages dealt out from the end of the pool backwards."""
+    free = list(range(sum(-(-n // page_size) for n in lengths)))
+    pages = [[free.pop() for _ in range(-(-n // page_size))] for n in lengths]
+    table = torch.zeros(len(lengths), max(map(len, pages)), dtype=torch.int32)
+    for row, owned in enumerate(pages):
+        table[row, : len(owned)] = torch.tensor(owned)
+    where = [pages[r][t // page_size] * page_size + t % page_size for r, n in enumerate(lengths) for t in range(n)]
+    cu = torch.tensor([0, *lengths]).cumsum(0)
+    return ForwardBatch(
+        input_ids=torch.zeros(sum(lengths), dtype=torch.int64),
+        positions=torch.cat([torch.arange(n) for n in lengths]),
+        out_loc=torch.tensor(where),
+        cu_q_lens=cu.to(torch.int32),
+        kv_lens=torch.tensor(lengths, dtype=torch.int32),
+        page_table=table,
+        logits_index=cu[1:] - 1,
+        page_size=page_size,
+        max_q_len=max(lengths),
+        max_kv_len=max(lengths),
+    )
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
+    """Attention of one row, head by head, in float64."""
+    length = q.shape[0]
+    behind = torch.arange(length)[:, None] - torch.arange(length)[None, :]
+    hidden = (behind < 0) | (behind >= (params.window or length + 1))
+    out = torch.empty(length, HEADS, V_DIM, dtype=torch.float64)
+    for head in range(HEADS):
+        group = head // (HEADS // KV_HEADS)
+        scores = q[:, head].double() @ k[:, group].double().T * params.scale
+        if params.softcap:
+            scores = params.softcap * (scores / params.softcap).tanh()
+        weights = scores.masked_fill(hidden, float("-inf")).exp()
+        sink = params.sinks[head].double().exp() if params.sinks is not None else 0.0
+        out[:, head] = weights @ v[:, group].double() / (weights.sum(-1, keepdim=True) + sink)
+    return out
+
+
+@pytest.mark.parametrize("page_size", [1, 4])
+@pytest.mark.parametrize(
+    "params",
+    [
+        AttentionParams(0.35),
+        AttentionParams(0.35, window=3),
+        AttentionParams(0.35, softcap=0.5),
+        AttentionParams(0.35, window=2, sinks=torch.tensor([0.5, -1.0, 2.0, 0.0])),
+    ],
+    ids=["full", "window", "softcap", "window and sinks"],
+)
+def test_stored_keys_are_attended(params: AttentionParams, page_size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths = [5, 9, 1]
+    total = sum(lengths)
+    qkv = torch.randn(total, HEADS * DIM + KV_HEADS * (DIM + V_DIM), generator=generator)
+    # Views into one fused projection, as the attention layer passes them.
+    q, k, v = qkv.split((HEADS * DIM, KV_HEADS * DIM, KV_HEADS * V_DIM), dim=-1)
+    q, k, v = q.view(total, HEADS, DIM), k.view(total, KV_HEADS, DIM), v.view(total, KV_HEADS, V_DIM)
+    plan = CachePlan.of([FullAttention(KV_HEADS, DIM, V_DIM, "float32")] * 2)
+    batch = batch_of(lengths, page_size)
+    num_pages = sum(-(-n // page_size) for n in lengths)
+    backend = PagedAttentionBackend(
+        KVPool(plan, num_pages, page_size, "cpu", torch.float32), op_table("cpu", "reference")
+    )
+    backend.store(1, k, v, batch)
+    out = backend.attend(1, q, params, batch)
+    assert out.shape == (total, HEADS, V_DIM)
+    assert float(backend.pool.k[0].abs().max()) == 0.0
+    start = 0
+    for length in lengths:
+        rows = slice(start, start + length)
+        torch.testing.assert_close(out[rows].double(), plain(q[rows], k[rows], v[rows], params), atol=1e-5, rtol=1e-5)
+        start += length

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -30,6 +31,7 @@ from pando.kernels.select import op_table
 from pando.log import setup as setup_log
 from pando.models.decoder import DecoderModel
 from pando.models.load import load_model, resolve_model_path
+from pando.models.size import ModelSize
 from pando.runtime.executor import ThreadedExecutor
 from pando.runtime.memory import MemoryPlan, ModelFacts, plan_memory
 from pando.runtime.runner import Runner
@@ -97,18 +99,9 @@ def load_tokenizer(config: Config, model_folder: Path) -> Tokenizer:
     return Tokenizer.load(folder, Path(config.chat_template) if config.chat_template else None)
 
 
-def model_facts(model: DecoderModel) -> ModelFacts:
-    """What the memory plan needs to know of a loaded model."""
-    size = model.dtype.itemsize
-    return ModelFacts(
-        weight_bytes=model.num_parameters * size,
-        kv_bytes_per_token=model.cache_plan.bytes_per_token,
-        hidden_size=model.hidden_size,
-        intermediate_size=model.spec.intermediate_size,
-        vocab_size=model.vocab_size,
-        max_position=model.max_position,
-        dtype_bytes=size,
-    )
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32` of torch.float32."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _plan(config: Config, model: DecoderModel, device: Device, ops: OpTable) -> MemoryPlan:
@@ -118,7 +111,8 @@ def _plan(config: Config, model: DecoderModel, device: Device, ops: OpTable) -> 
     if on_cpu and config.chunked_prefill_size is None:
         probe = MemoryPlan(512, 512, 1, 512, 0, 0, 0, 0)
         rate = warm_up(*_runner(config, probe, model, device, ops), device)
-    return plan_memory(config, model_facts(model), device.free_bytes(), on_cpu=on_cpu, tokens_per_second=rate)
+    facts = ModelFacts.of(ModelSize.of(model.spec), dtype_name(model.dtype))
+    return plan_memory(config, facts, device.free_bytes(), on_cpu=on_cpu, tokens_per_second=rate)
 
 
 def _runner(
@@ -169,7 +163,7 @@ def _info(
         page_size=config.page_size,
         max_running_requests=plan.max_running,
         max_queued_requests=config.max_queued_requests,
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=dtype_name(model.dtype),
         device=device.name,
         kernels=ops.name,
         architecture=str(architectures[0]) if isinstance(architectures, list) and architectures else "",
@@ -291,7 +285,7 @@ def _await_ready(transport: SocketTransport, on_phase: OnPhase) -> EngineInfo:
 def main(fd: int) -> int:
     """Entry of the engine process: config on standard input, the socket as file descriptor `fd`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the API process decides when to stop
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # nothing is left to save
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=Config)
     setup_log(config.log_level)
     inbox = SocketInbox(socket.socket(fileno=fd))

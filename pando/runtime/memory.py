@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pando.cache.spec import DTYPE_BYTES
 from pando.core.config import Config
 from pando.errors import ConfigError
+from pando.models.size import ModelSize
 
 GIB = 1 << 30
 CPU_SHARE = 0.5
@@ -34,6 +36,21 @@ class ModelFacts:
     vocab_size: int
     max_position: int
     dtype_bytes: int
+
+
+    @classmethod
+    def of(cls, size: ModelSize, dtype: str) -> ModelFacts:
+        """Facts of a model with all weights and KV in `dtype`."""
+        spec = size.spec
+        return cls(
+            weight_bytes=size.weight_bytes(dtype),
+            kv_bytes_per_token=size.kv_bytes_per_token(dtype),
+            hidden_size=spec.hidden_size,
+            intermediate_size=max(layer.intermediate for layer in spec.layers),
+            vocab_size=spec.vocab_size,
+            max_position=spec.max_position,
+            dtype_bytes=DTYPE_BYTES[dtype],
+        )
 
 
 @dataclass(frozen=True, slots=True)

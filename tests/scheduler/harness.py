@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pando.cache.manager import CacheManager
-from pando.core.messages import Command, ControlReply, Failure, Generate, Output, Reply
+from pando.core.messages import Command, ControlReply, Failure, Generate, Output, Reply, TokenLogprobs
 from pando.core.sampling import SamplingParams
 from pando.scheduler.admission import Admission, Limits
 from pando.scheduler.gates import Gate, Gates
@@ -52,12 +52,14 @@ class Bench:
     cache: CacheManager
     inbox: ListInbox
     tokens: dict[str, list[int]] = field(default_factory=dict)
+    logprobs: dict[str, list[TokenLogprobs]] = field(default_factory=dict)
+    prompt_logprobs: dict[str, list[TokenLogprobs]] = field(default_factory=dict)
     ended: dict[str, Output | Failure] = field(default_factory=dict)
     replies: dict[int, ControlReply] = field(default_factory=dict)
 
     def add(self, rid: str, prompt: list[int], num: int, **options: Any) -> None:
         sampling = {k: options.pop(k) for k in list(options) if k in SamplingParams.__struct_fields__}
-        params = SamplingParams(max_new_tokens=num, temperature=0, **sampling)
+        params = SamplingParams(**{"max_new_tokens": num, "temperature": 0.0, **sampling})
         self.inbox.commands.append(Generate(rid=rid, input_ids=prompt, sampling=params, stream=True, **options))
 
     def step(self) -> bool:
@@ -73,6 +75,8 @@ class Bench:
             if isinstance(reply, Output):
                 assert reply.rid not in self.ended, f"{reply.rid} goes on after its end"
                 self.tokens.setdefault(reply.rid, []).extend(reply.token_ids)
+                self.logprobs.setdefault(reply.rid, []).extend(reply.logprobs)
+                self.prompt_logprobs.setdefault(reply.rid, []).extend(reply.prompt_logprobs)
                 if reply.finish is not None:
                     self.ended[reply.rid] = reply
             elif isinstance(reply, Failure):
@@ -111,6 +115,7 @@ def bench(
     gates: list[Gate] | None = None,
     executor: Any = None,
     fail: Any = None,
+    vocab: int = VOCAB,
 ) -> Bench:
     """A scheduler with small pools over a FakeExecutor (or the given one)."""
     cache = CacheManager(num_pages, page_size, sharing=sharing)
@@ -118,7 +123,7 @@ def bench(
     stats = Stats()
     limits = Limits(token_budget, max_running, min(context_length, num_pages * page_size), page_size)
     admission = Admission(cache, waiting_queue(policy, cache), limits, stats)
-    rules = Rules(limits.context_length, VOCAB, max_queued, frozenset([EOS]), lambda sampling: NoStop(), {"ok": True})
+    rules = Rules(limits.context_length, vocab, max_queued, frozenset([EOS]), lambda sampling: NoStop(), {"ok": True})
     inbox = ListInbox()
     scheduler = Scheduler(runner, admission, inbox, Gates(gates or []), stats, rules)
     return Bench(scheduler, runner, cache, inbox)

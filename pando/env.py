@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 
 VARIABLES: dict[str, str] = {
-    "PANDO_API_KEY": "API key: required by a server that is started with it, sent by `pando chat|generate|bench --url`.",
+    "PANDO_API_KEY": "API key: required by a server started with it, sent by `pando chat|generate|bench` to a --url.",
     "PANDO_URL": "Base URL that `pando chat` and `pando generate` talk to when neither a model nor --url is given.",
+    "PANDO_ISA": "Highest instruction set of the CPU kernels: portable, avx2, avx512 or avx512_bf16; for comparison.",
     "NO_COLOR": "Any value: no colours in the terminal.",
 }
 """Name -> what it does."""

@@ -201,7 +201,8 @@ inline vf vtanh(vf x) {
     return select(square < splat(0.04f), series, quotient);
 }
 
-inline vf vsigmoid(vf x) { return 1.0f / (1.0f + vexp(-x)); }
+// 0 where e^-x is beyond the largest number, so that x * sigmoid(x) is 0 for hugely negative x, too.
+inline vf vsigmoid(vf x) { return select(x < splat(-88.0f), vf{}, 1.0f / (1.0f + vexp(-x))); }
 
 } // namespace PANDO_LEVEL
 } // namespace pando

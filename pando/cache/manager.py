@@ -134,9 +134,13 @@ class CacheManager:
         rows, indices = writes.row, writes.page_index
         for row, (handle, count) in enumerate(zip(handles, num_tokens, strict=True)):
             first = len(handle.pages)
-            for index in range(first, -(-count // page_size)):
+            need = -(-count // page_size) - first
+            if need == 1:
                 rows.append(row)
-                indices.append(index)
+                indices.append(first)
+            elif need > 1:
+                rows.extend([row] * need)
+                indices.extend(range(first, first + need))
         shortfall = len(rows) - self.available_pages()
         if shortfall > 0:
             return Denied(shortfall)

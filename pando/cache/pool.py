@@ -27,12 +27,10 @@ class KVPool:
         self.num_slots = num_pages * page_size
         # Zeroed: a padded row may read a slot nothing was written to, and 0 * weight must not become NaN.
         self.k: tuple[Tensor, ...] = tuple(
-            _zeros((self.num_slots, layer.kv_heads, layer.head_dim), dtype, device)
-            for layer in plan.layers
+            _zeros((self.num_slots, layer.kv_heads, layer.head_dim), dtype, device) for layer in plan.layers
         )
         self.v: tuple[Tensor, ...] = tuple(
-            _zeros((self.num_slots, layer.kv_heads, layer.v_dim), dtype, device)
-            for layer in plan.layers
+            _zeros((self.num_slots, layer.kv_heads, layer.v_dim), dtype, device) for layer in plan.layers
         )
 
     @property
@@ -43,6 +41,6 @@ class KVPool:
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """A zeroed tensor. On a CPU the kernel hands out zero pages when they are first touched, so it costs no time."""
-    if torch.device(device).type != "cpu":
+    if not torch.empty(0, device=device).is_cpu:
         return torch.zeros(shape, dtype=dtype, device=device)
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)

@@ -76,7 +76,13 @@ def explain(device_type: str = "cpu", prefer: str = "auto") -> Explanation:
     names = [name for name in OpTable.__dataclass_fields__ if name != "name"]
     if table is REFERENCE:
         why = "asked for" if prefer == "reference" else _missing(device_type)
-        return Explanation(table.name, None, cpu.levels(), {name: f"reference ({why})" for name in names})
+        return Explanation(table.name, None, _levels(None), {name: f"reference ({why})" for name in names})
+    isa = table.name.removeprefix("cpu-")
     reasons = {name: cpu.NOT_NATIVE.get(name) for name in names}
     ops = {name: f"native {table.name}" if why is None else f"torch ({why})" for name, why in reasons.items()}
-    return Explanation(table.name, table.name.removeprefix("cpu-"), cpu.levels(), ops)
+    return Explanation(table.name, isa, _levels(isa), ops)
+
+
+def _levels(chosen: str | None) -> dict[str, str]:
+    """Every compiled level: "chosen", "usable", or why it is not."""
+    return {name: why or ("chosen" if name == chosen else "usable") for name, why in cpu.levels().items()}

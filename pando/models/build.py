@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import replace
 
@@ -68,10 +69,12 @@ def build_model(spec: Spec, loader: Loader, ops: OpTable, context_length: int, i
     head = head_name(spec, names)
     if spec.tied:
         weight = embed
-        loader.skip("^" + head.replace(".", r"\.") + "$")
+        loader.skip("^" + re.escape(head) + "$")
     else:
         weight = loader.tensor(head, (spec.vocab_size, spec.hidden_size))
     bias = loader.tensor(head.removesuffix("weight") + "bias", (spec.vocab_size,)) if spec.head_bias else None
+    for layer in range(spec.num_layers, spec.num_layers + spec.draft_layers):
+        loader.skip("^" + re.escape(spec.layer_prefix(layer)))
     loader.finish()
     return DecoderModel(
         spec,
@@ -164,22 +167,37 @@ class _Builder:
 
     def _attention(self, index: int, shape: LayerShape) -> Attention:
         spec, hidden = self.spec, self.spec.hidden_size
-        q_rows, k_rows, v_rows = (
-            shape.heads * shape.head_dim,
-            shape.kv_heads * shape.head_dim,
-            shape.kv_heads * shape.v_dim,
-        )
-        parts = self._parts(index, "qkv", {"q": q_rows, "k": k_rows, "v": v_rows})
         sinks = self.loader.vector(spec.layer_name(index, "sinks"), shape.heads) if spec.sinks else None
         return Attention(
             index,
             shape,
-            self._fused(parts, hidden, spec.qkv_bias),
+            self._qkv(index, shape),
             self._linear(spec.layer_name(index, "o"), hidden, shape.heads * shape.v_dim, spec.o_bias),
             self._rotary(shape.rope),
             self._qk_norm(index, shape),
             AttentionParams(spec.scale, shape.window, spec.softcap, sinks),
         )
+
+    def _qkv(self, index: int, shape: LayerShape) -> Linear:
+        spec = self.spec
+        rows = {
+            "q": shape.heads * shape.head_dim,
+            "k": shape.kv_heads * shape.head_dim,
+            "v": shape.kv_heads * shape.v_dim,
+        }
+        if spec.qkv_layout == "stacked":
+            return self._fused(self._parts(index, "qkv", rows), spec.hidden_size, spec.qkv_bias)
+
+        def stacked(stored: Tensor) -> Tensor:
+            per_head = stored.view(shape.heads, 3, shape.head_dim, *stored.shape[1:])
+            return per_head.transpose(0, 1).reshape(stored.shape)
+
+        name, total = spec.layer_name(index, "qkv"), sum(rows.values())
+        weight, bias = self._empty(total, spec.hidden_size), self._empty(total) if spec.qkv_bias else None
+        self.loader.into(weight, name + ".weight", stacked)
+        if bias is not None:
+            self.loader.into(bias, name + ".bias", stacked)
+        return Linear(weight, bias, self.ops)
 
     def _rotary(self, rope: RopeShape | None) -> Rotary | None:
         if rope is None:
@@ -192,11 +210,15 @@ class _Builder:
         spec = self.spec
         if spec.qk_norm is None:
             return None
-        q_heads, k_heads = (shape.heads, shape.kv_heads) if spec.qk_norm == "full" else (1, 1)
+        sizes = {
+            "full": ((shape.heads * shape.head_dim,), (shape.kv_heads * shape.head_dim,)),
+            "each_head": ((shape.heads, shape.head_dim), (shape.kv_heads, shape.head_dim)),
+        }
+        q_size, k_size = sizes.get(spec.qk_norm, ((shape.head_dim,), (shape.head_dim,)))
         return QKNorm(
-            self._norm(spec.layer_name(index, "q_norm"), (shape.head_dim * q_heads,)),
-            self._norm(spec.layer_name(index, "k_norm"), (shape.head_dim * k_heads,)),
-            spec.qk_norm,
+            self._norm(spec.layer_name(index, "q_norm"), q_size),
+            self._norm(spec.layer_name(index, "k_norm"), k_size),
+            "head" if spec.qk_norm == "each_head" else spec.qk_norm,
         )
 
     def _mlp(self, index: int, intermediate: int) -> Branch:

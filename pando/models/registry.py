@@ -5,27 +5,53 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pando.errors import ConfigError, UnsupportedModel
-from pando.models.families import gemma, glm, gpt_oss, granite, llama, moe, olmo, phi
+from pando.models.families import gemma, glm, gpt_oss, granite, layer_norm, llama, moe, olmo, phi
 from pando.models.hf_config import HFConfig
 from pando.models.spec import Spec
 
 Adapter = Callable[[HFConfig], Spec]
 
 ADAPTERS: dict[str, Adapter] = {
+    "arcee": llama.arcee,
+    "cohere": layer_norm.cohere,
+    "cohere2": layer_norm.cohere2,
+    "cwm": llama.cwm,
+    "dots1": moe.dots1,
+    "ernie4_5": llama.interleaved,
+    "ernie4_5_moe": moe.ernie4_5_moe,
+    "exaone4": olmo.exaone4,
+    "flex_olmo": olmo.flex_olmo,
     "gemma": gemma.gemma,
     "gemma2": gemma.gemma2,
     "gemma3_text": gemma.gemma3,
     "glm": glm.glm,
     "glm4": glm.glm4,
+    "glm4_moe": moe.glm4_moe,
+    "gpt_neox": layer_norm.gpt_neox,
     "gpt_oss": gpt_oss.gpt_oss,
     "granite": granite.granite,
+    "helium": llama.interleaved,
+    "hunyuan_v1_dense": llama.hunyuan_dense,
     "llama": llama.llama,
+    "minimax_m2": moe.minimax_m2,
+    "ministral": llama.mistral,
     "mistral": llama.mistral,
+    "mixtral": moe.mixtral,
+    "nemotron": layer_norm.nemotron,
+    "olmo": olmo.olmo,
     "olmo2": olmo.olmo2,
+    "olmo3": olmo.olmo3,
+    "olmoe": olmo.olmoe,
+    "phi": layer_norm.phi,
     "phi3": phi.phi3,
     "qwen2": llama.qwen2,
+    "qwen2_moe": moe.qwen2_moe,
     "qwen3": llama.qwen3,
     "qwen3_moe": moe.qwen3_moe,
+    "seed_oss": llama.seed_oss,
+    "smollm3": llama.smollm3,
+    "stablelm": layer_norm.stablelm,
+    "starcoder2": layer_norm.starcoder2,
 }
 """`model_type` of a config -> adapter."""
 

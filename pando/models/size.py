@@ -75,7 +75,7 @@ def _norm_parameters(spec: Spec, size: int) -> int:
 def _layer_parameters(spec: Spec, layer: LayerShape) -> int:
     norms = len(spec.norms) * _norm_parameters(spec, spec.hidden_size)
     if spec.qk_norm is not None:
-        q, k = (layer.heads, layer.kv_heads) if spec.qk_norm == "full" else (1, 1)
+        q, k = (layer.heads, layer.kv_heads) if spec.qk_norm in ("full", "each_head") else (1, 1)
         norms += (q + k) * layer.head_dim
     sinks = layer.heads if spec.sinks else 0
     return norms + sinks + _biases(spec, layer) + _layer_matrices(spec, layer, active=False)

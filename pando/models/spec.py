@@ -62,8 +62,10 @@ class Spec:
     """One decoder-only language model.
 
     scale: factor on attention scores. softcap, final_softcap: 0 = off. norm_offset: added to stored norm weights
-    (Gemma keeps w of 1 + w). qk_norm: norm of queries and keys, per head or over the full width. gated: the MLP is
-    act(gate) * up. multipliers: of embeddings, of each branch before it joins the residual, of the logits.
+    (Gemma keeps w of 1 + w). qk_norm: norm of queries and keys over the full width, per head (each_head: with weights
+    of its own), or per head after rotary. gated: the MLP is act(gate) * up. Multipliers: of embeddings, of each branch
+    before it joins the residual, of the logits. draft_layers: layers past the last one that are on disk and not run.
+    qkv_layout per_head: a fused projection whose rows are q, k, v of the first head, then of the second...
     """
 
     family: str
@@ -86,7 +88,7 @@ class Spec:
     o_bias: bool = False
     mlp_bias: bool = False
     head_bias: bool = False
-    qk_norm: Literal["full", "head", "head_after_rope"] | None = None
+    qk_norm: Literal["full", "head", "each_head", "head_after_rope"] | None = None
     sinks: bool = False
     softcap: float = 0.0
     final_softcap: float = 0.0
@@ -96,7 +98,9 @@ class Spec:
     names: Mapping[str, str] = field(default_factory=lambda: LAYER_NAMES)
     prefix: str = "model."
     top_names: Mapping[str, str] = field(default_factory=dict)
+    qkv_layout: Literal["stacked", "per_head"] = "stacked"
     expert_layout: Literal["separate", "gpt_oss"] = "separate"
+    draft_layers: int = 0
 
     @property
     def num_layers(self) -> int:
@@ -105,8 +109,11 @@ class Spec:
 
     def layer_name(self, layer: int, role: str) -> str:
         """Checkpoint name of a layer's tensor or module, without `.weight`."""
-        name = self.norms[role] if role in self.norms else self.names[role]
-        return f"{self.prefix}{self.top_names.get('layers', 'layers')}.{layer}.{name}"
+        return self.layer_prefix(layer) + (self.norms[role] if role in self.norms else self.names[role])
+
+    def layer_prefix(self, layer: int) -> str:
+        """What the names of a layer's tensors begin with."""
+        return f"{self.prefix}{self.top_names.get('layers', 'layers')}.{layer}."
 
     def top_name(self, role: str) -> str:
         """Checkpoint name of a module outside the layers: embed_tokens, norm; lm_head has no prefix."""
@@ -163,13 +170,14 @@ def read_spec(
         "hidden_size": hidden,
         "max_position": config.integer("max_position_embeddings"),
         "layers": layers,
-        "eps": config.number("rms_norm_eps", "layer_norm_eps", "layernorm_epsilon", "norm_eps", default=1e-6),
+        "eps": config.number("rms_norm_eps", "layer_norm_eps", "norm_epsilon", "norm_eps", default=1e-6),
         "scale": head_dim**-0.5,
         "tied": config.flag("tie_word_embeddings", default=False),
         "activation": read_activation(config),
         "qkv_bias": config.flag("attention_bias", default=False),
         "o_bias": config.flag("attention_bias", default=False),
         "mlp_bias": config.flag("mlp_bias", default=False),
+        "draft_layers": config.integer("num_nextn_predict_layers", "num_mtp_layers", default=0),
         "names": {**LAYER_NAMES, **(names or {})},
         **overrides,
     }

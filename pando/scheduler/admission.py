@@ -148,16 +148,46 @@ class Admission:
 
     def _plan_running(self, plan: Plan) -> None:
         """Rows for the running set: decoding sequences first, then prompts under way, oldest first."""
-        decoding = [request for request in self.running if request.known + request.pending - request.planned == 1]
-        prefilling = [request for request in self.running if request.known + request.pending - request.planned > 1]
-        for request in decoding:
-            wanted = request.known + request.pending < request.limit or request.planned < request.known
-            if wanted and request.state is State.RUNNING:
-                self._plan_decode(plan, request)
+        decoding: list[Request] = []
+        prefilling: list[Request] = []
+        for request in self.running:
+            length = request.known + request.pending
+            to_run = length - request.planned
+            if to_run > 1:
+                prefilling.append(request)
+            elif to_run == 1 and (length < request.limit or request.planned < request.known):
+                decoding.append(request)
+        if decoding:
+            self._plan_decodes(plan, decoding)
         budget = max(self.limits.token_budget - len(plan.rows), self.limits.token_budget // 8)
         for request in prefilling:
             if budget > 0 and request.state is State.RUNNING:
                 budget -= self._plan_chunk(plan, request, budget)
+
+    def _plan_decodes(self, plan: Plan, decoding: list[Request]) -> None:
+        """One token for each, in one cache call; if pages are short, one by one with retractions."""
+        handles = [request.handle for request in decoding]
+        grown = self.cache.grow_many(handles, [request.planned + 1 for request in decoding])  # type: ignore[arg-type]
+        if grown.denied:
+            for request in decoding:
+                if request.state is State.RUNNING:
+                    self._plan_decode(plan, request)
+            return
+        batch = plan.batch
+        slots = [request.slot for request in decoding]
+        batch.page_slot += [slots[row] for row in grown.row]
+        batch.page_index += grown.page_index
+        batch.page_id += grown.page_id
+        batch.slot += slots
+        batch.start += [request.planned for request in decoding]
+        batch.num_tokens += [1] * len(decoding)
+        emits = [1 if request.known + request.pending < request.limit else 0 for request in decoding]
+        batch.emit += emits
+        batch.num_draft += [0] * len(decoding)
+        plan.rows += decoding
+        for request, emit in zip(decoding, emits, strict=True):
+            request.planned += 1
+            request.pending += emit
 
     def _plan_decode(self, plan: Plan, request: Request) -> None:
         planned = request.planned

@@ -28,6 +28,7 @@ class Results:
     def commit(self, plan: Plan, result: StepResult) -> None:
         """Append the step's tokens to their requests. Rows of requests that ended meanwhile are discarded."""
         tokens = iter(result.tokens)
+        plain = not (result.failed or result.prompt_logprobs)
         at = -1
         for row, (request, emit) in enumerate(zip(plan.rows, plan.batch.emit, strict=True)):
             new: list[int] = []
@@ -37,18 +38,23 @@ class Results:
             if request.state is State.DONE:
                 continue
             try:
-                self._commit_row(request, new, row, at, result)
+                if plain or self._commit_extras(request, row, result):
+                    self._commit_tokens(request, new, result.logprobs.get(at))
             except Exception as error:  # a broken invariant ends this request, not the engine
                 _log.exception("request %s failed in commit", request.rid)
                 self.fail(request, StepFailed(f"internal error while committing a step: {error!r}"))
 
-    def _commit_row(self, request: Request, new: list[int], row: int, at: int, result: StepResult) -> None:
+    def _commit_extras(self, request: Request, row: int, result: StepResult) -> bool:
+        """Prompt logprobs and failures of a row; False if it failed."""
         if row in result.failed:
             self._admission.cache.invalidate()
             self.fail(request, StepFailed(result.failed[row]))
-            return
+            return False
         if row in result.prompt_logprobs:
             request.prompt_logprobs.extend(result.prompt_logprobs[row])
+        return True
+
+    def _commit_tokens(self, request: Request, new: list[int], logprobs: list[TokenLogprobs] | None) -> None:
         if not new:
             if request.known == request.limit and request.planned == request.known:
                 self._finish(request, _LENGTH)
@@ -56,7 +62,6 @@ class Results:
         request.pending -= 1
         request.on_trial = False
         request.prompt_logprobs_done = True
-        logprobs = result.logprobs.get(at) if result.logprobs else None
         finish = self._append(request, new, logprobs)
         if finish is not None:
             self._finish(request, finish)
@@ -67,19 +72,18 @@ class Results:
         """Add tokens one by one until one of them ends the sequence; later ones are dropped."""
         for i, token in enumerate(new):
             request.key.append(token)
-            request.known += 1
+            request.known = known = request.known + 1
             request.out_tokens.append(token)
             if logprobs is not None:
                 request.out_logprobs.append(logprobs[i])
             self._stats.generation_tokens += 1
-            num_output = request.known - request.prompt_len
-            if token in request.end_ids and num_output >= request.sampling.min_new_tokens:
-                return Finish("stop", token)
-            if request.stop is not None:
-                matched = request.stop.push([token])
-                if matched is not None and num_output >= request.sampling.min_new_tokens:
+            if token in request.end_ids or request.stop is not None:
+                matched: int | str | None = token if token in request.end_ids else None
+                if matched is None and request.stop is not None:
+                    matched = request.stop.push([token])
+                if matched is not None and known - request.prompt_len >= request.sampling.min_new_tokens:
                     return Finish("stop", matched)
-            if request.known >= request.limit:
+            if known >= request.limit:
                 return _LENGTH
         return None
 

@@ -139,4 +139,6 @@ def sampling_from_mapping(values: Mapping[str, Any], defaults: Mapping[str, Any]
     try:
         return msgspec.convert(merged, SamplingParams, strict=False)
     except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, InvalidRequest):  # raised by __post_init__ and wrapped on the way out
+            raise error.__cause__ from None
         raise InvalidRequest(f"sampling_params: {error}", param="sampling_params") from None

@@ -13,13 +13,15 @@ class Bar:
     """Context manager that yields a function moving the bar by one request; the bar vanishes at the end."""
 
     def __init__(self, total: int) -> None:
+        console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("requests"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            console=Console(stderr=True),
+            console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("requests", total=total)
 

@@ -70,6 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     offline = commands.add_parser("offline", help="the engine alone, in this process", allow_abbrev=False)
     offline.add_argument("model", nargs="?", metavar="MODEL", help="built-in name, folder or hub id (default aspen)")
     offline.add_argument("--output-file", metavar="FILE", help="save the result as JSON")
+    offline.add_argument("--no-progress", action="store_true", help="no progress bar")
     add_workload_flags(offline)
     add_config_flags(offline, skip=SERVER_FIELDS)
     offline.set_defaults(run=run_offline, prog=offline.prog)
@@ -115,7 +116,8 @@ def run_offline(args: argparse.Namespace) -> int:
     """Measure the engine."""
     from pando.bench import offline, report, workload
 
-    result = offline.measure(config_from(args, args.model), workload.Workload.from_args(vars(args)))
+    work = workload.Workload.from_args(vars(args))
+    result = offline.measure(config_from(args, args.model), work, progress=not args.no_progress)
     print(report.table(result))
     report.save([result], args.output_file)
     return 0

@@ -233,9 +233,9 @@ class _Builder:
     def _moe(self, index: int, shape: MoeShape) -> MoE:
         spec, loader = self.spec, self.loader
         router = self._linear(spec.layer_name(index, "router"), shape.num_experts, spec.hidden_size, shape.router_bias)
-        correction = (
-            loader.vector(spec.layer_name(index, "correction"), shape.num_experts) if shape.correction else None
-        )
+        correction = torch.empty(shape.num_experts, device=loader.device) if shape.correction else None
+        if correction is not None:
+            loader.into(correction, spec.layer_name(index, "correction"), torch.flatten)
         experts = (
             self._gpt_oss_experts(index, shape) if spec.expert_layout == "gpt_oss" else self._experts(index, shape)
         )

@@ -11,7 +11,7 @@ No torch here: `pando plan` reads a spec without loading a tensor library.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -136,9 +136,9 @@ _ACTIVATIONS = {
 def read_spec(
     config: HFConfig,
     *,
-    windows: list[int] | None = None,
-    ropes: list[RopeShape | None] | None = None,
-    moe: list[MoeShape | None] | None = None,
+    windows: Sequence[int] | None = None,
+    ropes: Sequence[RopeShape | None] | None = None,
+    moe: Sequence[MoeShape | None] | None = None,
     names: Mapping[str, str] | None = None,
     **overrides: object,
 ) -> Spec:

@@ -108,6 +108,11 @@ def test_a_layer_too_many_is_named(tmp_path: Path) -> None:
         load_model(folder, dtype="float32", ops=OPS)
 
 
+def test_draft_layers_of_a_checkpoint_are_left_out(tmp_path: Path) -> None:
+    folder = edit_config(copy_of("llama", tmp_path), num_hidden_layers=2, num_nextn_predict_layers=1)
+    assert load_model(folder, dtype="float32", ops=OPS).spec.num_layers == 2
+
+
 def test_a_wrong_shape_is_named(tmp_path: Path) -> None:
     folder = edit_config(copy_of("llama", tmp_path), intermediate_size=128)
     with pytest.raises(ConfigError, match=r"down_proj\.weight has shape \[64, 96\], \[64, 128\] expected"):
@@ -143,7 +148,7 @@ def test_the_older_rope_spelling_means_the_same(tmp_path: Path) -> None:
 
 
 def test_dummy_weights_need_only_a_config(tmp_path: Path) -> None:
-    for family in ("gpt_oss", "gemma2", "qwen3_moe", "phi3"):
+    for family in ("gpt_oss", "gemma2", "qwen3_moe", "phi3", "gpt_neox", "cohere", "ernie4_5_moe"):
         shutil.copy(tiny_checkpoint(family) / "config.json", tmp_path / "config.json")
         model = load_model(tmp_path, dtype="float32", ops=OPS, load_format="dummy")
         found = full_logits(model, OPS, IDS)

@@ -18,7 +18,15 @@ from pando.models.load import load_model, load_spec
 from pando.models.spec import Spec
 from pando.models.weights import Loader, SafetensorsSource
 from tests.models.paged_loop import full_logits, greedy
-from tests.tiny_models import FAMILIES, assert_greedy, hf_logits, prompt_ids, report, tiny_checkpoint
+from tests.tiny_models import (
+    EXTRA_FAMILIES,
+    FAMILIES,
+    assert_greedy,
+    hf_logits,
+    prompt_ids,
+    report,
+    tiny_checkpoint,
+)
 
 NEW_TOKENS = 16
 PROMPTS = (prompt_ids(41), prompt_ids(37, seed=1))
@@ -58,6 +66,18 @@ def test_logits_of_a_prompt(family: str, ops: OpTable) -> None:
 def test_greedy_decoding(family: str, chunk: int, page_size: int, ops: OpTable) -> None:
     path = tiny_checkpoint(family)
     assert_same_generation(load(path, ops), ops, path, chunk=chunk, page_size=page_size)
+
+
+@pytest.mark.parametrize("family", EXTRA_FAMILIES)
+def test_one_pass_of_further_families(family: str) -> None:
+    path = tiny_checkpoint(family)
+    found = report(family)
+    assert found.distinct >= 8 and found.context_effect > 0.1, found
+    expected = hf_logits(path, PROMPTS[0])
+    error = (full_logits(load(path), REFERENCE, PROMPTS[0]) - expected).abs().max() / expected.abs().max()
+    assert error < 1e-4
+    ops = op_table("cpu", "auto")
+    assert_same_generation(load(path, ops), ops, path, chunk=7, page_size=16)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.2), ("float16", 0.03)])
@@ -114,6 +134,11 @@ def spec_with(**changes: object) -> Callable[[Spec], Spec]:
     return lambda spec: replace(spec, **changes)  # type: ignore[arg-type]
 
 
+def same_rope_everywhere(spec: Spec) -> Spec:
+    """Every layer turned like the first."""
+    return replace(spec, layers=tuple(replace(layer, rope=spec.layers[0].rope) for layer in spec.layers))
+
+
 WIDER = each_layer(window=lambda layer: layer.window and layer.window + 1)
 NARROWER = each_layer(window=lambda layer: layer.window and layer.window - 1)
 
@@ -143,6 +168,12 @@ WRONG_SPECS: dict[str, tuple[str, Callable[[Spec], Spec]]] = {
     "activation": ("gemma", spec_with(activation="silu")),
     "router weights not renormalised": ("qwen3_moe", moe_with(renormalise=False)),
     "one expert too few": ("qwen3_moe", moe_with(top_k=1)),
+    "expert correction in the weights": ("dots1", moe_with(score="softmax")),
+    "routed scale": ("glm4_moe", moe_with(scale=1.0)),
+    "expert groups": ("dots1", moe_with(groups=1)),
+    "rope on layers without one": ("smollm3", same_rope_everywhere),
+    "branches one after the other": ("gpt_neox", spec_with(parallel=False)),
+    "epsilon": ("qwen3", spec_with(eps=1e-2)),
     "softmax before top-k": ("gpt_oss", moe_with(score="softmax", renormalise=False)),
 }
 

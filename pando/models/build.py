@@ -60,19 +60,18 @@ def head_name(spec: Spec, names: Collection[str] = ()) -> str:
 
 def build_model(spec: Spec, loader: Loader, ops: OpTable, context_length: int, info: ModelInfo) -> DecoderModel:
     """Load every tensor the spec asks for. Raises ConfigError naming what is missing, misshapen or left over."""
-    names = loader.source.names()
-    spec = detect(spec, set(names))
+    spec = detect(spec, loader.names)
     builder = _Builder(spec, loader, ops, context_length)
-    embed = loader.tensor(spec.top_name("embed_tokens") + ".weight", (spec.vocab_size, spec.hidden_size))
+    embed = loader.tensor(spec.top_name("embed_tokens") + ".weight", spec.vocab_size, spec.hidden_size)
     layers = tuple(builder.layer(index, shape) for index, shape in enumerate(spec.layers))
     norm = builder.norm(spec.top_name("norm"), spec.hidden_size)
-    head = head_name(spec, names)
+    head = head_name(spec, loader.names)
     if spec.tied:
         weight = embed
         loader.skip("^" + re.escape(head) + "$")
     else:
-        weight = loader.tensor(head, (spec.vocab_size, spec.hidden_size))
-    bias = loader.tensor(head.removesuffix("weight") + "bias", (spec.vocab_size,)) if spec.head_bias else None
+        weight = loader.tensor(head, spec.vocab_size, spec.hidden_size)
+    bias = loader.tensor(head.removesuffix("weight") + "bias", spec.vocab_size) if spec.head_bias else None
     for layer in range(spec.num_layers, spec.num_layers + spec.draft_layers):
         loader.skip("^" + re.escape(spec.layer_prefix(layer)))
     loader.finish()
@@ -134,10 +133,10 @@ class _Builder:
     def _norm(self, name: str, shape: tuple[int, ...]) -> RMSNorm | LayerNorm:
         if not self.spec.norm_weight:
             return LayerNorm(None, None, self.spec.eps)
-        weight = self.loader.tensor(name + ".weight", shape, torch.float32).add_(self.spec.norm_offset)
+        weight = self.loader.float32(name + ".weight", *shape).add_(self.spec.norm_offset)
         if self.spec.norm == "rms":
             return RMSNorm(weight, self.spec.eps, self.ops)
-        bias = self.loader.tensor(name + ".bias", shape, torch.float32) if self.spec.norm_bias else None
+        bias = self.loader.float32(name + ".bias", *shape) if self.spec.norm_bias else None
         return LayerNorm(weight, bias, self.spec.eps)
 
     def _placed(self, index: int, role: str) -> Norm | None:
@@ -154,20 +153,20 @@ class _Builder:
         return self._fused([(name, rows)], columns, bias)
 
     def _fused(self, parts: list[tuple[str, int]], columns: int, bias: bool) -> Linear:
-        weight = self.loader.stack([(name + ".weight", rows) for name, rows in parts], (columns,))
+        weight = self.loader.stack([(name + ".weight", rows) for name, rows in parts], columns)
         vector = self.loader.stack([(name + ".bias", rows) for name, rows in parts]) if bias else None
         return Linear(weight, vector, self.ops)
 
     def _parts(self, index: int, whole: str, parts: dict[str, int]) -> list[tuple[str, int]]:
         """Tensors of a fused linear: one when the checkpoint stores it fused, else one per part."""
         fused = self.spec.layer_name(index, whole)
-        if self.loader.source.names() and self.loader.has(fused + ".weight"):
+        if fused + ".weight" in self.loader.names:
             return [(fused, sum(parts.values()))]
         return [(self.spec.layer_name(index, role), rows) for role, rows in parts.items()]
 
     def _attention(self, index: int, shape: LayerShape) -> Attention:
         spec, hidden = self.spec, self.spec.hidden_size
-        sinks = self.loader.vector(spec.layer_name(index, "sinks"), shape.heads) if spec.sinks else None
+        sinks = self.loader.float32(spec.layer_name(index, "sinks"), shape.heads) if spec.sinks else None
         return Attention(
             index,
             shape,
@@ -193,7 +192,7 @@ class _Builder:
             return per_head.transpose(0, 1).reshape(stored.shape)
 
         name, total = spec.layer_name(index, "qkv"), sum(rows.values())
-        weight, bias = self._empty(total, spec.hidden_size), self._empty(total) if spec.qkv_bias else None
+        weight, bias = self.loader.empty(total, spec.hidden_size), self.loader.empty(total) if spec.qkv_bias else None
         self.loader.into(weight, name + ".weight", stacked)
         if bias is not None:
             self.loader.into(bias, name + ".bias", stacked)
@@ -245,7 +244,7 @@ class _Builder:
         """One tensor per expert and projection on disk."""
         loader, names = self.loader, self.spec.names
         size, hidden, inner = shape.num_experts, self.spec.hidden_size, shape.intermediate
-        gate_up, down = self._empty(size, 2 * inner, hidden), self._empty(size, hidden, inner)
+        gate_up, down = self.loader.empty(size, 2 * inner, hidden), self.loader.empty(size, hidden, inner)
         base = self.spec.layer_name(index, "expert")
         for expert in range(size):
             prefix = base.format(e=expert)
@@ -262,8 +261,8 @@ class _Builder:
         def halves(stored: Tensor) -> Tensor:
             return torch.cat((stored[..., 0::2], stored[..., 1::2]), dim=-1)
 
-        gate_up, down = self._empty(size, 2 * inner, hidden), self._empty(size, hidden, inner)
-        gate_up_bias, down_bias = self._empty(size, 2 * inner), self._empty(size, hidden)
+        gate_up, down = self.loader.empty(size, 2 * inner, hidden), self.loader.empty(size, hidden, inner)
+        gate_up_bias, down_bias = self.loader.empty(size, 2 * inner), self.loader.empty(size, hidden)
         loader.into(gate_up, f"{base}.gate_up_proj", lambda stored: halves(stored).transpose(1, 2))
         loader.into(down, f"{base}.down_proj", lambda stored: stored.transpose(1, 2))
         loader.into(gate_up_bias, f"{base}.gate_up_proj_bias", halves)
@@ -279,6 +278,3 @@ class _Builder:
         mlp = GatedMLP(gate_up, self._linear(f"{base}.down_proj", hidden, inner, False), spec.activation, self.ops)
         gate = self._linear(spec.layer_name(index, "shared_gate"), 1, hidden, False) if shape.shared_gate else None
         return SharedExpert(mlp, gate)
-
-    def _empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.loader.dtype, device=self.loader.device)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -25,17 +26,18 @@ INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 
 
+Change = Callable[[Tensor], Tensor]
+"""Rearranges a stored tensor: a transpose, a permutation of rows."""
+
+
 class WeightSource(Protocol):
     """Named tensors of one checkpoint."""
 
-    def names(self) -> Sequence[str]:
+    def names(self) -> frozenset[str]:
         """All tensor names; empty for a source that makes up whatever is asked for."""
 
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        """Shape of a tensor, None when it does not exist."""
-
-    def read(self, name: str, rows: slice | None = None) -> Tensor:
-        """A tensor, or some of its first-dim rows, on the CPU in its stored dtype; not to be written to."""
+    def fill(self, out: Tensor, name: str, change: Change | None) -> str | None:
+        """Write a tensor into `out`, in its dtype and on its device; else say what is wrong with it."""
 
 
 class SafetensorsSource:
@@ -44,23 +46,30 @@ class SafetensorsSource:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._file_of = _tensor_files(folder)
+        self._names = frozenset(self._file_of)
         self._open: dict[str, safe_open] = {}
 
-    def names(self) -> Sequence[str]:
+    def names(self) -> frozenset[str]:
         """All tensor names of the checkpoint."""
-        return list(self._file_of)
-
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        """Shape of a tensor, None when it does not exist."""
-        if name not in self._file_of:
-            return None
-        return tuple(self._handle(name).get_slice(name).get_shape())
+        return self._names
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """A tensor, or some of its first-dim rows, on the CPU in its stored dtype; not to be written to."""
         handle = self._handle(name)
         tensor: Tensor = handle.get_tensor(name) if rows is None else handle.get_slice(name)[rows]
         return tensor
+
+    def fill(self, out: Tensor, name: str, change: Change | None) -> str | None:
+        """Copy a tensor from the mapped file into `out`; else say what is wrong with it."""
+        if name not in self._file_of:
+            return f"{name} is missing"
+        stored = self.read(name)
+        if change is not None and stored.numel() == out.numel():
+            stored = change(stored)
+        if stored.shape != out.shape:
+            return f"{name} has shape {list(stored.shape)}, {list(out.shape)} expected"
+        out.copy_(stored)
+        return None
 
     def _handle(self, name: str) -> safe_open:
         file = self._file_of[name]
@@ -101,33 +110,23 @@ class DummySource:
     BLOCK = 1 << 20
 
     def __init__(self, seed: int = 0, std: float = 0.02) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self._noise = torch.randn(self.BLOCK, generator=generator) * std
-        self._sizes: dict[str, tuple[int, ...]] = {}
+        self._noise = torch.randn(self.BLOCK, generator=torch.Generator().manual_seed(seed)) * std
 
-    def names(self) -> Sequence[str]:
+    def names(self) -> frozenset[str]:
         """Nothing is listed: every name exists."""
-        return []
+        return frozenset()
 
-    def expect(self, name: str, shape: tuple[int, ...]) -> None:
-        """Fix the shape of a tensor before it is read."""
-        self._sizes[name] = shape
-
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        """The shape that was fixed, else None."""
-        return self._sizes.get(name)
-
-    def read(self, name: str, rows: slice | None = None) -> Tensor:
+    def fill(self, out: Tensor, name: str, change: Change | None) -> str | None:
         """Noise that starts at an offset that depends on the name; norm weights are 1 + noise."""
-        shape = self._sizes[name]
-        count = 1
-        for size in shape:
-            count *= size
-        start = sum(name.encode()) * 7919 % self.BLOCK
-        repeats = (start + count) // self.BLOCK + 1
-        noise = self._noise.repeat(repeats)[start : start + count].view(shape)
-        noise = noise + 1.0 if "norm" in name.rsplit(".", 2)[-2] else noise
-        return noise if rows is None else noise[rows]
+        offset = zlib.crc32(name.encode()) % self.BLOCK
+        noise = self._noise.roll(-offset).to(out.device, out.dtype)
+        flat = out.view(-1)
+        for start in range(0, flat.numel(), self.BLOCK):
+            piece = flat[start : start + self.BLOCK]
+            piece.copy_(noise[: piece.numel()])
+        if "norm" in name.rsplit(".", 2)[-2]:
+            out.add_(1.0)
+        return None
 
 
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|attention\.bias$|rotary_emb\.(cos|sin)_cached$")
@@ -147,52 +146,44 @@ class Loader:
         self.source = source
         self.dtype = dtype
         self.device = device
+        self.names = source.names()
         self._progress = progress
-        self._unused = set(source.names())
-        self._total = max(len(self._unused), 1)
+        self._unused = set(self.names)
         self._problems: list[str] = []
 
-    def has(self, name: str) -> bool:
-        """Whether the checkpoint lists the tensor; always true for a source that lists nothing."""
-        return not self.source.names() or self.source.shape(name) is not None
+    def empty(self, *shape: int) -> Tensor:
+        """Room for a tensor in the target dtype, on the target device."""
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
 
-    def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
-        """One tensor. A missing or misshapen one is reported by `finish`, not here."""
-        out = torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
+    def into(self, out: Tensor, name: str, change: Change | None = None) -> None:
+        """Fill `out`; `change` first rearranges what is stored. A problem is reported by `finish`, not here."""
+        problem = self.source.fill(out, name, change)
+        self._unused.discard(name)
+        if problem is not None:
+            self._problems.append(problem)
+        if self._progress is not None:
+            self._progress(1.0 - len(self._unused) / max(len(self.names), 1), name)
+
+    def tensor(self, name: str, *shape: int) -> Tensor:
+        """One tensor in the target dtype."""
+        out = self.empty(*shape)
         self.into(out, name)
         return out
 
-    def vector(self, name: str, size: int) -> Tensor:
-        """A float32 vector: norm weights, sinks, router corrections."""
-        return self.tensor(name, (size,), torch.float32)
+    def float32(self, name: str, *shape: int) -> Tensor:
+        """One tensor kept in float32: norm weights, sinks."""
+        out = torch.empty(shape, dtype=torch.float32, device=self.device)
+        self.into(out, name)
+        return out
 
-    def stack(self, parts: Iterable[tuple[str, int]], row: tuple[int, ...] = ()) -> Tensor:
+    def stack(self, parts: Sequence[tuple[str, int]], *row: int) -> Tensor:
         """Several tensors [n_i, *row] one after another along the first dim."""
-        parts = list(parts)
-        out = torch.empty((sum(n for _, n in parts), *row), dtype=self.dtype, device=self.device)
+        out = self.empty(sum(rows for _, rows in parts), *row)
         start = 0
         for name, rows in parts:
             self.into(out[start : start + rows], name)
             start += rows
         return out
-
-    def into(self, out: Tensor, name: str, change: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Copy a tensor into `out`, converting dtype and device; `change` first rearranges what is stored."""
-        if isinstance(self.source, DummySource):
-            self.source.expect(name, tuple(out.shape))
-            change = None
-        stored = self.source.shape(name)
-        if stored is None:
-            self._problems.append(f"{name} is missing")
-            return
-        tensor = self.source.read(name)
-        tensor = change(tensor) if change is not None else tensor
-        if tensor.shape != out.shape:
-            expected = f"{list(out.shape)} expected" + (f" (stored as {list(stored)})" if change else "")
-            self._problems.append(f"{name} has shape {list(tensor.shape)}, {expected}")
-            return
-        out.copy_(tensor)
-        self._used(name)
 
     def skip(self, pattern: str) -> None:
         """Declare tensors whose name matches as known and not needed."""
@@ -206,8 +197,3 @@ class Loader:
         if problems:
             shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
             raise ConfigError(f"the weights do not fit the config: {shown}", param="model_path")
-
-    def _used(self, name: str) -> None:
-        self._unused.discard(name)
-        if self._progress is not None:
-            self._progress(min(1.0, 1.0 - len(self._unused) / self._total), name)

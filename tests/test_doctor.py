@@ -1,0 +1,71 @@
+"""`pando doctor` and `pando plan`: what they find, and what they say when something is missing."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from pando import doctor
+from pando.cli import main
+from pando.core.config import Config
+from pando.errors import ModelNotFound
+from tests.dummy_model import dummy_config
+
+
+def test_report_covers_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json", "--no-measure"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"pando", "libraries", "device", "processor", "kernels", "built-in model"} <= set(found)
+    assert "torch" in found["libraries"]["text"]
+    assert found["device"]["text"].endswith("GiB free")
+
+
+def test_kernels_say_why_not() -> None:
+    (kernels,) = [finding for finding in doctor.examine(measure=False) if finding.name == "kernels"]
+    assert kernels.state in ("ok", "slow")
+    assert kernels.details, "every op that is not native has a reason"
+
+
+def test_measurements_are_plausible() -> None:
+    calls = []
+    rate = doctor.best_rate(lambda: calls.append(1), 1000.0, 0.01)
+    assert rate > 1000.0 / 0.01 and len(calls) >= 2
+
+
+def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name == "uvicorn":
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    broken = [finding for finding in doctor.examine(measure=False) if finding.state == "broken"]
+    assert [finding.text for finding in broken] == ["missing: uvicorn; install pando-llm again"]
+    assert "BROKEN" in doctor.as_text(broken)
+
+
+def test_broken_finding_sets_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> Path:
+        raise ModelNotFound("the built-in model is not part of this installation")
+
+    monkeypatch.setattr("pando.models.load.resolve_model_path", missing)
+    assert main(["doctor", "--no-measure"]) == 1
+
+
+def test_plan_counts_what_the_shape_says(tmp_path: Path) -> None:
+    lines = "\n".join(doctor.plan_lines(dummy_config(tmp_path)))
+    # 2 layers, K and V, 1 head of 16, float32.
+    assert "256 bytes a token" in lines
+    assert "4,096 tokens" in lines and "float32 on cpu" in lines
+    assert "8 x 512 tokens" in lines
+
+
+def test_plan_of_bfloat16_is_half(tmp_path: Path) -> None:
+    config = dummy_config(tmp_path)
+    half = Config(model_path=config.model_path, dtype="bfloat16", max_total_tokens=4096, page_size=16)
+    assert "128 bytes a token" in "\n".join(doctor.plan_lines(half))

@@ -55,7 +55,7 @@ class Component(Protocol):
         """Undo one `lock`; what is then unprotected becomes a candidate for eviction."""
 
     def touch(self, node: Node) -> None:
-        """A hit ended at `node`: refresh what it used."""
+        """A hit ended at `node`, which is locked (so no candidate just now): refresh what it used."""
 
     def offer(self, node: Node) -> None:
         """`node` lost a lock or a child: make its record a candidate if it may be evicted now."""
@@ -142,11 +142,8 @@ class FullKV:
 
     def touch(self, node: Node) -> None:
         """Refresh `node` alone. Its ancestors need no refresh: they can not go before it, and after it they may."""
-        record = node.records[self.index]
         self.clock += 1
-        record.last_use = self.clock
-        if record.stamp:
-            self.order.add(record)
+        node.records[self.index].last_use = self.clock
 
     def offer(self, node: Node) -> None:
         """A live, unlocked leaf is a candidate."""

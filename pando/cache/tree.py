@@ -70,9 +70,9 @@ class RadixTree:
     def split(self, node: Node, num_bytes: int) -> Node:
         """Cut `node`'s edge after `num_bytes`; returns the new upper node. `node` stays the lower one, with its id."""
         parent, key, page_bytes = node.parent, node.key, self.page_bytes
+        assert node.live, "what was invalidated is found by nobody, so nobody splits it"
         assert parent is not None and 0 < num_bytes < len(key) and num_bytes % page_bytes == 0, (num_bytes, len(key))
         upper = self._new_node(parent, key[:num_bytes], parent.depth + num_bytes // TOKEN_BYTES, node.namespace)
-        upper.live = node.live
         upper.children[key[num_bytes : num_bytes + page_bytes]] = node
         parent.children[key[:page_bytes]] = upper
         node.parent, node.key = upper, key[num_bytes:]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pando.cache.handle import CacheHandle
 from pando.cache.key import TokenKey, tokens_to_bytes
 from pando.cache.manager import CacheManager
+from pando.cache.node import Node
 from tests.cache.prefix_model import ModelHandle, Prefix, PrefixModel
 
 NAMESPACES = ("", "", "", "adapter")
@@ -216,7 +217,7 @@ class Driver:
     def contents(self) -> dict[Prefix, int]:
         """Every page the tree can match, by its prefix."""
         found: dict[Prefix, int] = {}
-        paths = {None: b""}
+        paths: dict[Node | None, bytes] = {None: b""}
         width = self.manager.tree.page_bytes
         for node in self.manager.tree.nodes():
             above = paths[node.parent]

@@ -174,7 +174,8 @@ def test_admission_for_less_than_is_cached_reserves_nothing() -> None:
 def test_grow_adds_pages_only_when_there_is_no_room() -> None:
     manager = CacheManager(4, 4)
     handle = admit(manager, [1, 2, 3])
-    assert len(manager.grow(handle, 4).page_ids) == 0
+    room = manager.grow(handle, 4)
+    assert not room.denied and len(room.page_ids) == 0
     grown = manager.grow(handle, 13)
     assert not grown.denied
     assert (grown.first_page, list(grown.page_ids)) == (1, [1, 2, 3])
@@ -188,7 +189,8 @@ def test_grow_evicts_what_nobody_holds() -> None:
     manager = CacheManager(4, 1)
     serve(manager, [7, 8])
     handle = admit(manager, [1, 2])
-    assert list(manager.grow(handle, 3).page_ids) == [1], "the tail of the unused prefix"
+    grown = manager.grow(handle, 3)
+    assert not grown.denied and list(grown.page_ids) == [1], "the tail of the unused prefix"
     assert cached(manager, [7, 8]) == 1
 
 

@@ -88,6 +88,16 @@ def test_split_then_merge_is_the_identity() -> None:
     assert find(tree, [1, 2, 3, 4, 5]) == (node, 5)
 
 
+def test_merging_keeps_hashes_only_if_all_parts_have_them() -> None:
+    tree, kv = make_tree(1)
+    upper = grow(tree, kv, tree.root(""), [1, 2])
+    upper.hashes = bytes(16)
+    lower = grow(tree, kv, upper, [3])
+    tree.merge_upwards(lower)
+    assert tokens_from_bytes(lower.key) == [1, 2, 3]
+    assert lower.hashes is None
+
+
 def test_merge_stops_at_a_fork_and_at_a_pin() -> None:
     tree, kv = make_tree(1)
     node = grow(tree, kv, tree.root(""), [1, 2, 3, 4])

@@ -66,7 +66,8 @@ def test_outdated_entries_do_not_pile_up() -> None:
 
 def test_random_use_equals_sorting() -> None:
     draw = random.Random(5)
-    order, present, clock = LruLeaf(), [], 0
+    order, clock = LruLeaf(), 0
+    present: list[Record] = []
     for _ in range(5000):
         clock += 1
         kind = draw.random()

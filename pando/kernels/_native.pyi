@@ -1,6 +1,6 @@
 """The compiled kernels (csrc/module.cpp): pointers, sizes and strides in elements. Called by `pando.kernels.cpu` only.
 
-A pair of strides is (token or slot, head). Raises ValueError on an index out of range or a level this processor lacks.
+Strides in a tuple are (token or slot, head). ValueError on an index out of range or a level this processor lacks.
 """
 
 interface: int
@@ -48,13 +48,13 @@ def activation(
 def store(
     element_bytes: int,
     k: int,
-    k_strides: tuple[int, int],
+    k_strides: tuple[int, ...],
     v: int,
-    v_strides: tuple[int, int],
+    v_strides: tuple[int, ...],
     k_cache: int,
-    k_cache_strides: tuple[int, int],
+    k_cache_strides: tuple[int, ...],
     v_cache: int,
-    v_cache_strides: tuple[int, int],
+    v_cache_strides: tuple[int, ...],
     tokens: int,
     heads: int,
     k_dim: int,
@@ -67,11 +67,11 @@ def attention(
     level: int,
     dtype: int,
     q: int,
-    q_strides: tuple[int, int],
+    q_strides: tuple[int, ...],
     k: int,
-    k_strides: tuple[int, int],
+    k_strides: tuple[int, ...],
     v: int,
-    v_strides: tuple[int, int],
+    v_strides: tuple[int, ...],
     out: int,
     tokens: int,
     heads: int,

@@ -164,7 +164,8 @@ def apply_penalties_(
         return reference.apply_penalties_(logits, history, prompt_lens, lens, repetition, frequency, presence)
     _native.penalties(
         logits.data_ptr(),
-        *logits.shape,
+        logits.shape[0],
+        logits.shape[1],
         history.data_ptr(),
         history.stride(0),
         history.shape[1],
@@ -249,7 +250,8 @@ class _Ops:
             q.shape[0],
             positions.data_ptr(),
             cos_sin.data_ptr(),
-            *cos_sin.shape,
+            cos_sin.shape[0],
+            cos_sin.shape[1],
             interleaved,
         )
         return None
@@ -359,7 +361,8 @@ class _Ops:
         _native.sample(
             self._level,
             logits_RV.data_ptr(),
-            *logits_RV.shape,
+            logits_RV.shape[0],
+            logits_RV.shape[1],
             temperature.data_ptr(),
             top_k.data_ptr(),
             top_p.data_ptr(),
@@ -375,5 +378,7 @@ class _Ops:
         if not (_is_plain(logits, torch.float32) and _is_plain(token_ids, torch.int64)):
             return reference.logprobs(logits, token_ids)
         out = torch.empty(logits.shape[0], dtype=torch.float32)
-        _native.logprobs(self._level, logits.data_ptr(), *logits.shape, token_ids.data_ptr(), out.data_ptr())
+        _native.logprobs(
+            self._level, logits.data_ptr(), logits.shape[0], logits.shape[1], token_ids.data_ptr(), out.data_ptr()
+        )
         return out

@@ -13,11 +13,13 @@ from pando.core.messages import Generate, TokenLogprobs
 from pando.core.sampling import LogprobSpec
 from pando.engine_client import Completion, Delta, EngineClient, require_grammar
 from pando.errors import InvalidRequest
+from pando.native import positive_timeout
 from pando.server.exchange import json_response, post, read_json, service_of
 from pando.server.openai_request import (
     OpenAIBody,
     UsageTotals,
     finish_name,
+    openai_names,
     raise_failures,
     request_id,
     sampling_values,
@@ -26,7 +28,7 @@ from pando.server.openai_request import (
 )
 from pando.server.parsers.hermes import CallArguments, CallStart, Text
 from pando.server.parsers.reply import Event, Reasoning, ReplyFormat, ReplyParser
-from pando.server.prompt import positive_timeout, render_chat
+from pando.server.prompt import render_chat
 from pando.server.sse import EventStream, collect_connected, encode_json
 from pando.tokenizer.tokenizer import Tokenizer
 
@@ -79,7 +81,8 @@ async def chat_completions(request: Request) -> ASGIApp:
     )
     input_ids = await service.encode(text, add_special_tokens=False)
     reply_id = request_id("chatcmpl")
-    messages = _messages(client, body, input_ids, body.rid or reply_id)
+    with openai_names(prompt="messages"):
+        messages = _messages(client, body, input_ids, body.rid or reply_id)
     shape = _reply_format(client.tokenizer, body, text, bool(tools))
     chat = _Chat(body, reply_id, model, unix_time(), messages, shape)
     generation = client.submit(messages, group=body.rid or reply_id)

@@ -12,18 +12,19 @@ from pando.core.messages import Generate, TokenLogprobs
 from pando.core.sampling import LogprobSpec
 from pando.engine_client import Completion, Delta, EngineClient
 from pando.errors import InvalidRequest
+from pando.native import MAX_BATCH, positive_timeout, token_prompts
 from pando.server.exchange import json_response, post, read_json, service_of
 from pando.server.openai_request import (
     OpenAIBody,
     UsageTotals,
     finish_name,
+    openai_names,
     raise_failures,
     request_id,
     sampling_values,
     stop_reason,
     unix_time,
 )
-from pando.server.prompt import MAX_BATCH, positive_timeout, token_prompts
 from pando.server.service import Service
 from pando.server.sse import EventStream, collect_connected, encode_json
 from pando.tokenizer.detokenizer import make_detokenizer
@@ -75,7 +76,8 @@ async def completions(request: Request) -> ASGIApp:
     _check(body)
     prompts = await _prompts(service, body)
     reply_id = request_id("cmpl")
-    messages = _messages(client, body, prompts, body.rid or reply_id)
+    with openai_names(input_ids="prompt"):
+        messages = _messages(client, body, prompts, body.rid or reply_id)
     work = _Work(body, reply_id, model, unix_time(), prompts, messages, len(messages) // len(prompts))
     generation = client.submit(messages, group=body.rid or reply_id)
     if body.stream:
@@ -105,9 +107,6 @@ async def _prompts(service: Service, body: CompletionBody) -> list[_Prompt]:
         special = body.add_special_tokens
         return [_Prompt(text, await service.encode(text, add_special_tokens=special)) for text in value]
     rows = token_prompts(value, "prompt").ids
-    for row in rows:
-        if not all(0 <= token < service.require().info.vocab_size for token in row):
-            raise InvalidRequest("prompt has token ids outside the vocabulary", param="prompt")
     return [_Prompt(tokenizer.decode(row) if body.echo else "", row) for row in rows]
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -12,8 +13,8 @@ import msgspec
 from pando.core.messages import Finish
 from pando.core.sampling import SamplingParams
 from pando.engine_client import Completion, Delta, require_grammar
-from pando.errors import InvalidRequest
-from pando.server.prompt import cache_namespace
+from pando.errors import InvalidRequest, PandoError
+from pando.native import cache_namespace
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
@@ -80,6 +81,7 @@ class OpenAIBody(msgspec.Struct, kw_only=True):
 
 
 _RENAMED = {"seed": "sampling_seed", "min_tokens": "min_new_tokens"}
+_NATIVE_TO_OPENAI = {"max_new_tokens": "max_tokens", **{native: name for name, native in _RENAMED.items()}}
 _SAME = (
     "n stop temperature top_p frequency_penalty presence_penalty logit_bias top_k min_p repetition_penalty "
     "stop_token_ids stop_regex ignore_eos skip_special_tokens spaces_between_special_tokens no_stop_trim"
@@ -109,6 +111,16 @@ def _refuse_grammar(body: OpenAIBody) -> None:
                 f"response_format.type is {kind!r}; give text, json_object or json_schema", param="response_format"
             )
         require_grammar(None if kind == "text" else "response_format")
+
+
+@contextmanager
+def openai_names(**names: str) -> Iterator[None]:
+    """Errors raised inside name the field as the OpenAI API calls it; `names` adds to the common ones."""
+    try:
+        yield
+    except PandoError as error:
+        error.param = {**_NATIVE_TO_OPENAI, **names}.get(error.param or "", error.param)
+        raise
 
 
 def request_id(prefix: str) -> str:

@@ -11,13 +11,13 @@ transformers; a second run does not import transformers at all.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import itertools
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -253,13 +253,11 @@ def tiny_checkpoint(family: str, tmp_root: Path | None = None) -> Path:
     if not (folder / "config.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Built beside its place and moved there in one step: test processes may build at the same time.
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as scratch:
             _build(family, Path(scratch))
-            try:
+            # Another process may have been first; its checkpoint is the same.
+            with contextlib.suppress(OSError):
                 os.rename(scratch, folder)
-            except OSError:
-                shutil.rmtree(scratch, ignore_errors=True)
-            os.makedirs(scratch, exist_ok=True)
     return folder
 
 

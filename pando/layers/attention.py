@@ -54,7 +54,7 @@ class Attention:
     def __call__(self, x_TM: Tensor, batch: ForwardBatch, attention: AttentionBackend) -> Tensor:
         """[T, M] -> [T, M]; writes this step's keys and values to the cache."""
         shape, norm, num_tokens = self.shape, self.qk_norm, x_TM.shape[0]
-        q, k, v = self.qkv(x_TM).split(self._widths, dim=-1)
+        q, k, v = self.qkv(x_TM).split_with_sizes(self._widths, dim=-1)
         if norm is not None and norm.place == "full":
             q, k = norm(q, k)
         q_THD = q.view(num_tokens, shape.heads, shape.head_dim)

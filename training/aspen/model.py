@@ -1,6 +1,7 @@
-"""A compact Qwen3 decoder for training on CPU: the same mathematics and parameter names as transformers' `Qwen3ForCausalLM`.
+"""A compact Qwen3 decoder for training on CPU, with the mathematics and names of transformers' `Qwen3ForCausalLM`.
 
-Shape suffixes: B sequences, T tokens, D hidden, H query heads, K key/value heads, C head dim, M supervised positions, V vocabulary.
+Shape suffixes: B sequences, T tokens, D hidden, H query heads, K key/value heads, C head dim, M supervised positions,
+V vocabulary.
 """
 
 import torch
@@ -11,8 +12,8 @@ from training.aspen.shape import Shape
 
 QUERY_BLOCK = 128
 MAX_BLOCKS = 8
-"""Queries per block of `causal_attention`, and most blocks: a block's scores stay near the cache and about half of the square
-is never computed, while long rows do not unroll into more code than the compiler digests in a minute."""
+"""Queries per block of `causal_attention`, and most blocks: a block's scores stay near the cache and about half of the
+square is never computed, while long rows do not unroll into more code than the compiler digests in a minute."""
 
 
 class RMSNorm(nn.Module):
@@ -39,9 +40,10 @@ def rotate(x: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
 def causal_attention(q_BHTC: Tensor, k_BHTC: Tensor, v_BHTC: Tensor, documents_BT: Tensor) -> Tensor:
     """Causal softmax attention within each document, [B, H, T, C].
 
-    Written out because the stock CPU kernel took half of the training time at these sizes (18 against 7 microseconds per token
-    and layer at T=512). No row maximum is subtracted: with the norm on queries and keys a score is at most
-    sqrt(C) * |gain_q * gain_k|, and the trainer keeps the gains below 3, so exp stays below e^72 and fits fp32 and bf16.
+    `documents_BT` numbers the document of each token. Written out because the stock CPU kernel took half of the
+    training time at these sizes (18 against 7 microseconds per token and layer at T=512). No row maximum is subtracted:
+    with the norm on queries and keys a score is at most sqrt(C) * |gain_q * gain_k|, and the trainer keeps the gains
+    below 3, so exp stays below e^72 and fits fp32 and bf16.
     """
     length, scale = q_BHTC.shape[2], q_BHTC.shape[3] ** -0.5
     block = max(QUERY_BLOCK, -(-length // MAX_BLOCKS))
@@ -139,7 +141,7 @@ class Aspen(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw initial weights: narrow embeddings (the head is tied), fan-in scaled matrices, zero output projections."""
+        """Draw initial weights: narrow embeddings (the head is tied), fan-in scaled matrices, zero outputs."""
         nn.init.normal_(self.model.embed_tokens.weight, std=0.02)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2 and "layers" in name:
@@ -157,7 +159,7 @@ class Aspen(nn.Module):
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
     def forward(self, tokens_BT: Tensor, cos_TC: Tensor, sin_TC: Tensor, documents_BT: Tensor) -> Tensor:
-        """Return the normalised hidden states [B, T, D]; tokens see only their own document (equal ids in `documents_BT`)."""
+        """Return the normalised hidden states [B, T, D]; tokens see only their own document."""
         x_BTD = self.model.embed_tokens(tokens_BT)
         for layer in self.model.layers:
             x_BTD = layer(x_BTD, cos_TC, sin_TC, documents_BT)

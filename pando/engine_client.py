@@ -441,7 +441,7 @@ class EngineClient:
             what = f"you asked for {prompt_len + output_len} tokens ({prompt_len} of prompt, {output_len} of output)"
             remedy = "shorten the prompt or lower the output limit"
         text = f"This model's maximum context length is {limit} tokens, but {what}; {remedy}."
-        return ContextLengthExceeded(text, param="max_tokens" if "lower" in remedy else "messages")
+        return ContextLengthExceeded(text, param="max_new_tokens" if "lower" in remedy else "prompt")
 
     def _check(self, input_ids: list[int], params: SamplingParams, logprobs: LogprobSpec | None) -> None:
         if not input_ids:

@@ -159,7 +159,7 @@ def test_absent_limit_is_128() -> None:
         ({"text": "a", "timeout": 0}, "timeout"),
         ({"text": "a", "stream": "yes"}, "stream"),
         ({"text": "a", "return_logprob": True, "logprob_start_len": 99}, "logprob_start_len"),
-        ({"text": "word " * 600}, "messages"),
+        ({"text": "word " * 600}, "prompt"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])

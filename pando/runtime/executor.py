@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import threading
 from concurrent.futures import Future
-from concurrent.futures import wait as concurrent_wait
 
 from pando.core.batch import Batch, StepResult
 from pando.runtime.runner import Runner, Step
@@ -28,7 +27,7 @@ class ThreadedExecutor:
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        self._work: queue.SimpleQueue[tuple[Batch | None, ThreadedStep] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[Batch | None, ThreadedStep] | threading.Event | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="pando-executor", daemon=True)
         self._thread.start()
 
@@ -48,9 +47,9 @@ class ThreadedExecutor:
 
     def reset(self) -> None:
         """Wait until the queued work is done, then forget all slots."""
-        done = ThreadedStep()
-        self._work.put((Batch(-1, [], [], [], [], [], [], [], [], [], []), done))
-        concurrent_wait([done.launched])
+        reached = threading.Event()
+        self._work.put(reached)
+        reached.wait()
         self._runner.reset()
 
     def close(self) -> None:
@@ -60,6 +59,9 @@ class ThreadedExecutor:
 
     def _loop(self) -> None:
         while (item := self._work.get()) is not None:
+            if isinstance(item, threading.Event):
+                item.set()
+                continue
             batch, step = item
             target: Future[Step] | Future[StepResult] = step.sampled if batch is None else step.launched
             try:
@@ -67,9 +69,7 @@ class ThreadedExecutor:
                     launched = step.launched.result()
                     self._runner.sample(launched, None)
                     step.sampled.set_result(self._runner.collect(launched))
-                elif batch.num_rows:
-                    step.launched.set_result(self._runner.launch(batch))
                 else:
-                    step.launched.cancel()
+                    step.launched.set_result(self._runner.launch(batch))
             except Exception as error:
                 target.set_exception(error)

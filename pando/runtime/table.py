@@ -50,7 +50,7 @@ class RequestTable:
         self.tokens_NC[slot, : len(entry.tokens)] = self.device.upload(entry.tokens, torch.int32)
         self.ints["seed"][slot] = entry.seed
         self.ints["prompt_len"][slot] = entry.prompt_len
-        self.ints["top_k"][slot] = sampling.top_k
+        self.ints["top_k"][slot] = min(sampling.top_k, INT32_MAX)  # the op takes int32
         self.floats["temperature"][slot] = sampling.temperature
         self.floats["top_p"][slot] = sampling.top_p
         self.floats["min_p"][slot] = sampling.min_p

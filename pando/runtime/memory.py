@@ -37,7 +37,6 @@ class ModelFacts:
     max_position: int
     dtype_bytes: int
 
-
     @classmethod
     def of(cls, size: ModelSize, dtype: str) -> ModelFacts:
         """Facts of a model with all weights and KV in `dtype`."""
@@ -88,6 +87,11 @@ def plan_memory(
     total = (pool_bytes // facts.kv_bytes_per_token) // page * page
     if config.max_total_tokens is not None:
         total = -(-config.max_total_tokens // page) * page
+        if total < 2 * page:
+            raise ConfigError(
+                f"max_total_tokens {config.max_total_tokens} is less than two pages of {page}; give at least {2 * page}",
+                param="max_total_tokens",
+            )
         reasons.append(f"KV pool of {total} tokens as asked (max_total_tokens)")
         if total * facts.kv_bytes_per_token > free_bytes:
             raise ConfigError(

@@ -1,0 +1,144 @@
+"""The memory plan is a pure function: each option, each branch, and errors that carry numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pando.core.config import Config
+from pando.errors import ConfigError
+from pando.runtime.memory import CPU_POOL_BYTES, GIB, MemoryPlan, ModelFacts, plan_memory
+
+KIB = 1 << 10
+FACTS = ModelFacts(
+    weight_bytes=2 * GIB,
+    kv_bytes_per_token=64 * KIB,
+    hidden_size=1024,
+    intermediate_size=4096,
+    vocab_size=32_000,
+    max_position=8192,
+    dtype_bytes=2,
+)
+
+
+def plan(
+    free: int = 4 * GIB, *, facts: ModelFacts = FACTS, gpu: bool = False, rate: Any = None, **options: Any
+) -> MemoryPlan:
+    return plan_memory(Config(**options), facts, free, on_cpu=not gpu, tokens_per_second=rate)
+
+
+def workspace(budget: int) -> int:
+    return budget * (4 * 1024 + 3 * 4096) * 2 + 3 * 256 * 32_000 * 4
+
+
+def test_a_cpu_takes_half_of_what_the_step_leaves() -> None:
+    found = plan()
+    assert found.token_budget == 2048 and found.workspace_bytes == workspace(2048)
+    assert found.total_tokens == (4 * GIB - workspace(2048)) // 2 // (64 * KIB)
+    assert found.kv_bytes == found.total_tokens * 64 * KIB
+    assert found.free_bytes == 4 * GIB
+
+
+def test_a_cpu_pool_has_a_ceiling() -> None:
+    found = plan(100 * GIB)
+    assert found.total_tokens == CPU_POOL_BYTES // (64 * KIB)
+    assert any("at most 4.00 GiB" in reason for reason in found.reasons)
+
+
+def test_a_device_takes_nine_tenths() -> None:
+    found = plan(100 * GIB, gpu=True)
+    assert found.token_budget == 8192
+    assert found.total_tokens == int((100 * GIB - workspace(8192)) * 0.9) // (64 * KIB)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_mem_fraction_static_counts_the_weights_in(gpu: bool) -> None:
+    found = plan(10 * GIB, gpu=gpu, mem_fraction_static=0.5, chunked_prefill_size=1024)
+    pool = int((12 * GIB - workspace(1024)) * 0.5) - 2 * GIB
+    assert found.total_tokens == pool // (64 * KIB)
+
+
+def test_a_fraction_below_the_weights_leaves_no_room() -> None:
+    with pytest.raises(ConfigError, match=r"no room for a KV pool.*10\.00 GiB free.*65536 bytes"):
+        plan(10 * GIB, mem_fraction_static=0.01)
+
+
+@pytest.mark.parametrize(("page", "total"), [(1, 1000), (16, 1008), (300, 1200)])
+def test_max_total_tokens_is_rounded_up_to_pages(page: int, total: int) -> None:
+    assert plan(max_total_tokens=1000, page_size=page).total_tokens == total
+
+
+def test_max_total_tokens_beyond_the_free_memory_names_both_and_the_most() -> None:
+    with pytest.raises(
+        ConfigError, match=r"100000 needs 6\.10 GiB, but 4\.00 GiB are free; ask for at most 65536"
+    ) as e:
+        plan(max_total_tokens=100_000)
+    assert e.value.param == "max_total_tokens"
+    assert plan(max_total_tokens=65_536).total_tokens == 65_536
+
+
+def test_a_pool_smaller_than_two_pages_is_refused_by_its_own_name() -> None:
+    with pytest.raises(ConfigError, match="max_total_tokens") as e:
+        plan(max_total_tokens=16, page_size=16)
+    assert e.value.param == "max_total_tokens"
+
+
+@pytest.mark.parametrize("free", [0, 10_000, workspace(2048), workspace(2048) + 2 * 64 * KIB])
+def test_no_memory_is_an_error_with_numbers(free: int) -> None:
+    with pytest.raises(ConfigError, match="one token takes 65536 bytes"):
+        plan(free)
+
+
+def test_the_pool_is_whole_pages() -> None:
+    for page in (1, 3, 16, 64):
+        found = plan(page_size=page)
+        assert found.total_tokens % page == 0
+        assert found.total_tokens + page > plan().total_tokens
+
+
+def test_context_is_the_models_unless_the_pool_is_smaller() -> None:
+    assert plan().context_length == 8192
+    cut = plan(max_total_tokens=5000)
+    assert cut.context_length == 5000
+    (reason,) = [reason for reason in cut.reasons if "context cut" in reason]
+    assert "from 8192 to the pool's 5000" in reason
+    assert "--max-total-tokens 8192 (0.50 GiB)" in reason and "--mem-fraction-static" in reason
+
+
+def test_context_length_asked_for() -> None:
+    assert plan(context_length=100).context_length == 100
+    longer = plan(context_length=10_000)
+    assert longer.context_length == 10_000
+    assert any("10000 is beyond the model's 8192" in reason for reason in longer.reasons)
+    assert plan(context_length=10_000, max_total_tokens=900).context_length == 900
+
+
+def test_running_requests_follow_option_and_pool() -> None:
+    assert plan().max_running == 256
+    assert plan(max_running_requests=7).max_running == 7
+    assert plan(max_total_tokens=100).max_running == 100
+    assert plan(max_total_tokens=96, page_size=16).max_running == 6, "each running request holds a page at least"
+
+
+@pytest.mark.parametrize(("rate", "budget"), [(10.0, 256), (2047.0, 256), (2048.0, 512), (10_000.0, 2048), (1e9, 8192)])
+def test_the_token_budget_follows_the_measured_rate_on_a_cpu(rate: float, budget: int) -> None:
+    assert plan(rate=rate).token_budget == budget
+    assert plan(rate=rate, chunked_prefill_size=77).token_budget == 77
+    assert plan(100 * GIB, gpu=True, rate=rate).token_budget == 8192
+
+
+def test_table_bytes_and_concurrency() -> None:
+    found = plan(max_running_requests=10, context_length=100, page_size=16, max_total_tokens=1600)
+    assert found.table_bytes == 10 * 101 * 4 + 10 * 7 * 4
+    assert found.concurrency(100) == 10 and found.concurrency(800) == 2 and found.concurrency(5000) == 0
+    assert found.concurrency(0) == 10
+
+
+def test_reasons_explain_what_was_measured() -> None:
+    assert any("mem_fraction_static 0.9" in reason for reason in plan(mem_fraction_static=0.9).reasons)
+    assert any("500 tokens/s measured" in reason for reason in plan(rate=500.0).reasons)
+    assert any("as asked (max_total_tokens)" in reason for reason in plan(max_total_tokens=64).reasons)
+    assert plan() == plan(), "pure"
+    assert plan(facts=replace(FACTS, max_position=64)).context_length == 64

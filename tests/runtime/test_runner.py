@@ -1,0 +1,107 @@
+"""The flattened step against a plain computation, and what comes back of it."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from pando.core.sampling import LogprobSpec
+from tests.runtime.toy_model import batch_of, new_slot, toy_logits, toy_runner
+
+
+def expected_inputs(
+    rows: list[tuple[int, int, int, int]], tokens: dict[int, list[int]], pages: dict[int, list[int]], page: int
+) -> dict[str, list[int]]:
+    out: dict[str, list[int]] = {name: [] for name in ("input_ids", "positions", "out_loc", "logits_index", "kv_lens")}
+    out["cu_q_lens"] = [0]
+    for slot, start, num, emit in rows:
+        for position in range(start, start + num):
+            out["input_ids"].append(tokens[slot][position])
+            out["positions"].append(position)
+            out["out_loc"].append(pages[slot][position // page] * page + position % page)
+        out["cu_q_lens"].append(len(out["input_ids"]))
+        out["kv_lens"].append(start + num)
+        if emit:
+            out["logits_index"].append(len(out["input_ids"]) - 1)
+    return out
+
+
+@pytest.mark.parametrize("page_size", [1, 3, 16])
+def test_flattening_of_random_mixed_batches(page_size: int) -> None:
+    rng = random.Random(page_size)
+    for trial in range(40):
+        runner, model, _ = toy_runner(slots=8, context=50, page_size=page_size)
+        per_row = -(-50 // page_size)
+        ids = list(range(8 * per_row))
+        rng.shuffle(ids)
+        pages = {slot: ids[slot * per_row : (slot + 1) * per_row] for slot in range(8)}
+        rows, tokens = [], {}
+        for slot in rng.sample(range(8), rng.randrange(1, 9)):
+            length = rng.randrange(1, 51)
+            tokens[slot] = [rng.randrange(32) for _ in range(length)]
+            num = 1 if trial % 4 == 0 else rng.randrange(1, length + 1)
+            start = rng.randrange(length - num + 1)
+            rows.append((slot, start, num, rng.randrange(2) if trial % 5 else 1))
+        writes = [(slot, i, page) for slot in tokens for i, page in enumerate(pages[slot])]
+        step = batch_of(rows, [new_slot(slot, tokens[slot]) for slot in tokens], pages=writes)
+        launched = runner.launch(step)
+        seen = model.seen[-1]
+        for name, values in expected_inputs(rows, tokens, pages, page_size).items():
+            assert getattr(seen, name).tolist() == values, name
+        assert seen.cu_q_lens.dtype == seen.kv_lens.dtype == seen.page_table.dtype == torch.int32
+        assert seen.input_ids.dtype == seen.positions.dtype == seen.out_loc.dtype == torch.int64
+        longest = max(start + num for _, start, num, _ in rows)
+        assert (seen.page_size, seen.max_q_len, seen.max_kv_len) == (page_size, max(r[2] for r in rows), longest)
+        assert seen.page_table.tolist() == [pages[slot][: -(-longest // page_size)] for slot, *_ in rows]
+        runner.sample(launched, None)
+        result = runner.collect(launched)
+        expected = [
+            [int(toy_logits(tokens[slot][start + num - 1], start + num - 1).argmax())]
+            for slot, start, num, emit in rows
+            if emit
+        ]
+        assert result.tokens == expected and not result.failed
+
+
+def test_a_step_without_tokens_to_emit() -> None:
+    runner, _, table = toy_runner()
+    launched = runner.launch(batch_of([(0, 0, 2, 0)], [new_slot(0, [3, 4, 5])], step=7))
+    runner.sample(launched, None)
+    result = runner.collect(launched)
+    assert (result.step, result.tokens, result.failed) == (7, [], {})
+    assert table.tokens_NC[0, :4].tolist() == [3, 4, 5, 0]
+
+
+def test_a_row_that_is_not_finite_is_reported_and_its_neighbours_go_on() -> None:
+    runner, model, _ = toy_runner()
+    model.nan_after = 9
+    rows = [(0, 0, 2, 1), (1, 0, 2, 0), (2, 0, 3, 1), (3, 0, 1, 1)]
+    tokens = {0: [1, 2], 1: [9, 9], 2: [4, 5, 9], 3: [6]}
+    launched = runner.launch(batch_of(rows, [new_slot(slot, tokens[slot]) for slot in tokens]))
+    runner.sample(launched, None)
+    result = runner.collect(launched)
+    assert list(result.failed) == [2], "by row of the batch, not by emitting row"
+    assert "not finite" in result.failed[2]
+    assert len(result.tokens) == 3
+    assert result.tokens[0] == [int(toy_logits(2, 1).argmax())]
+    assert result.tokens[2] == [int(toy_logits(6, 0).argmax())]
+
+
+def test_rows_of_prompt_logprobs_do_not_shift_the_emitted_ones() -> None:
+    runner, model, _ = toy_runner()
+    spec = LogprobSpec(start=0)
+    rows = [(0, 0, 3, 1), (1, 0, 2, 0), (2, 0, 2, 1)]
+    tokens = {0: [1, 2, 3], 1: [4, 5, 6], 2: [7, 8]}
+    new = [new_slot(slot, tokens[slot], logprobs=spec if slot < 2 else None) for slot in tokens]
+    launched = runner.launch(batch_of(rows, new))
+    assert model.seen[-1].logits_index.tolist() == [2, 6, 0, 1, 3, 4]
+    runner.sample(launched, None)
+    result = runner.collect(launched)
+    assert result.tokens == [[int(toy_logits(3, 2).argmax())], [int(toy_logits(8, 1).argmax())]]
+    assert [entry.token_id for entry in result.prompt_logprobs[0]] == [1, 2, 3]
+    assert [entry.token_id for entry in result.prompt_logprobs[1]] == [4, 5, 6]
+    assert list(result.logprobs) == [0]
+    after_second = torch.log_softmax(toy_logits(5, 1), dim=-1)[6]
+    assert result.prompt_logprobs[1][2].logprob == pytest.approx(float(after_second), abs=1e-6)

@@ -90,6 +90,9 @@ CONFIG_FIELDS = (
 
 MAX_MODULE_LINES, MAX_FUNCTION_LINES, MAX_PUBLIC_METHODS, MAX_CONSTRUCTOR_ARGUMENTS = 600, 60, 15, 8
 
+DATA_MODULES = ("training/aspen/faq.py", "training/aspen/banks.py")
+"""Tables written as Python: as long as they are."""
+
 DEVICE_NAMES = frozenset({"cpu", "cuda", "mps", "xpu"})
 DEVICE_ROOMS = ("device", "kernels", "attention", "engine", "runtime.memory")
 """Where a device's name may be compared; everybody else asks these."""
@@ -272,8 +275,9 @@ def definitions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef |
 
 
 def test_modules_are_short() -> None:
-    long = [f"{p.relative_to(ROOT)}: {n} lines" for p in python_files() if (n := line_count(p)) > MAX_MODULE_LINES]
-    assert not long, "\n".join(long)
+    counts = {str(path.relative_to(ROOT)): line_count(path) for path in python_files()}
+    long = [f"{name}: {count} lines" for name, count in counts.items() if count > MAX_MODULE_LINES]
+    assert not [text for text in long if not text.startswith(DATA_MODULES)]
 
 
 def line_count(path: Path) -> int:
@@ -413,9 +417,9 @@ def layer_table() -> str:
     lines = ["| layer | room | torch | what is in it |", "|---|---|---|---|"]
     for room in ROOMS:
         if room.name in built:
-            lines.append(
-                f"| L{room.layer} | `pando/{room.name.replace('.', '/')}` | {'T' if room.torch else ''} | {room.job} |"
-            )
+            path = PACKAGE / room.name.replace(".", "/")
+            shown = f"pando/{path.relative_to(PACKAGE)}" + ("/" if path.is_dir() else ".py")
+            lines.append(f"| L{room.layer} | `{shown}` | {'T' if room.torch else ''} | {room.job} |")
     return "\n".join(lines)
 
 

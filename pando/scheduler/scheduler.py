@@ -20,6 +20,7 @@ from pando.errors import CapacityExceeded, PandoError, RequestAborted, RequestTi
 from pando.scheduler.admission import Admission, Plan
 from pando.scheduler.control import Controls
 from pando.scheduler.gates import Gates
+from pando.scheduler.reporter import Reporter
 from pando.scheduler.request import Request, State
 from pando.scheduler.results import Results
 from pando.scheduler.rules import Rules
@@ -74,11 +75,13 @@ class Scheduler:
         self._in_flight: deque[tuple[Plan, Any]] = deque()
         self._failing: Plan | None = None
         """The step being launched or committed, for whoever handles its failure."""
+        self._sent_at = 0.0
         self._order = 0
         self._stopping = False
         self.paused = False
         self.results = Results(admission, stats, self._requests)
         self.controls = Controls(self)
+        self.reporter = Reporter()
 
     def run(self) -> None:
         """Loop until a shutdown command comes or the other end is gone; nothing a request does ends it."""
@@ -89,6 +92,7 @@ class Scheduler:
                 _log.exception("a scheduler step failed; its requests run again apart")
                 self._recover(error)
             self._send()
+            self.reporter.tick(self._stats, self._admission)
 
     def step(self) -> bool:
         """One iteration; True if a step was launched or committed."""
@@ -97,6 +101,9 @@ class Scheduler:
         for request, error in self._gates.poll():
             self._ready(request, error)
         started = time.perf_counter()
+        if started - self._sent_at > IDLE_SECONDS:
+            self.results.replies.append(Load("alive"))
+            self._send()
         self._failing = None
         plan = None if self.paused else self._admission.next()
         if plan is None and not self._in_flight:
@@ -136,6 +143,7 @@ class Scheduler:
         if self.results.replies:
             replies, self.results.replies = self.results.replies, []
             self._inbox.send(replies)
+            self._sent_at = time.perf_counter()
 
     def _take_commands(self) -> None:
         """Handle what has arrived; with nothing to do, wait for it and send a sign of life."""

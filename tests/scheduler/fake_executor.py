@@ -48,7 +48,7 @@ class FakeExecutor:
         page_size: int,
         vocab: int,
         depth: int = 0,
-        fail: Callable[[Batch, "FakeExecutor"], None] | None = None,
+        fail: Callable[[Batch, FakeExecutor], None] | None = None,
     ) -> None:
         self.depth = depth
         self.page_size = page_size

@@ -52,13 +52,15 @@ ROOMS: tuple[Room, ...] = (
     Room("scheduler", 10, False, "which tokens run in the next step"),
     Room("engine", 11, True, "the only place that reads Config and builds objects"),
     Room("engine_client", 11, False, "the API side of the engine"),
-    Room("server", 12, False, "HTTP routes and the web page"),
-    Room("lang", 13, False, "the frontend language"),
-    Room("bench", 13, False, "load generation and reports"),
-    Room("doctor", 13, False, "examines a machine and an installation"),
-    Room("cli", 14, False, "the `pando` command"),
-    Room("__main__", 15, False, "`python -m pando`"),
-    Room("launch_server", 15, False, "`python -m pando.launch_server`"),
+    Room("native", 12, False, "the native request and reply, over HTTP and in a process"),
+    Room("api", 13, True, "`pando.Engine`"),
+    Room("server", 13, False, "HTTP routes and the web page"),
+    Room("lang", 14, False, "the frontend language"),
+    Room("bench", 14, False, "load generation and reports"),
+    Room("doctor", 14, False, "examines a machine and an installation"),
+    Room("cli", 15, False, "the `pando` command"),
+    Room("__main__", 16, False, "`python -m pando`"),
+    Room("launch_server", 16, False, "`python -m pando.launch_server`"),
 )
 
 LAZY_TORCH_ROOMS = ("bench.offline", "doctor")

@@ -84,7 +84,7 @@ class LocalInbox:
         self._backlog: list[Reply] = []
         self._deliver: Callable[[list[Reply]], None] | None = None
         self._on_close: Callable[[str], None] | None = None
-        self._closed = False
+        self._close_reason: str | None = None
 
     def connect(self, loop: asyncio.AbstractEventLoop, on_replies: OnReplies, on_close: OnClose) -> None:
         """Deliver on `loop` from now on, the backlog first."""
@@ -99,6 +99,8 @@ class LocalInbox:
             if self._backlog:
                 self._deliver(self._backlog)
                 self._backlog = []
+            if self._close_reason is not None:
+                self._on_close(self._close_reason)
 
     def drain(self, timeout: float | None) -> list[Command]:
         """Commands that have arrived; see Inbox."""
@@ -123,16 +125,16 @@ class LocalInbox:
     def close(self, reason: str) -> None:
         """Mark both ends closed and wake a waiting drain."""
         with self._lock:
-            first, self._closed = not self._closed, True
-            notify = self._on_close
+            if self._close_reason is None:
+                self._close_reason = reason
+                if self._on_close is not None:
+                    self._on_close(reason)
         self.commands.put(None)
-        if first and notify is not None:
-            notify(reason)
 
     @property
     def closed(self) -> bool:
         """True once either side has closed."""
-        return self._closed
+        return self._close_reason is not None
 
 
 class FrameReader:
@@ -162,6 +164,13 @@ def frame(body: bytes) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
+def _wait_readable(sock: socket.socket, timeout: float | None) -> bool:
+    """Whether there is something to read (or the end), waiting up to `timeout` seconds, None = for ever."""
+    poll = select.poll()  # select() refuses descriptors from 1024 on, which a host program may well have open
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(None if timeout is None else timeout * 1000))
+
+
 class SocketTransport:
     """API end of a socket to the engine process. Writes never block: what the socket refuses waits in a queue."""
 
@@ -183,9 +192,12 @@ class SocketTransport:
         Raises EngineUnavailable if the engine process ended.
         """
         while not self._early:
-            if not select.select([self._socket], [], [], timeout)[0]:
+            if not _wait_readable(self._socket, timeout):
                 return None
-            data = self._socket.recv(_READ_BYTES)
+            try:
+                data = self._socket.recv(_READ_BYTES)
+            except ConnectionError:
+                data = b""
             if not data:
                 raise EngineUnavailable("the engine process ended while starting; its log says why")
             for body in self._frames.feed(data):
@@ -198,6 +210,8 @@ class SocketTransport:
         if self._early:
             on_replies(list(self._early))
         loop.add_reader(self._socket.fileno(), self._readable)
+        if self._outgoing:
+            self._watch_writable()
 
     def send(self, command: Command) -> None:
         """Queue a command. Thread-safe."""
@@ -280,7 +294,7 @@ class SocketInbox:
     def drain(self, timeout: float | None) -> list[Command]:
         """Commands that have arrived; see Inbox."""
         commands: list[Command] = []
-        while not self._closed and select.select([self._socket], [], [], 0 if commands else timeout)[0]:
+        while not self._closed and _wait_readable(self._socket, 0 if commands else timeout):
             try:
                 data = self._socket.recv(_READ_BYTES)
             except OSError:
@@ -289,8 +303,6 @@ class SocketInbox:
                 self._closed = True
                 break
             commands.extend(self._decoder.decode(body) for body in self._frames.feed(data))
-            if not commands and timeout == 0:
-                continue
         return commands
 
     def send(self, replies: list[Reply]) -> None:

@@ -89,7 +89,7 @@ def plan_memory(
         total = -(-config.max_total_tokens // page) * page
         if total < 2 * page:
             raise ConfigError(
-                f"max_total_tokens {config.max_total_tokens} is less than two pages of {page}; give at least {2 * page}",
+                f"max_total_tokens {config.max_total_tokens} is less than two pages; give at least {2 * page}",
                 param="max_total_tokens",
             )
         reasons.append(f"KV pool of {total} tokens as asked (max_total_tokens)")

@@ -138,7 +138,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "olmo2": Recipe("Olmo2Config"),
     "phi3": Recipe("Phi3Config", {"sliding_window": 13, "rope_parameters": {"rope_theta": 10000.0}}),
-    "phi3_long": Recipe("Phi3Config", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32}),
+    "phi3_long": Recipe("Phi3Config", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16}),
     "phi3_short": Recipe("Phi3Config", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 1024}),
     "glm": Recipe("GlmConfig", {"head_dim": 24, "attention_bias": True}),
     "glm4": Recipe("Glm4Config", {"head_dim": 24, "attention_bias": True}),
@@ -193,6 +193,17 @@ EXTRA_RECIPES: dict[str, Recipe] = {
     "glm4_moe": Recipe(
         "Glm4MoeConfig", {**SIGMOID_MOE, "head_dim": 24, "use_qk_norm": True, "first_k_dense_replace": 1}
     ),
+    "granitemoe": Recipe(
+        "GraniteMoeConfig",
+        {
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.2,
+            "residual_multiplier": 0.6,
+            "logits_scaling": 0.5,
+        },
+    ),
     "gpt_neox": Recipe("GPTNeoXConfig", {"num_key_value_heads": 4}),
     "helium": Recipe("HeliumConfig", {"head_dim": 16}),
     "hunyuan_v1_dense": Recipe("HunYuanDenseV1Config", {"head_dim": 24}),
@@ -210,11 +221,13 @@ EXTRA_RECIPES: dict[str, Recipe] = {
     "qwen2_moe": Recipe("Qwen2MoeConfig", {**MOE, "norm_topk_prob": False, "shared_expert_intermediate_size": 40}),
     "seed_oss": Recipe("SeedOssConfig", {"head_dim": 24}),
     "smollm3": Recipe("SmolLM3Config", {"num_hidden_layers": 4}),
+    "vaultgemma": Recipe("VaultGemmaConfig", {**GEMMA, "sliding_window": 9, "attn_logit_softcapping": 1.5}),
     "stablelm": Recipe("StableLmConfig", {"use_qkv_bias": True}),
     "starcoder2": Recipe("Starcoder2Config", {"sliding_window": 9}),
 }
 """Families beyond the first ones: one oracle pass each, where those get the whole matrix."""
 
+ALL_RECIPES = {**RECIPES, **EXTRA_RECIPES}
 FAMILIES: tuple[str, ...] = tuple(RECIPES)
 EXTRA_FAMILIES: tuple[str, ...] = tuple(EXTRA_RECIPES)
 
@@ -365,13 +378,9 @@ def _generate(model: PreTrainedModel, prompt: Sequence[int], n: int) -> tuple[li
 
 def _build(family: str, folder: Path) -> None:
     """Write config, weights, tokenizer and report of a family into `folder`."""
-    import transformers
 
-    recipe = {**RECIPES, **EXTRA_RECIPES}[family]
-    values = {**COMMON, **recipe.values}
-    if recipe.multimodal is not None:
-        values = {"text_config": values, **recipe.multimodal}
-    config = getattr(transformers, recipe.config)(**values)
+    recipe = ALL_RECIPES[family]
+    config = _config(recipe, {**COMMON, **recipe.values})
     config._attn_implementation = "eager"
     model = _auto_class(config).from_config(config).eval()
     initial = {name: p.detach().clone() for name, p in _parameters(model).items()}
@@ -389,6 +398,25 @@ def _build(family: str, folder: Path) -> None:
     (folder / "generation_config.json").unlink(missing_ok=True)
     _write(folder / "oracle" / "report.json", json.dumps(asdict(best)))
     _save_tokenizer(folder)
+
+
+def hf_config_values(family: str) -> dict[str, Any]:
+    """What a published config of the family would say; what older ones leave to defaults is left out."""
+    values = {**COMMON, **ALL_RECIPES[family].values}
+    return {name: value for name, value in values.items() if name != "layer_types"}
+
+
+def hf_config(family: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The config transformers makes of `values`, with every default filled in."""
+    return _config(ALL_RECIPES[family], values).to_dict()
+
+
+def _config(recipe: Recipe, values: dict[str, Any]) -> Any:
+    import transformers
+
+    if recipe.multimodal is not None:
+        values = {"text_config": values, **recipe.multimodal}
+    return getattr(transformers, recipe.config)(**values)
 
 
 def _parameters(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -235,9 +235,8 @@ class _Builder:
         correction = torch.empty(shape.num_experts, device=loader.device) if shape.correction else None
         if correction is not None:
             loader.into(correction, spec.layer_name(index, "correction"), torch.flatten)
-        experts = (
-            self._gpt_oss_experts(index, shape) if spec.expert_layout == "gpt_oss" else self._experts(index, shape)
-        )
+        layouts = {"separate": self._experts, "stacked": self._stacked_experts, "gpt_oss": self._gpt_oss_experts}
+        experts = layouts[spec.expert_layout](index, shape)
         return MoE(shape, router, correction, experts, self._shared(index, shape), spec.activation, self.ops)
 
     def _experts(self, index: int, shape: MoeShape) -> Experts:
@@ -252,6 +251,15 @@ class _Builder:
             loader.into(gate_up[expert, inner:], f"{prefix}.{names['expert_up']}.weight")
             loader.into(down[expert], f"{prefix}.{names['expert_down']}.weight")
         return Experts(gate_up, down)
+
+    def _stacked_experts(self, index: int, shape: MoeShape) -> Experts:
+        """All experts in one tensor, as they are multiplied: [E, 2I, M], [E, M, I]."""
+        size, hidden, inner = shape.num_experts, self.spec.hidden_size, shape.intermediate
+        gate_up = self.spec.layer_name(index, "experts_gate_up") + ".weight"
+        down = self.spec.layer_name(index, "experts_down") + ".weight"
+        return Experts(
+            self.loader.tensor(gate_up, size, 2 * inner, hidden), self.loader.tensor(down, size, hidden, inner)
+        )
 
     def _gpt_oss_experts(self, index: int, shape: MoeShape) -> Experts:
         """All experts in one tensor, transposed, gate and up columns interleaved: [E, M, 2I], [E, I, M]."""

@@ -30,6 +30,7 @@ ADAPTERS: dict[str, Adapter] = {
     "gpt_neox": layer_norm.gpt_neox,
     "gpt_oss": gpt_oss.gpt_oss,
     "granite": granite.granite,
+    "granitemoe": granite.granitemoe,
     "helium": llama.interleaved,
     "hunyuan_v1_dense": llama.hunyuan_dense,
     "llama": llama.llama,
@@ -52,6 +53,7 @@ ADAPTERS: dict[str, Adapter] = {
     "smollm3": llama.smollm3,
     "stablelm": layer_norm.stablelm,
     "starcoder2": layer_norm.starcoder2,
+    "vaultgemma": gemma.vaultgemma,
 }
 """`model_type` of a config -> adapter."""
 

@@ -51,6 +51,8 @@ LAYER_NAMES: Mapping[str, str] = {
     "expert_up": "up_proj",
     "expert_down": "down_proj",
     "experts": "mlp.experts",
+    "experts_gate_up": "mlp.experts.gate_up_proj",
+    "experts_down": "mlp.experts.down_proj",
     "shared": "mlp.shared_experts",
     "shared_gate": "mlp.shared_expert_gate",
 }
@@ -66,6 +68,7 @@ class Spec:
     of its own), or per head after rotary. gated: the MLP is act(gate) * up. Multipliers: of embeddings, of each branch
     before it joins the residual, of the logits. draft_layers: layers past the last one that are on disk and not run.
     qkv_layout per_head: a fused projection whose rows are q, k, v of the first head, then of the second...
+    expert_layout: a tensor per expert, all experts in one, or gpt-oss's transposed and interleaved ones.
     """
 
     family: str
@@ -99,7 +102,7 @@ class Spec:
     prefix: str = "model."
     top_names: Mapping[str, str] = field(default_factory=dict)
     qkv_layout: Literal["stacked", "per_head"] = "stacked"
-    expert_layout: Literal["separate", "gpt_oss"] = "separate"
+    expert_layout: Literal["separate", "stacked", "gpt_oss"] = "separate"
     draft_layers: int = 0
 
     @property
@@ -214,8 +217,29 @@ def read_windows(config: HFConfig, layer_types: list[str]) -> list[int]:
     return [window if kind == "sliding_attention" else 0 for kind in layer_types]
 
 
+_THETA = {
+    "cohere": 5e5,
+    "cwm": 1e6,
+    "ernie4_5": 5e5,
+    "ernie4_5_moe": 5e5,
+    "flex_olmo": 5e5,
+    "gpt_oss": 1.5e5,
+    "helium": 1e5,
+    "minimax_m2": 5e6,
+    "mixtral": 1e6,
+    "olmo3": 5e5,
+    "smollm3": 2e6,
+}
+"""Rotary base of families whose configs may leave it out and mean something other than 10,000."""
+
+
 def read_rope(
-    config: HFConfig, layer_type: str = "", *, theta: float = 10000.0, partial: float = 1.0, interleaved: bool = False
+    config: HFConfig,
+    layer_type: str = "",
+    *,
+    theta: float | None = None,
+    partial: float = 1.0,
+    interleaved: bool = False,
 ) -> RopeShape:
     """Rotary embedding from `rope_parameters` (nested by layer type or not) or the older rope_theta / rope_scaling."""
     scaling = config.section("rope_scaling") or config.section("rope_parameters") or HFConfig({}, config.source)
@@ -230,6 +254,7 @@ def read_rope(
     partial = scaling.number(
         "partial_rotary_factor", default=config.number("partial_rotary_factor", "rotary_pct", default=partial)
     )
+    theta = theta or _THETA.get(config.text("model_type", default=""), 10000.0)
     base = {
         "theta": scaling.number("rope_theta", default=config.number("rope_theta", "rotary_emb_base", default=theta)),
         "dim": int(read_head_dim(config) * partial),

@@ -12,6 +12,7 @@ from pando.layers.shapes import RopeShape
 from pando.models.hf_config import HFConfig
 from pando.models.registry import known_models, spec_of
 from pando.models.spec import Spec, read_rope
+from tests.tiny_models import EXTRA_FAMILIES, FAMILIES, hf_config, hf_config_values
 
 BASE: dict[str, object] = {
     "model_type": "llama",
@@ -126,3 +127,14 @@ def test_config_files_that_can_not_be_read(tmp_path: Path) -> None:
     file.write_text(json.dumps([1]))
     with pytest.raises(ConfigError, match="holds list"):
         HFConfig.from_file(file)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *EXTRA_FAMILIES])
+def test_rules_for_older_configs_match_transformers(family: str) -> None:
+    """What a config may leave out (windows per layer, rotary defaults) follows as transformers fills it in."""
+    values = {**hf_config_values(family), "num_hidden_layers": 9}
+    filled = hf_config(family, values)
+    text = dict(filled.get("text_config", filled))
+    left_out = {"layer_types", "no_rope_layers", "rope_parameters"} - set(values)
+    older = {name: value for name, value in text.items() if name not in left_out}
+    assert spec_of(HFConfig(older)) == spec_of(HFConfig(text))

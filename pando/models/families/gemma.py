@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
+from pando.errors import ConfigError
 from pando.layers.shapes import RopeShape
 from pando.models.hf_config import HFConfig
 from pando.models.spec import SANDWICH_NORM, Spec, read_layer_types, read_rope, read_spec, read_windows
@@ -53,9 +55,16 @@ def gemma2(config: HFConfig) -> Spec:
     )
 
 
+def vaultgemma(config: HFConfig) -> Spec:
+    """Gemma 2 without norms on the way out of the branches."""
+    return replace(gemma2(config), norms={role: SANDWICH_NORM[role] for role in ("pre_attention", "pre_mlp")})
+
+
 def gemma3(config: HFConfig) -> Spec:
     """Norms around both branches and on queries and keys; one layer in six sees all, with a rotary base of its own."""
     config = config.with_defaults(_GEMMA3)
+    if config.flag("use_bidirectional_attention", default=False):
+        raise ConfigError(f"{config.source}: bidirectional attention makes no generating model", param="model_path")
     pattern = config.integer("sliding_window_pattern")
     default = ["sliding_attention" if (layer + 1) % pattern else "full_attention" for layer in _layers(config)]
     kinds = read_layer_types(config, default)

@@ -40,7 +40,7 @@ def gpt_oss(config: HFConfig) -> Spec:
     return read_spec(
         config,
         windows=read_windows(config, read_layer_types(config, alternate)),
-        ropes=[read_rope(config, theta=150000.0)] * len(layers),
+        ropes=[read_rope(config)] * len(layers),
         moe=[experts] * len(layers),
         activation="swiglu_oai",
         sinks=True,

@@ -165,7 +165,6 @@ class CacheManager:
         node = self._insert(handle, num_pages, swaps)
         receipt = self._lock(node)
         self._unlock(handle.receipt)
-        self._touch(node)
         handle.node, handle.receipt, handle.num_tree_pages = node, receipt, num_pages
         return swaps
 

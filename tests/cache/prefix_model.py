@@ -88,7 +88,7 @@ class PrefixModel:
 
     def shortfall(self, num_new: int, to_lock: list[Prefix]) -> int:
         """Pages lacking for `num_new` new ones if `to_lock` may not be evicted; <= 0 if it fits."""
-        return num_new - self.num_free() - len(self.cached.keys() - self.locked() - set(to_lock))
+        return max(0, num_new) - self.num_free() - len(self.cached.keys() - self.locked() - set(to_lock))
 
     def pages_for(self, num_tokens: int) -> int:
         """Pages that hold `num_tokens` tokens."""

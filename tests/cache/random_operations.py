@@ -80,7 +80,7 @@ class Driver:
             limit, keep = self.random.randint(0, len(tokens)), self.random.randint(0, 4)
             names = names[: limit // self.page_size]
         cached = len(names) * self.page_size
-        needed = self.random.randint(cached, len(tokens)) if self.random.random() < 0.5 else len(tokens)
+        needed = self.random.randint(0, len(tokens)) if self.random.random() < 0.5 else len(tokens)
         num_new = self.model.pages_for(needed) - len(names)
         shortfall = self.model.shortfall(num_new, names) + keep
         assert self.manager.match(tokens_to_bytes(tokens), namespace, limit).num_tokens == cached

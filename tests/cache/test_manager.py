@@ -166,6 +166,8 @@ def test_admission_for_less_than_is_cached_reserves_nothing() -> None:
     serve(manager, [1, 2, 3, 4])
     handle = admit(manager, [1, 2, 3, 4], num_tokens=1)
     assert (handle.num_cached, len(handle.pages)) == (3, 3)
+    denied = manager.admit(TokenKey([1, 2, 3, 4]), "", 1, keep=2)
+    assert denied.denied and denied.shortfall_pages == 1, "only page 3 is not held"
 
 
 # -- growing

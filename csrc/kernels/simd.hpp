@@ -6,7 +6,11 @@
 
 #include <cmath>
 #include <cstring>
-#if defined(__F16C__)
+#if defined(__AVX__)
+#if !defined(__clang__)
+// GCC 12 takes the deliberately undefined operands in its own header for mistakes.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 #endif
 
@@ -56,7 +60,7 @@ inline vf load(const bf16* p) {
 
 inline vf load(const f16* p) {
 #if defined(__F16C__) && PANDO_VECTOR_BYTES == 64
-    return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif defined(__F16C__) && PANDO_VECTOR_BYTES == 32
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else
@@ -101,7 +105,7 @@ inline uint16_t half_bits(float x) {
 
 inline void store(f16* p, vf x) {
 #if defined(__F16C__) && PANDO_VECTOR_BYTES == 64
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtps_ph(0xffff, x, _MM_FROUND_TO_NEAREST_INT));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__F16C__) && PANDO_VECTOR_BYTES == 32
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 #else
@@ -135,15 +139,22 @@ inline void for_row(int64_t n, Whole&& whole, Tail&& tail) {
 
 // ---- reductions ----
 
-inline v4 fold4(vf x) {
-#if PANDO_VECTOR_BYTES == 64
-    typedef float v8 __attribute__((vector_size(32)));
-    const v8 y = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
-                 __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
-    return __builtin_shufflevector(y, y, 0, 1, 2, 3) + __builtin_shufflevector(y, y, 4, 5, 6, 7);
-#elif PANDO_VECTOR_BYTES == 32
-    return __builtin_shufflevector(x, x, 0, 1, 2, 3) + __builtin_shufflevector(x, x, 4, 5, 6, 7);
+// Lanes of two vectors by number, as __builtin_shufflevector counts them; GCC before 12 has another builtin for it.
+#if defined(__clang__) || __GNUC__ >= 12
+#define PANDO_SHUFFLE4(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
+typedef int32_t v4i __attribute__((vector_size(16)));
+#define PANDO_SHUFFLE4(a, b, ...) __builtin_shuffle(a, b, v4i{__VA_ARGS__})
+#endif
+
+inline v4 fold4(vf x) {
+#if PANDO_VECTOR_BYTES == 64 && defined(__AVX512DQ__)
+    const __m256 y = _mm512_castps512_ps256(x) + _mm512_extractf32x8_ps(x, 1);
+    return _mm256_castps256_ps128(y) + _mm256_extractf128_ps(y, 1);
+#elif PANDO_VECTOR_BYTES == 32 && defined(__AVX__)
+    return _mm256_castps256_ps128(x) + _mm256_extractf128_ps(x, 1);
+#else
+    static_assert(W == 4, "wider levels name their instructions above");
     return x;
 #endif
 }
@@ -151,9 +162,9 @@ inline v4 fold4(vf x) {
 // The sums of four vectors, in four lanes.
 inline v4 sums(vf a, vf b, vf c, vf d) {
     const v4 a4 = fold4(a), b4 = fold4(b), c4 = fold4(c), d4 = fold4(d);
-    const v4 ab = __builtin_shufflevector(a4, b4, 0, 4, 1, 5) + __builtin_shufflevector(a4, b4, 2, 6, 3, 7);
-    const v4 cd = __builtin_shufflevector(c4, d4, 0, 4, 1, 5) + __builtin_shufflevector(c4, d4, 2, 6, 3, 7);
-    return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+    const v4 ab = PANDO_SHUFFLE4(a4, b4, 0, 4, 1, 5) + PANDO_SHUFFLE4(a4, b4, 2, 6, 3, 7);
+    const v4 cd = PANDO_SHUFFLE4(c4, d4, 0, 4, 1, 5) + PANDO_SHUFFLE4(c4, d4, 2, 6, 3, 7);
+    return PANDO_SHUFFLE4(ab, cd, 0, 1, 4, 5) + PANDO_SHUFFLE4(ab, cd, 2, 3, 6, 7);
 }
 
 inline float sum(vf x) {

@@ -111,6 +111,7 @@ class DummySource:
 
     def __init__(self, seed: int = 0, std: float = 0.02) -> None:
         self._noise = torch.randn(self.BLOCK, generator=torch.Generator().manual_seed(seed)) * std
+        self._converted: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     def names(self) -> frozenset[str]:
         """Nothing is listed: every name exists."""
@@ -118,15 +119,20 @@ class DummySource:
 
     def fill(self, out: Tensor, name: str, change: Change | None) -> str | None:
         """Noise that starts at an offset that depends on the name; norm weights are 1 + noise."""
-        offset = zlib.crc32(name.encode()) % self.BLOCK
-        noise = self._noise.roll(-offset).to(out.device, out.dtype)
-        flat = out.view(-1)
-        for start in range(0, flat.numel(), self.BLOCK):
-            piece = flat[start : start + self.BLOCK]
-            piece.copy_(noise[: piece.numel()])
+        noise = self._noise_as(out.dtype, out.device)
+        flat, filled, start = out.view(-1), 0, zlib.crc32(name.encode()) % self.BLOCK
+        while filled < flat.numel():
+            count = min(self.BLOCK - start, flat.numel() - filled)
+            flat[filled : filled + count] = noise[start : start + count]
+            filled, start = filled + count, 0
         if "norm" in name.rsplit(".", 2)[-2]:
             out.add_(1.0)
         return None
+
+    def _noise_as(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        if (dtype, device) not in self._converted:
+            self._converted[dtype, device] = self._noise.to(device, dtype)
+        return self._converted[dtype, device]
 
 
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|attention\.bias$|rotary_emb\.(cos|sin)_cached$")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -25,7 +25,7 @@ from pando.core.config import BUILTIN_MODEL, Config
 from pando.core.info import EngineInfo
 from pando.core.messages import ControlReply, Failure, Load
 from pando.device import Device, resolve_device
-from pando.errors import EngineUnavailable, PandoError, from_code
+from pando.errors import PandoError
 from pando.kernels.ops import OpTable
 from pando.kernels.select import op_table
 from pando.log import setup as setup_log
@@ -46,13 +46,11 @@ from pando.scheduler.scheduler import Executor, Scheduler
 from pando.scheduler.stats import Stats
 from pando.tokenizer.stop import StopChecker
 from pando.tokenizer.tokenizer import Tokenizer
-from pando.transport import Inbox, LocalTransport, SocketInbox, SocketTransport, Transport
+from pando.transport import Inbox, LocalTransport, SocketInbox
 
 _log = logging.getLogger(__name__)
 
 OnPhase = Callable[[Load], None]
-START_SECONDS = 3600.0
-"""Longest wait for a sign of life of a starting engine; large checkpoints load for minutes between two of them."""
 STOP_SECONDS = 5.0
 
 
@@ -222,64 +220,7 @@ def start_engine_thread(config: Config, on_phase: OnPhase = lambda load: None) -
     return EngineThread(transport, core, thread)
 
 
-# -- in a process of its own
-
-
-@dataclass(slots=True)
-class EngineProcess:
-    """Handle on the engine process."""
-
-    process: subprocess.Popen[bytes]
-
-    def is_alive(self) -> bool:
-        """Whether the process runs."""
-        return self.process.poll() is None
-
-    def stop(self, timeout: float = STOP_SECONDS) -> None:
-        """End the process: politely, then not."""
-        if self.is_alive():
-            self.process.terminate()
-        try:
-            self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-
-def start_engine_process(
-    config: Config, on_phase: OnPhase = lambda load: None
-) -> tuple[Transport, EngineInfo, EngineProcess]:
-    """Start an engine in a process of its own and wait until it serves. Blocks; call it in a thread beside a loop.
-
-    on_phase gets the phases of the start. Raises what the engine raised while starting, or EngineUnavailable.
-    """
-    ours, theirs = socket.socketpair()
-    command = [sys.executable, "-m", "pando.engine", str(theirs.fileno())]
-    process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.PIPE)
-    theirs.close()
-    handle = EngineProcess(process)
-    assert process.stdin is not None
-    try:
-        process.stdin.write(msgspec.json.encode(config))
-        process.stdin.close()
-        transport = SocketTransport(ours)
-        return transport, _await_ready(transport, on_phase), handle
-    except BaseException:
-        handle.stop()
-        raise
-
-
-def _await_ready(transport: SocketTransport, on_phase: OnPhase) -> EngineInfo:
-    while True:
-        reply = transport.receive(START_SECONDS)
-        if isinstance(reply, Load):
-            on_phase(reply)
-        elif isinstance(reply, Failure):
-            raise from_code(reply.code, reply.message, reply.param)
-        elif isinstance(reply, ControlReply):
-            return msgspec.convert(reply.result, EngineInfo)
-        else:
-            raise EngineUnavailable(f"the engine gave no sign of life for {START_SECONDS:.0f} s")
+# -- in a process of its own; pando.engine_process starts it
 
 
 def main(fd: int) -> int:
@@ -288,7 +229,9 @@ def main(fd: int) -> int:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # nothing is left to save
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=Config)
     setup_log(config.log_level)
-    inbox = SocketInbox(socket.socket(fileno=fd))
+    sock = socket.socket(fileno=fd)
+    threading.Thread(target=_end_with_parent, args=(sock,), name="pando-parent", daemon=True).start()
+    inbox = SocketInbox(sock)
     last = 0.0
 
     def report(load: Load) -> None:
@@ -310,6 +253,14 @@ def main(fd: int) -> int:
     inbox.send([ControlReply(0, msgspec.to_builtins(core.info))])
     core.scheduler.run()
     return 0
+
+
+def _end_with_parent(sock: socket.socket) -> None:
+    """End this process when the API process is gone, however it ended and whatever is running here."""
+    watch = select.poll()
+    watch.register(sock, getattr(select, "POLLRDHUP", 0))  # and POLLHUP, which is always reported
+    watch.poll()
+    os._exit(0)
 
 
 if __name__ == "__main__":

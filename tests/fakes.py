@@ -94,8 +94,10 @@ class FakeEngine:
             self._admit(command)
         elif isinstance(command, Abort):
             for rid in [command.rid] if command.rid is not None else list(self.running):
-                if self.running.pop(rid, None) is not None:
-                    self.emit([Failure(rid=rid, code="request_aborted", message="aborted")])
+                row = self.running.pop(rid, None)
+                if row is not None:
+                    finish = Finish("abort", message="aborted by an operator", error_code="request_aborted")
+                    self.emit([self._output(row, finish)])
         elif not self.hold_controls:
             self.emit([self._control(command)])
 

@@ -52,6 +52,7 @@ ROOMS: tuple[Room, ...] = (
     Room("scheduler", 10, False, "which tokens run in the next step"),
     Room("engine", 11, True, "the only place that reads Config and builds objects"),
     Room("engine_client", 11, False, "the API side of the engine"),
+    Room("engine_process", 11, False, "starts an engine in a process of its own"),
     Room("native", 12, False, "the native request and reply, over HTTP and in a process"),
     Room("api", 13, True, "`pando.Engine`"),
     Room("server", 13, False, "HTTP routes and the web page"),

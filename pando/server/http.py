@@ -29,9 +29,7 @@ logger = logging.getLogger(__name__)
 UI_FOLDER = Path(__file__).parent / "ui"
 OPEN_PATHS = frozenset({"/", "/health", "/health_generate", "/ready", "/live", "/ping", "/version", "/metrics"})
 """Paths that need no key; the page's files under /ui do not either. They hold nothing of anybody's requests."""
-PAGE_POLICY = (
-    b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; frame-ancestors 'none'"
-)
+PAGE_POLICY = b"default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 
 
 def create_app(client: EngineClient, config: Config) -> ASGIApp:

@@ -7,6 +7,7 @@ from starlette.types import ASGIApp
 
 from pando.core.messages import Generate
 from pando.engine_client import Completion, Delta, EngineClient
+from pando.errors import PandoError, RequestAborted
 from pando.native import (
     GenerateBody,
     encode_prompts,
@@ -65,6 +66,11 @@ class _Writer:
 
     def end(self) -> bytes:
         return b""
+
+    def fatal(self, delta: Delta) -> PandoError | None:
+        """A failure of the only sequence. One of several is reported in its place, as is an abort by an operator."""
+        error = delta.error
+        return None if self._as_list or isinstance(error, RequestAborted) else error
 
     def _event(self, delta: Delta) -> bytes:
         completion = self._completions[delta.index]

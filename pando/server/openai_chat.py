@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 from pando.core.messages import Generate, TokenLogprobs
 from pando.core.sampling import LogprobSpec
 from pando.engine_client import Completion, Delta, EngineClient, require_grammar
-from pando.errors import InvalidRequest
+from pando.errors import InvalidRequest, PandoError
 from pando.native import positive_timeout
 from pando.server.exchange import json_response, post, read_json, service_of
 from pando.server.openai_request import (
@@ -253,6 +253,10 @@ class ChatWriter:
         if not self._chat.body.include_usage:
             return b""
         return self._head + b',"choices":[],"usage":' + encode_json(self._usage()) + b"}\n\n"
+
+    def fatal(self, delta: Delta) -> PandoError | None:
+        """Any error: this dialect has no way to report one choice's."""
+        return delta.error
 
     def _write_one(self, delta: Delta) -> bytes:
         index = delta.index

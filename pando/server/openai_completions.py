@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 from pando.core.messages import Generate, TokenLogprobs
 from pando.core.sampling import LogprobSpec
 from pando.engine_client import Completion, Delta, EngineClient
-from pando.errors import InvalidRequest
+from pando.errors import InvalidRequest, PandoError
 from pando.native import MAX_BATCH, positive_timeout, token_prompts
 from pando.server.exchange import json_response, post, read_json, service_of
 from pando.server.openai_request import (
@@ -213,6 +213,10 @@ class CompletionWriter:
         if not self._work.body.include_usage:
             return b""
         return self._head + b',"choices":[],"usage":' + encode_json(self._totals.total()) + b"}\n\n"
+
+    def fatal(self, delta: Delta) -> PandoError | None:
+        """Any error: this dialect has no way to report one choice's."""
+        return delta.error
 
     def _chunk(self, delta: Delta) -> bytes:
         index = delta.index

@@ -57,6 +57,9 @@ class StreamWriter(Protocol):
     def end(self) -> bytes:
         """Events after the last token."""
 
+    def fatal(self, delta: Delta) -> PandoError | None:
+        """The error that ends the whole stream, if this delta brings one."""
+
 
 class EventStream:
     """An ASGI response that streams a generation. `await admit()` first; it raises what should be a plain status."""
@@ -72,7 +75,7 @@ class EventStream:
         try:
             await asyncio.wait({self._first}, timeout=ADMISSION_SECONDS)
             if self._first.done():
-                _raise_errors(self._first.result())
+                self._raise_errors(self._first.result())
         except BaseException:
             self._close()
             raise
@@ -95,7 +98,7 @@ class EventStream:
             body = b"" if body is PING else body
             deltas = self._first.result()
             while deltas:
-                _raise_errors(deltas)
+                self._raise_errors(deltas)
                 await send(_part(body + self._writer.write(deltas)))
                 body = b""
                 deltas = await self._generation.next_deltas()
@@ -111,6 +114,12 @@ class EventStream:
             body += event(error_body(PandoError("internal error; the server's log has more")))
         await send({"type": "http.response.body", "body": body + DONE, "more_body": False})
 
+    def _raise_errors(self, deltas: list[Delta]) -> None:
+        for delta in deltas:
+            error = self._writer.fatal(delta)
+            if error is not None:
+                raise error
+
     def _close(self) -> None:
         self._generation.cancel()
         self._watch.cancel()
@@ -120,12 +129,6 @@ class EventStream:
 
 def _part(body: bytes) -> Message:
     return {"type": "http.response.body", "body": body, "more_body": True}
-
-
-def _raise_errors(deltas: list[Delta]) -> None:
-    for delta in deltas:
-        if delta.error is not None:
-            raise delta.error
 
 
 async def watch_disconnect(receive: Receive, generation: Generation) -> None:

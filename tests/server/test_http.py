@@ -14,7 +14,7 @@ from pando.core.messages import Load
 from pando.server import exchange
 from pando.server.http import create_service_app
 from pando.server.service import Service
-from tests.server.harness import TOKENIZER, Server, call
+from tests.server.harness import TOKENIZER, Server, call, events
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
 LONG = {"text": "Hi", "sampling_params": {"ignore_eos": True, "max_new_tokens": 400}}
@@ -232,6 +232,19 @@ def test_abort_is_exact_and_can_take_all() -> None:
         for rid in ("r10", "r2"):
             assert (await tasks[rid]).json()["meta_info"]["finish_reason"]["type"] == "abort"
         assert (await http.post("/abort_request", json={})).status_code == 400
+
+    call(test)
+
+
+def test_an_aborted_stream_ends_with_its_text_so_far() -> None:
+    async def test(server: Server, http: httpx.AsyncClient) -> None:
+        server.engine.step_seconds = 0.002
+        task = asyncio.create_task(http.post("/generate", json={**LONG, "rid": "s", "stream": True}))
+        await asyncio.sleep(0.05)
+        await http.post("/abort_request", json={"rid": "s"})
+        last = events((await task).text)[-1]
+        assert last["meta_info"]["finish_reason"]["err_type"] == "request_aborted"
+        assert last["meta_info"]["completion_tokens"] == len(last["output_ids"]) > 0
 
     call(test)
 

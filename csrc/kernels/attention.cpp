@@ -15,6 +15,7 @@ namespace {
 
 constexpr int64_t KEYS = ATTENTION_KEY_BLOCK;
 constexpr int TILE_ROWS = W == 16 ? 4 : 2; // TILE_ROWS * 4 accumulators stay in registers
+constexpr int64_t POINTERS = KEYS * int64_t{sizeof(void*)};
 constexpr float HIDDEN = -__builtin_inff();
 
 // How queries and keys of one element type are multiplied: `step` elements at a time into float32 lanes.
@@ -62,8 +63,10 @@ struct Work {
     float* top;                           // largest score so far
     float* total;                         // sum of exp(score - top)
     float* shrink;                        // what acc is to be multiplied by before this block is added
-    const T* keys[KEYS];
-    const T* values[KEYS];
+    const T** keys;                       // [KEYS] of this block
+    const T** values;
+    const T** next_keys; // [KEYS] of the block after it
+    const T** next_values;
 };
 
 int64_t query_rows(const AttentionArgs& args) { return larger(ATTENTION_QUERY_ROWS, args.heads / args.kv_heads); }
@@ -87,6 +90,10 @@ Work<T> make_work(const AttentionArgs& args, const AttentionTask& task, char* sc
     work.top = reinterpret_cast<float*>(carve(scratch, work.rows * 4));
     work.total = reinterpret_cast<float*>(carve(scratch, work.rows * 4));
     work.shrink = reinterpret_cast<float*>(carve(scratch, work.rows * 4));
+    work.keys = reinterpret_cast<const T**>(carve(scratch, POINTERS));
+    work.values = reinterpret_cast<const T**>(carve(scratch, POINTERS));
+    work.next_keys = reinterpret_cast<const T**>(carve(scratch, POINTERS));
+    work.next_values = reinterpret_cast<const T**>(carve(scratch, POINTERS));
     return work;
 }
 
@@ -118,9 +125,16 @@ void start(const AttentionArgs& args, const AttentionTask& task, Work<T>& work) 
     }
 }
 
-// Pointers to the keys and values of positions [begin, end); false if the page table leaves the cache.
 template <class T>
-bool look_up(const AttentionArgs& args, const AttentionTask& task, int64_t begin, int64_t end, Work<T>& work) {
+void prefetch(const T* row, int64_t n) {
+    const char* p = reinterpret_cast<const char*>(row);
+    for (int64_t i = 0; i < n * int64_t{sizeof(T)}; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
+// Finds the keys and values of positions [begin, end), at most KEYS, for the next block and starts fetching them: they
+// are scattered, so the processor can not foresee them. False if the page table leaves the cache.
+template <class T>
+bool look_ahead(const AttentionArgs& args, const AttentionTask& task, int64_t begin, int64_t end, Work<T>& work) {
     const int32_t* pages = args.page_table + task.row * args.table_stride;
     const T* k = reinterpret_cast<const T*>(args.k) + task.kv_head * args.k_head_stride;
     const T* v = reinterpret_cast<const T*>(args.v) + task.kv_head * args.v_head_stride;
@@ -130,13 +144,22 @@ bool look_up(const AttentionArgs& args, const AttentionTask& task, int64_t begin
         const int64_t count = smaller(args.page_size - offset, end - position);
         if (first < 0 || first + offset + count > args.num_slots) return false;
         for (int64_t i = 0; i < count; ++i, ++n) {
-            work.keys[n] = k + (first + offset + i) * args.k_slot_stride;
-            work.values[n] = v + (first + offset + i) * args.v_slot_stride;
+            work.next_keys[n] = k + (first + offset + i) * args.k_slot_stride;
+            work.next_values[n] = v + (first + offset + i) * args.v_slot_stride;
+            prefetch(work.next_keys[n], args.head_dim);
+            prefetch(work.next_values[n], args.v_dim);
         }
         position += count;
     }
-    for (; n % 4 != 0; ++n) work.keys[n] = work.keys[n - 1]; // scored with the last one's tile, hidden afterwards
+    for (; n % 4 != 0; ++n) work.next_keys[n] = work.next_keys[n - 1]; // scored with the last tile, hidden afterwards
     return true;
+}
+
+template <class P>
+void exchange(P& a, P& b) {
+    const P kept = a;
+    a = b;
+    b = kept;
 }
 
 template <class T, int ROWS>
@@ -313,9 +336,12 @@ template <class T>
 bool attend_as(const AttentionArgs& args, const AttentionTask& task, char* scratch, float* partials) {
     Work<T> work = make_work<T>(args, task, scratch);
     start(args, task, work);
+    if (!look_ahead(args, task, task.key_begin, smaller(task.key_begin + KEYS, task.key_end), work)) return false;
     for (int64_t begin = task.key_begin; begin < task.key_end; begin += KEYS) {
         const int64_t end = smaller(begin + KEYS, task.key_end);
-        if (!look_up(args, task, begin, end, work)) return false;
+        exchange(work.keys, work.next_keys);
+        exchange(work.values, work.next_values);
+        if (!look_ahead(args, task, end, smaller(end + KEYS, task.key_end), work)) return false;
         score(work, args.head_dim, end - begin);
         weigh(args, task, work, begin, end - begin);
         mix(work, args.v_dim, end - begin);
@@ -360,7 +386,7 @@ void merge_as(const AttentionArgs& args, const AttentionTask& first, const float
 int64_t attention_scratch(const AttentionArgs& args) {
     const int64_t rows = query_rows(args);
     const int64_t floats = rows * (round_up(args.head_dim, 2 * W) + round_up(args.v_dim, ATTENTION_VALUE_PAD) + KEYS + 3);
-    return floats * 4 + 6 * 64;
+    return floats * 4 + 4 * POINTERS + 10 * 64;
 }
 
 bool attend(const AttentionArgs& args, const AttentionTask& task, char* scratch, float* partials) {

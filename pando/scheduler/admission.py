@@ -251,12 +251,18 @@ class Admission:
     def _admit_waiting(self, plan: Plan) -> None:
         """Admit in queue order until budget, slots or pages run out. The queue's first is never overtaken for pages."""
         budget = self.limits.token_budget - plan.batch.total_tokens
+        if budget <= 0 or not self._free_slots or not len(self.waiting):
+            return
+        ahead = sum(map(self._growth, self.running))
         while budget > 0 and self._free_slots:
             request = self.waiting.peek()
             # A retracted request whose last token is still under way comes back when the host has seen it.
-            if request is None or request.pending or not self._admit(plan, request, self._pages_ahead()):
+            if request is None or request.pending:
+                return
+            if not self._admit(plan, request, int(ahead / self.limits.page_size)):
                 return
             self.waiting.pop(request)
+            ahead += self._growth(request)
             budget -= self._plan_chunk(plan, request, budget)
 
     def _admit_trial(self, plan: Plan) -> None:
@@ -277,11 +283,11 @@ class Admission:
             else:
                 self.waiting.push_front(request)
 
-    def _pages_ahead(self) -> int:
-        """Pages to keep free for those that run already."""
-        ahead, page = self.reserve.ahead, self.limits.page_size
-        tokens = sum(min(request.limit - request.known, ahead) for request in self.running)
-        return int(tokens / page)
+    def _growth(self, request: Request) -> float:
+        """Tokens of room to keep for a running request."""
+        left = request.limit - request.known
+        ahead = self.reserve.ahead
+        return left if left < ahead else ahead
 
     def _admit(self, plan: Plan, request: Request, keep: int) -> bool:
         """Give the request a slot and pages for all its tokens, leaving `keep` pages available; False if it can not."""

@@ -38,27 +38,26 @@ class Results:
             if request.state is State.DONE:
                 continue
             try:
-                if plain or self._commit_extras(request, row, result):
-                    self._commit_tokens(request, new, result.logprobs.get(at))
+                if plain or self._commit_extras(request, row, plan, result):
+                    if emit:
+                        self._commit_tokens(request, new, result.logprobs.get(at))
+                    elif request.known == request.limit == plan.batch.start[row] + plan.batch.num_tokens[row]:
+                        self._finish(request, _LENGTH)  # prefill only: its last position has run
             except Exception as error:  # a broken invariant ends this request, not the engine
                 _log.exception("request %s failed in commit", request.rid)
                 self.fail(request, StepFailed(f"internal error while committing a step: {error!r}"))
 
-    def _commit_extras(self, request: Request, row: int, result: StepResult) -> bool:
+    def _commit_extras(self, request: Request, row: int, plan: Plan, result: StepResult) -> bool:
         """Prompt logprobs and failures of a row; False if it failed."""
         if row in result.failed:
             self._admission.cache.invalidate()
             self.fail(request, StepFailed(result.failed[row]))
             return False
-        if row in result.prompt_logprobs:
-            request.prompt_logprobs.extend(result.prompt_logprobs[row])
+        if row in result.prompt_logprobs and not request.prompt_logprobs_done:
+            _take_prompt_logprobs(request, plan.batch.start[row], result.prompt_logprobs[row])
         return True
 
     def _commit_tokens(self, request: Request, new: list[int], logprobs: list[TokenLogprobs] | None) -> None:
-        if not new:
-            if request.known == request.limit and request.planned == request.known:
-                self._finish(request, _LENGTH)
-            return
         request.pending -= 1
         request.on_trial = False
         request.prompt_logprobs_done = True
@@ -107,6 +106,15 @@ class Results:
         del self._requests[request.rid]
         self._stats.finished["error"] += 1
         self.replies.append(Failure(rid=request.rid, code=error.code, message=error.message, param=error.param))
+
+
+def _take_prompt_logprobs(request: Request, start: int, entries: list[TokenLogprobs]) -> None:
+    """Log-probabilities read by a row from position `start` on; what a run before a retraction read is replaced."""
+    assert request.logprobs is not None
+    wanted = request.logprobs.start
+    first = 0 if start == wanted == 0 else max(start + 1, wanted)
+    del request.prompt_logprobs[first - wanted :]
+    request.prompt_logprobs.extend(entries)
 
 
 def _output(request: Request, finish: Finish | None) -> Output:

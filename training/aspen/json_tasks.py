@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from training.aspen import banks
 from training.aspen.exercise import Draw, Exercise, Message, assistant, is_json, user
@@ -276,38 +276,45 @@ def request(draw: Draw, fields: list[Field]) -> str:
     return draw.one("Answer in this JSON format: ", "Fill in this JSON: ", "Use exactly this JSON format: ") + shape
 
 
-def chosen_fields(draw: Draw) -> tuple[list[Field], str]:
-    """Some fields of one domain, and a text that states them and sometimes more."""
-    fields = draw.rng.choice(DOMAINS)(draw)
-    first, rest = fields[0], fields[1:]
-    stated = [first, *draw.rng.sample(rest, min(len(rest), draw.number(1, 5)))]
-    wanted = [field for field in stated if draw.chance(0.8)] or [first]
-    text = " ".join(field.sentence for field in stated)
+def chosen_fields(draw: Draw, count: int) -> list[tuple[list[Field], str]]:
+    """The same wanted fields of `count` objects of one domain, each with a text that states them and sometimes more."""
+    domain = draw.rng.choice(DOMAINS)
+    first = domain(draw)
+    stated = [0, *draw.rng.sample(range(1, len(first)), min(len(first) - 1, draw.number(1, 5)))]
+    wanted = [index for index in stated if draw.chance(0.8)] or [0]
     if draw.chance(0.3):
         draw.rng.shuffle(wanted)
-    keys: set[str] = set()
-    unique = [field for field in wanted if not (field.key in keys or keys.add(field.key))]
-    return unique, text
+    keys = [first[index].key for index in wanted]
+    wanted = [index for position, index in enumerate(wanted) if first[index].key not in keys[:position]]
+    objects = []
+    for position in range(count):
+        fields = first if position == 0 else domain(draw)
+        named = [replace(fields[index], key=first[index].key) for index in wanted]
+        objects.append((named, " ".join(fields[index].sentence for index in stated)))
+    return objects
 
 
 def extraction(draw: Draw) -> Exercise:
-    """Extract one object, or several with the same request in the system prompt."""
-    fields, text = chosen_fields(draw)
+    """Extract one object, or in training several in a row after one request."""
+    objects = chosen_fields(draw, 1 if draw.heldout else draw.rng.choices((1, 2, 3), (5, 3, 2))[0])
     pretty = draw.chance(0.15)
     style = (
         draw.one(" Indent the JSON by two spaces.", " Write pretty JSON.")
         if pretty
         else draw.one("", "", " Only JSON.", " Write compact JSON on one line.")
     )
-    ask = request(draw, fields) + style
-    value = {field.key: field.value for field in fields}
-    answer = json.dumps(value, indent=2 if pretty else None, ensure_ascii=False)
+    ask = request(draw, objects[0][0]) + style
     messages: list[Message] = []
-    if draw.chance(0.4):
-        messages = [{"role": "system", "content": ask}, user(text)]
-    else:
-        messages = [user(f"{ask}\n{text}" if draw.chance(0.5) else f"{text}\n{ask}")]
-    return Exercise("json", [*messages, assistant(answer)], is_json(value))
+    value: dict[str, Value] = {}
+    in_system = draw.chance(0.4)
+    if in_system:
+        messages.append({"role": "system", "content": ask})
+    for position, (fields, text) in enumerate(objects):
+        if position == 0 and not in_system:
+            text = f"{ask}\n{text}" if draw.chance(0.5) else f"{text}\n{ask}"
+        value = {field.key: field.value for field in fields}
+        messages += [user(text), assistant(json.dumps(value, indent=2 if pretty else None, ensure_ascii=False))]
+    return Exercise("json", messages, is_json(value))
 
 
 def conversion(draw: Draw) -> Exercise:

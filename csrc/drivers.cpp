@@ -71,6 +71,10 @@ int64_t num_parts(const RowShape& shape, int64_t per_task, int64_t keys) {
     return shape.queries <= per_task && keys >= 2 * ATTENTION_SPLIT ? (keys + ATTENTION_SPLIT - 1) / ATTENTION_SPLIT : 1;
 }
 
+int64_t heads_per_task(const AttentionArgs& args, const RowShape& shape) {
+    return shape.queries * (args.heads / args.kv_heads) <= ATTENTION_JOINT_ROWS ? args.kv_heads : 1;
+}
+
 int64_t count_tasks(const AttentionArgs& args) {
     const int64_t per_task = queries_per_task(args);
     int64_t count = 0;
@@ -78,26 +82,32 @@ int64_t count_tasks(const AttentionArgs& args) {
         const RowShape shape = row_shape(args, row);
         const int64_t pieces = (shape.queries + per_task - 1) / per_task;
         const int64_t keys = pieces == 1 ? shape.keys - first_key(args, shape.keys - shape.queries) : 0;
-        count += pieces * num_parts(shape, per_task, keys);
+        count += pieces * num_parts(shape, per_task, keys) * (args.kv_heads / heads_per_task(args, shape));
     }
-    return count * args.kv_heads;
+    return count;
+}
+
+int64_t padded_value(const AttentionArgs& args) {
+    return (args.v_dim + ATTENTION_VALUE_PAD - 1) / ATTENTION_VALUE_PAD * ATTENTION_VALUE_PAD;
 }
 
 // Later queries of a row see more keys: they come first, so that no thread is left with a long piece at the end.
 void plan_row(const AttentionArgs& args, const RowShape& shape, Plan& plan) {
     const int64_t per_task = queries_per_task(args), group = args.heads / args.kv_heads;
+    const int64_t heads = heads_per_task(args, shape);
     const int64_t start = shape.keys - shape.queries;
     const int64_t pieces = (shape.queries + per_task - 1) / per_task;
     for (int64_t piece = pieces - 1; piece >= 0; --piece) {
         const int64_t from = piece * per_task, to = std::min(shape.queries, from + per_task);
         const int64_t low = first_key(args, start + from), high = start + to;
         const int64_t parts = num_parts(shape, per_task, high - low);
-        const int64_t floats = (to - from) * group * (2 + (args.v_dim + 15) / 16 * 16);
-        for (int64_t head = 0; head < args.kv_heads; ++head) {
+        const int64_t floats = heads * (to - from) * group * (2 + padded_value(args));
+        for (int64_t head = 0; head < args.kv_heads; head += heads) {
             for (int64_t part = 0; part < parts; ++part) {
                 AttentionTask& task = plan.tasks[plan.num_tasks++];
                 task.row = static_cast<int32_t>(shape.row);
-                task.kv_head = static_cast<int32_t>(head);
+                task.kv_head_begin = static_cast<int32_t>(head);
+                task.kv_head_end = static_cast<int32_t>(head + heads);
                 task.query_begin = static_cast<int32_t>(shape.begin + from);
                 task.query_end = static_cast<int32_t>(shape.begin + to);
                 task.first_position = static_cast<int32_t>(start + from);
@@ -105,7 +115,7 @@ void plan_row(const AttentionArgs& args, const RowShape& shape, Plan& plan) {
                 task.key_end = static_cast<int32_t>(parts == 1 ? high : std::min(high, low + (part + 1) * ATTENTION_SPLIT));
                 task.part = static_cast<int32_t>(part);
                 task.num_parts = static_cast<int32_t>(parts);
-                // Parts of one piece and head lie one after the other, in the leaf's own (level-dependent) size.
+                // Parts of one piece lie one after the other.
                 task.partial = parts == 1 ? 0 : plan.partial_floats;
                 if (parts > 1) plan.partial_floats += floats;
             }

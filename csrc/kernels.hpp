@@ -79,9 +79,10 @@ struct AttentionArgs {
     const float* sinks; // may be null
 };
 
-// One KV head of a row, some consecutive queries of it, and the positions [key_begin, key_end) they look at.
+// Some KV heads of a row, some consecutive queries of it, and the positions [key_begin, key_end) they look at.
 struct AttentionTask {
-    int32_t row, kv_head;
+    int32_t row;
+    int32_t kv_head_begin, kv_head_end;
     int32_t query_begin, query_end; // indices into q
     int32_t first_position;         // of query_begin
     int32_t key_begin, key_end;
@@ -89,12 +90,14 @@ struct AttentionTask {
     int64_t partial;         // offset of this part's floats in the partial buffer
 };
 
-// Query rows (queries times heads of a group) a task holds at most, unless a single query has more heads.
+// Query rows of one KV head (queries times heads of its group) a task holds at most, unless one query has more.
 constexpr int64_t ATTENTION_QUERY_ROWS = 32;
+// Up to this many query rows a task takes all KV heads: decoding is bound by memory, and a token's heads lie together.
+constexpr int64_t ATTENTION_JOINT_ROWS = 16;
 // Keys scored at once: their scores and pointers stay in the first-level cache.
 constexpr int64_t ATTENTION_KEY_BLOCK = 64;
 // Keys of one part of a split row. Fixed, so that a row's result does not depend on batch or threads.
-constexpr int64_t ATTENTION_SPLIT = 1024;
+constexpr int64_t ATTENTION_SPLIT = 256;
 // Output rows are kept padded to this in scratch and partial buffers: the widest level's vector.
 constexpr int64_t ATTENTION_VALUE_PAD = 16;
 

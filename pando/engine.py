@@ -83,6 +83,7 @@ def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
     on_phase(Load("warmup", 0.0, "first pass"))
     plan = _plan(config, model, device, ops)
     on_phase(Load("memory", 1.0, f"KV pool of {plan.total_tokens:,} tokens"))
+    model.set_context_length(plan.context_length)
     runner = _runner(config, plan, model, device, ops)
     rate = warm_up(*runner, device)
     for reason in [*plan.reasons, f"warm-up: prefill at {rate:,.0f} tokens/s"]:

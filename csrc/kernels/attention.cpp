@@ -1,9 +1,9 @@
-// Paged attention: one task is a few consecutive queries of one row and one KV head, all heads of the group together.
+// Paged attention: one task is a few consecutive queries of one row, all query heads of one KV head or of all of them.
 // Keys are visited in blocks; softmax is computed online (Milakov, Gimelshein 2018), its state kept per query row:
 //
 //   block of <= 64 keys:  scores[M][64] = Q K^T  ->  hide, softcap  ->  max, exp, sum  ->  acc[M][Dv] = acc * a + P V
 //
-// A query row m is (query m / group, head m % group). Every row's arithmetic depends on its own keys only, in an order
+// A query row m of a KV head is (query m / group, head m % group of its group). Every row's arithmetic depends on its own keys only, in an order
 // fixed by their positions, so results are the same for any number of threads.
 #include "leaves.hpp"
 #include "simd.hpp"
@@ -52,24 +52,36 @@ struct Dot<bf16> {
 };
 #endif
 
-// Everything a task keeps while it walks its keys.
+// Everything a task keeps for one KV head while it walks its keys.
 template <class T>
 struct Work {
     using Query = typename Dot<T>::Query;
-    int64_t rows, query_size, value_size; // padded to whole vectors
+    int64_t kv_head;
+    int64_t rows, query_size, value_size; // sizes padded to whole vectors
     Query* queries;                       // [rows][query_size]
     float* acc;                           // [rows][value_size]
-    float* scores;                        // [rows][KEYS]
-    float* top;                           // largest score so far
-    float* total;                         // sum of exp(score - top)
-    float* shrink;                        // what acc is to be multiplied by before this block is added
-    const T** keys;                       // [KEYS] of this block
+    float* top;                           // [rows] largest score so far
+    float* total;                         // [rows] sum of exp(score - top)
+    float* scores;                        // [rows][KEYS] of this block, shared by the heads, as all below
+    float* shrink;                        // [rows] what acc is to be multiplied by before this block is added
+    const T** keys;                       // [KEYS] of KV head 0
     const T** values;
     const T** next_keys; // [KEYS] of the block after it
     const T** next_values;
+
+    // The work of the head n heads after this one.
+    Work of(int64_t n) const {
+        Work other = *this;
+        other.kv_head += n;
+        other.queries += n * rows * query_size;
+        other.acc += n * rows * value_size;
+        other.top += n * rows;
+        other.total += n * rows;
+        return other;
+    }
 };
 
-int64_t query_rows(const AttentionArgs& args) { return larger(ATTENTION_QUERY_ROWS, args.heads / args.kv_heads); }
+int64_t group_size(const AttentionArgs& args) { return args.heads / args.kv_heads; }
 
 char* carve(char*& scratch, int64_t bytes) {
     char* piece = scratch;
@@ -81,14 +93,16 @@ template <class T>
 Work<T> make_work(const AttentionArgs& args, const AttentionTask& task, char* scratch) {
     using Query = typename Work<T>::Query;
     Work<T> work;
-    work.rows = (task.query_end - task.query_begin) * (args.heads / args.kv_heads);
+    work.kv_head = task.kv_head_begin;
+    work.rows = (task.query_end - task.query_begin) * group_size(args);
     work.query_size = round_up(args.head_dim, Dot<T>::step);
     work.value_size = round_up(args.v_dim, ATTENTION_VALUE_PAD);
-    work.queries = reinterpret_cast<Query*>(carve(scratch, work.rows * work.query_size * int64_t{sizeof(Query)}));
-    work.acc = reinterpret_cast<float*>(carve(scratch, work.rows * work.value_size * 4));
+    const int64_t all = work.rows * (task.kv_head_end - task.kv_head_begin);
+    work.queries = reinterpret_cast<Query*>(carve(scratch, all * work.query_size * int64_t{sizeof(Query)}));
+    work.acc = reinterpret_cast<float*>(carve(scratch, all * work.value_size * 4));
+    work.top = reinterpret_cast<float*>(carve(scratch, all * 4));
+    work.total = reinterpret_cast<float*>(carve(scratch, all * 4));
     work.scores = reinterpret_cast<float*>(carve(scratch, work.rows * KEYS * 4));
-    work.top = reinterpret_cast<float*>(carve(scratch, work.rows * 4));
-    work.total = reinterpret_cast<float*>(carve(scratch, work.rows * 4));
     work.shrink = reinterpret_cast<float*>(carve(scratch, work.rows * 4));
     work.keys = reinterpret_cast<const T**>(carve(scratch, POINTERS));
     work.values = reinterpret_cast<const T**>(carve(scratch, POINTERS));
@@ -110,12 +124,12 @@ void copy_query(float* to, const T* from, int64_t n) {
 
 // The sink is one more score that every query sees first; only the first part of a split row counts it.
 template <class T>
-void start(const AttentionArgs& args, const AttentionTask& task, Work<T>& work) {
-    const int64_t group = args.heads / args.kv_heads;
+void start(const AttentionArgs& args, const AttentionTask& task, const Work<T>& work) {
+    const int64_t group = group_size(args);
     memset(work.queries, 0, static_cast<size_t>(work.rows * work.query_size) * sizeof(*work.queries));
     memset(work.acc, 0, static_cast<size_t>(work.rows * work.value_size) * 4);
     for (int64_t m = 0; m < work.rows; ++m) {
-        const int64_t head = task.kv_head * group + m % group;
+        const int64_t head = work.kv_head * group + m % group;
         const T* q = reinterpret_cast<const T*>(args.q) + (task.query_begin + m / group) * args.q_token_stride +
                      head * args.q_head_stride;
         copy_query(work.queries + m * work.query_size, q, args.head_dim);
@@ -125,10 +139,13 @@ void start(const AttentionArgs& args, const AttentionTask& task, Work<T>& work) 
     }
 }
 
+// The rows of a token's KV heads [begin, end), `stride` elements apart.
 template <class T>
-void prefetch(const T* row, int64_t n) {
-    const char* p = reinterpret_cast<const char*>(row);
-    for (int64_t i = 0; i < n * int64_t{sizeof(T)}; i += 64) __builtin_prefetch(p + i, 0, 2);
+void prefetch(const T* token, int64_t stride, int64_t begin, int64_t end, int64_t n) {
+    for (int64_t head = begin; head < end; ++head) {
+        const char* p = reinterpret_cast<const char*>(token + head * stride);
+        for (int64_t i = 0; i < n * int64_t{sizeof(T)}; i += 64) __builtin_prefetch(p + i, 0, 2);
+    }
 }
 
 // Finds the keys and values of positions [begin, end), at most KEYS, for the next block and starts fetching them: they
@@ -136,8 +153,8 @@ void prefetch(const T* row, int64_t n) {
 template <class T>
 bool look_ahead(const AttentionArgs& args, const AttentionTask& task, int64_t begin, int64_t end, Work<T>& work) {
     const int32_t* pages = args.page_table + task.row * args.table_stride;
-    const T* k = reinterpret_cast<const T*>(args.k) + task.kv_head * args.k_head_stride;
-    const T* v = reinterpret_cast<const T*>(args.v) + task.kv_head * args.v_head_stride;
+    const T* k = reinterpret_cast<const T*>(args.k);
+    const T* v = reinterpret_cast<const T*>(args.v);
     int64_t page = begin / args.page_size, offset = begin % args.page_size, n = 0;
     for (int64_t position = begin; position < end; ++page, offset = 0) {
         const int64_t first = pages[page] * args.page_size;
@@ -146,8 +163,8 @@ bool look_ahead(const AttentionArgs& args, const AttentionTask& task, int64_t be
         for (int64_t i = 0; i < count; ++i, ++n) {
             work.next_keys[n] = k + (first + offset + i) * args.k_slot_stride;
             work.next_values[n] = v + (first + offset + i) * args.v_slot_stride;
-            prefetch(work.next_keys[n], args.head_dim);
-            prefetch(work.next_values[n], args.v_dim);
+            prefetch(work.next_keys[n], args.k_head_stride, task.kv_head_begin, task.kv_head_end, args.head_dim);
+            prefetch(work.next_values[n], args.v_head_stride, task.kv_head_begin, task.kv_head_end, args.v_dim);
         }
         position += count;
     }
@@ -163,10 +180,11 @@ void exchange(P& a, P& b) {
 }
 
 template <class T, int ROWS>
-void score_tile(const Work<T>& work, int64_t head_dim, int64_t m, int64_t n) {
+void score_tile(const Work<T>& work, int64_t head_offset, int64_t head_dim, int64_t m, int64_t n) {
     using D = Dot<T>;
     const typename D::Query* q = work.queries + m * work.query_size;
-    const T* const* keys = work.keys + n;
+    const T* const keys[4] = {work.keys[n] + head_offset, work.keys[n + 1] + head_offset,
+                              work.keys[n + 2] + head_offset, work.keys[n + 3] + head_offset};
     vf total[ROWS][4] = {};
     const auto add = [&](int64_t i, typename D::Chunk k0, typename D::Chunk k1, typename D::Chunk k2,
                          typename D::Chunk k3) __attribute__((always_inline)) {
@@ -195,15 +213,16 @@ void score_tile(const Work<T>& work, int64_t head_dim, int64_t m, int64_t n) {
 }
 
 template <class T>
-void score(const Work<T>& work, int64_t head_dim, int64_t count) {
+void score(const AttentionArgs& args, const Work<T>& work, int64_t count) {
+    const int64_t offset = work.kv_head * args.k_head_stride, head_dim = args.head_dim;
     for (int64_t n = 0; n < count; n += 4) {
         int64_t m = 0;
-        for (; m + TILE_ROWS <= work.rows; m += TILE_ROWS) score_tile<T, TILE_ROWS>(work, head_dim, m, n);
+        for (; m + TILE_ROWS <= work.rows; m += TILE_ROWS) score_tile<T, TILE_ROWS>(work, offset, head_dim, m, n);
         if (TILE_ROWS > 2 && m + 2 <= work.rows) {
-            score_tile<T, 2>(work, head_dim, m, n);
+            score_tile<T, 2>(work, offset, head_dim, m, n);
             m += 2;
         }
-        if (m < work.rows) score_tile<T, 1>(work, head_dim, m, n);
+        if (m < work.rows) score_tile<T, 1>(work, offset, head_dim, m, n);
     }
 }
 
@@ -226,8 +245,8 @@ float finish_scores(const AttentionArgs& args, float* scores, int64_t first_seen
 
 // Scores become softmax weights relative to the running maximum; total and shrink are brought up to date.
 template <class T>
-void weigh(const AttentionArgs& args, const AttentionTask& task, Work<T>& work, int64_t begin, int64_t count) {
-    const int64_t group = args.heads / args.kv_heads, padded = round_up(count, W);
+void weigh(const AttentionArgs& args, const AttentionTask& task, const Work<T>& work, int64_t begin, int64_t count) {
+    const int64_t group = group_size(args), padded = round_up(count, W);
     for (int64_t m = 0; m < work.rows; ++m) {
         float* scores = work.scores + m * KEYS;
         const int64_t position = task.first_position + m / group;
@@ -254,7 +273,7 @@ void weigh(const AttentionArgs& args, const AttentionTask& task, Work<T>& work, 
 
 // acc[m..m+ROWS][i..i+VECTORS*W] = acc * shrink + weights * values; `rest` < W elements of the last vector exist.
 template <class T, int ROWS, int VECTORS, bool WHOLE>
-void mix_tile(Work<T>& work, int64_t m, int64_t i, int64_t count, int64_t rest) {
+void mix_tile(const Work<T>& work, int64_t head_offset, int64_t m, int64_t i, int64_t count, int64_t rest) {
     vf total[ROWS][VECTORS];
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; ++r) {
@@ -264,10 +283,11 @@ void mix_tile(Work<T>& work, int64_t m, int64_t i, int64_t count, int64_t rest) 
         }
     }
     for (int64_t n = 0; n < count; ++n) {
+        const T* source = work.values[n] + head_offset + i;
         vf value[VECTORS];
 #pragma GCC unroll 4
         for (int c = 0; c < VECTORS; ++c) {
-            value[c] = WHOLE ? load(work.values[n] + i + c * W) : load_first(work.values[n] + i, rest);
+            value[c] = WHOLE ? load(source + c * W) : load_first(source, rest);
         }
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; ++r) {
@@ -284,22 +304,23 @@ void mix_tile(Work<T>& work, int64_t m, int64_t i, int64_t count, int64_t rest) 
 }
 
 template <class T, int ROWS>
-void mix_rows(Work<T>& work, int64_t m, int64_t v_dim, int64_t count) {
+void mix_rows(const Work<T>& work, int64_t head_offset, int64_t m, int64_t v_dim, int64_t count) {
     int64_t i = 0;
-    for (; i + 4 * W <= v_dim; i += 4 * W) mix_tile<T, ROWS, 4, true>(work, m, i, count, 0);
-    for (; i + W <= v_dim; i += W) mix_tile<T, ROWS, 1, true>(work, m, i, count, 0);
-    if (i < v_dim) mix_tile<T, ROWS, 1, false>(work, m, i, count, v_dim - i);
+    for (; i + 4 * W <= v_dim; i += 4 * W) mix_tile<T, ROWS, 4, true>(work, head_offset, m, i, count, 0);
+    for (; i + W <= v_dim; i += W) mix_tile<T, ROWS, 1, true>(work, head_offset, m, i, count, 0);
+    if (i < v_dim) mix_tile<T, ROWS, 1, false>(work, head_offset, m, i, count, v_dim - i);
 }
 
 template <class T>
-void mix(Work<T>& work, int64_t v_dim, int64_t count) {
+void mix(const AttentionArgs& args, const Work<T>& work, int64_t count) {
+    const int64_t offset = work.kv_head * args.v_head_stride, v_dim = args.v_dim;
     int64_t m = 0;
-    for (; m + TILE_ROWS <= work.rows; m += TILE_ROWS) mix_rows<T, TILE_ROWS>(work, m, v_dim, count);
+    for (; m + TILE_ROWS <= work.rows; m += TILE_ROWS) mix_rows<T, TILE_ROWS>(work, offset, m, v_dim, count);
     if (TILE_ROWS > 2 && m + 2 <= work.rows) {
-        mix_rows<T, 2>(work, m, v_dim, count);
+        mix_rows<T, 2>(work, offset, m, v_dim, count);
         m += 2;
     }
-    if (m < work.rows) mix_rows<T, 1>(work, m, v_dim, count);
+    if (m < work.rows) mix_rows<T, 1>(work, offset, m, v_dim, count);
 }
 
 template <class T>
@@ -310,24 +331,26 @@ void write_row(T* out, const float* acc, float total, int64_t n) {
         [&](int64_t i, int64_t rest) { store_first(out + i, load_first(acc + i, rest) * factor, rest); });
 }
 
+// Output of query row m, counted over the task's heads: [heads][rows].
 template <class T>
 T* out_row(const AttentionArgs& args, const AttentionTask& task, int64_t m) {
-    const int64_t group = args.heads / args.kv_heads;
-    const int64_t head = task.kv_head * group + m % group;
-    return reinterpret_cast<T*>(args.out) + ((task.query_begin + m / group) * args.heads + head) * args.v_dim;
+    const int64_t group = group_size(args), rows = (task.query_end - task.query_begin) * group;
+    const int64_t head = (task.kv_head_begin + m / rows) * group + m % group;
+    return reinterpret_cast<T*>(args.out) + ((task.query_begin + m % rows / group) * args.heads + head) * args.v_dim;
 }
 
-// A part leaves top, total and acc of its rows at its place: [rows], [rows], [rows][value_size].
+// A part leaves top, total and acc of its rows at its place: [all], [all], [all][value_size].
 template <class T>
 void write_out(const AttentionArgs& args, const AttentionTask& task, const Work<T>& work, float* partials) {
+    const int64_t all = work.rows * (task.kv_head_end - task.kv_head_begin);
     if (task.num_parts > 1) {
         float* place = partials + task.partial;
-        memcpy(place, work.top, static_cast<size_t>(work.rows) * 4);
-        memcpy(place + work.rows, work.total, static_cast<size_t>(work.rows) * 4);
-        memcpy(place + 2 * work.rows, work.acc, static_cast<size_t>(work.rows * work.value_size) * 4);
+        memcpy(place, work.top, static_cast<size_t>(all) * 4);
+        memcpy(place + all, work.total, static_cast<size_t>(all) * 4);
+        memcpy(place + 2 * all, work.acc, static_cast<size_t>(all * work.value_size) * 4);
         return;
     }
-    for (int64_t m = 0; m < work.rows; ++m) {
+    for (int64_t m = 0; m < all; ++m) {
         write_row(out_row<T>(args, task, m), work.acc + m * work.value_size, work.total[m], args.v_dim);
     }
 }
@@ -335,16 +358,20 @@ void write_out(const AttentionArgs& args, const AttentionTask& task, const Work<
 template <class T>
 bool attend_as(const AttentionArgs& args, const AttentionTask& task, char* scratch, float* partials) {
     Work<T> work = make_work<T>(args, task, scratch);
-    start(args, task, work);
+    const int64_t heads = task.kv_head_end - task.kv_head_begin;
+    for (int64_t head = 0; head < heads; ++head) start(args, task, work.of(head));
     if (!look_ahead(args, task, task.key_begin, smaller(task.key_begin + KEYS, task.key_end), work)) return false;
     for (int64_t begin = task.key_begin; begin < task.key_end; begin += KEYS) {
         const int64_t end = smaller(begin + KEYS, task.key_end);
         exchange(work.keys, work.next_keys);
         exchange(work.values, work.next_values);
         if (!look_ahead(args, task, end, smaller(end + KEYS, task.key_end), work)) return false;
-        score(work, args.head_dim, end - begin);
-        weigh(args, task, work, begin, end - begin);
-        mix(work, args.v_dim, end - begin);
+        for (int64_t head = 0; head < heads; ++head) {
+            const Work<T> one = work.of(head);
+            score(args, one, end - begin);
+            weigh(args, task, one, begin, end - begin);
+            mix(args, one, end - begin);
+        }
     }
     write_out(args, task, work, partials);
     return true;
@@ -353,7 +380,8 @@ bool attend_as(const AttentionArgs& args, const AttentionTask& task, char* scrat
 // Parts are added in the order of their keys, relative to the largest score of all.
 template <class T>
 void merge_as(const AttentionArgs& args, const AttentionTask& first, const float* partials) {
-    const int64_t rows = (first.query_end - first.query_begin) * (args.heads / args.kv_heads);
+    const int64_t rows = (first.query_end - first.query_begin) * group_size(args) *
+                         (first.kv_head_end - first.kv_head_begin);
     const int64_t value_size = round_up(args.v_dim, ATTENTION_VALUE_PAD), part_size = rows * (2 + value_size);
     const float* base = partials + first.partial;
     for (int64_t m = 0; m < rows; ++m) {
@@ -384,9 +412,10 @@ void merge_as(const AttentionArgs& args, const AttentionTask& first, const float
 } // namespace
 
 int64_t attention_scratch(const AttentionArgs& args) {
-    const int64_t rows = query_rows(args);
-    const int64_t floats = rows * (round_up(args.head_dim, 2 * W) + round_up(args.v_dim, ATTENTION_VALUE_PAD) + KEYS + 3);
-    return floats * 4 + 4 * POINTERS + 10 * 64;
+    const int64_t one = larger(ATTENTION_QUERY_ROWS, group_size(args)); // rows of one KV head
+    const int64_t all = larger(one, ATTENTION_JOINT_ROWS * args.kv_heads);
+    const int64_t kept = all * (round_up(args.head_dim, 2 * W) + round_up(args.v_dim, ATTENTION_VALUE_PAD) + 2);
+    return (kept + one * (KEYS + 1)) * 4 + 4 * POINTERS + 10 * 64;
 }
 
 bool attend(const AttentionArgs& args, const AttentionTask& task, char* scratch, float* partials) {

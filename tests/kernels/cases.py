@@ -55,7 +55,7 @@ class AttentionCase:
 
 
 BASE = AttentionCase()
-LONG = ((1, 2047), (1, 2048), (1, 4099), (2, 3000))
+LONG = ((1, 511), (1, 512), (1, 4099), (2, 1500))
 
 ATTENTION_CASES = (
     BASE,
@@ -75,6 +75,7 @@ ATTENTION_CASES = (
     replace(BASE, rows=LONG, page_size=1, head_dim=16),
     replace(BASE, rows=LONG, sinks=True, softcap=10.0, head_dim=16),
     replace(BASE, rows=((1, 5000), (4, 2500)), window=2100, head_dim=16, sinks=True),
+    replace(BASE, rows=((1, 700), (7, 900), (9, 600)), heads=6, kv_heads=3, v_dim=24, page_size=3),
 )
 """Odd sizes, empty rows, single tokens, every option alone and together, rows long enough to be split."""
 

@@ -26,6 +26,7 @@ from pando.core.info import EngineInfo
 from pando.core.messages import ControlReply, Failure, Load
 from pando.device import Device, resolve_device
 from pando.errors import PandoError
+from pando.kernels import set_num_threads
 from pando.kernels.ops import OpTable
 from pando.kernels.select import op_table
 from pando.log import setup as setup_log
@@ -68,6 +69,7 @@ def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
     device = resolve_device(config.device)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
+        set_num_threads(config.num_threads)
     path = resolve_model_path(config.model_path, config.revision)
     tokenizer = load_tokenizer(config, path)
     ops = op_table(device.name, config.kernels)

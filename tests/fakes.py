@@ -204,7 +204,8 @@ class FakeEngine:
                 **self.totals,
                 "num_running": len(self.running),
                 "num_waiting": 0,
-                "kv_tokens_used": 25,
+                "kv_tokens_used": 35,
+                "kv_tokens_evictable": 10,
                 "kv_tokens_total": 100,
                 "step_seconds_total": math.pi,
             }

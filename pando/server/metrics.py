@@ -43,8 +43,6 @@ _GAUGES = {
     "vllm:num_requests_waiting": "num_waiting",
     "sglang:num_running_reqs": "num_running",
     "sglang:num_queue_reqs": "num_waiting",
-    "sglang:num_used_tokens": "kv_tokens_used",
-    "sglang:kv_used_tokens": "kv_tokens_used",
     "sglang:kv_evictable_tokens": "kv_tokens_evictable",
     "sglang:max_total_num_tokens": "kv_tokens_total",
 }
@@ -110,9 +108,16 @@ def _derived(client: EngineClient, stats: Mapping[str, float]) -> list[Sample]:
         ("sglang:num_pages", "gauge", info.max_total_num_tokens // info.page_size),
         ("sglang:context_len", "gauge", info.context_length),
     ]
-    if stats.get("kv_tokens_total") and "kv_tokens_used" in stats:
-        usage = stats["kv_tokens_used"] / stats["kv_tokens_total"]
-        samples += [("vllm:kv_cache_usage_perc", "gauge", usage), ("sglang:token_usage", "gauge", usage)]
+    total, used = stats.get("kv_tokens_total"), stats.get("kv_tokens_used")
+    if total and used is not None:
+        # Dashboards and routers mean what is not to be had: prefixes that may be evicted count as free.
+        locked = used - stats.get("kv_tokens_evictable", 0)
+        samples += [
+            ("vllm:kv_cache_usage_perc", "gauge", locked / total),
+            ("sglang:token_usage", "gauge", locked / total),
+        ]
+        samples += [("sglang:num_used_tokens", "gauge", locked), ("sglang:kv_used_tokens", "gauge", locked)]
+        samples.append(("sglang:kv_available_tokens", "gauge", total - used))
     if stats.get("prompt_tokens_total") and "cached_tokens_total" in stats:
         rate = stats["cached_tokens_total"] / stats["prompt_tokens_total"]
         samples.append(("sglang:cache_hit_rate", "gauge", rate))

@@ -120,12 +120,13 @@ def both(
     return ours, expected
 
 
-@pytest.mark.parametrize("chat", sorted(CHATS))
-@pytest.mark.parametrize("template", sorted(TEMPLATES))
+PAIRS = [(template, chat) for template in sorted(TEMPLATES) for chat in sorted(CHATS)]
+PAIRS.remove(("brackets", "system"))  # that template refuses a system message
+
+
+@pytest.mark.parametrize(("template", "chat"), PAIRS)
 @pytest.mark.parametrize("prompt", [True, False])
 def test_rendering_equals_transformers(reference: Any, template: str, chat: str, prompt: bool) -> None:
-    if template == "brackets" and chat == "system":
-        pytest.skip("this template refuses a system message")
     ours, expected = both(reference, TEMPLATES[template], CHATS[chat], add_generation_prompt=prompt)
     assert ours == expected
     assert "2 & 3" in ours

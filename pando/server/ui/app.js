@@ -7,8 +7,9 @@ import { EXAMPLES } from '/ui/examples.js';
 const $ = (id) => document.getElementById(id);
 const SHOWN_TOKENS = 3000; // more spans than this make a page slow, and nobody reads them
 
-const state = { model: '', maxLen: 0, messages: [], controller: null, key: sessionStorage.getItem('key') ?? '' };
-const settings = { system: '', temperature: 0.3, maxTokens: 512, ...JSON.parse(localStorage.getItem('settings') ?? '{}') };
+const state = { model: '', maxLen: 0, temperature: 1, messages: [], controller: null, key: sessionStorage.getItem('key') ?? '' };
+// A temperature of null is the model's own, which the server knows.
+const settings = { system: '', temperature: null, maxTokens: 512, ...JSON.parse(localStorage.getItem('settings') ?? '{}') };
 
 // ---- start-up ------------------------------------------------------------------------------------------------------
 
@@ -54,6 +55,7 @@ function showModel() {
 }
 
 function showFacts(info) {
+  state.temperature = info.generation_defaults?.temperature ?? 1;
   const facts = [
     ['Model', info.model_path ?? state.model], ['Device', info.device], ['Weights', info.dtype],
     ['Cache holds', info.max_total_num_tokens && `${info.max_total_num_tokens.toLocaleString('en')} tokens`],
@@ -69,7 +71,7 @@ function requestBody(messages) {
   return {
     model: state.model,
     messages: system ? [{ role: 'system', content: system }, ...messages] : messages,
-    temperature: settings.temperature,
+    ...(settings.temperature === null ? {} : { temperature: settings.temperature }),
     max_tokens: settings.maxTokens,
     stream: true,
     stream_options: { include_usage: true },
@@ -284,8 +286,8 @@ function newChat() {
 
 function openSettings(focus = 'system') {
   $('system').value = settings.system;
-  $('temperature').value = settings.temperature;
-  $('temperature-shown').value = settings.temperature;
+  $('temperature').value = settings.temperature ?? state.temperature;
+  $('temperature-shown').value = $('temperature').value;
   $('max-tokens').value = settings.maxTokens;
   $('key').value = state.key;
   $('settings').showModal();
@@ -294,7 +296,8 @@ function openSettings(focus = 'system') {
 
 function saveSettings() {
   settings.system = $('system').value;
-  settings.temperature = Number($('temperature').value);
+  const temperature = Number($('temperature').value);
+  settings.temperature = temperature === state.temperature ? null : temperature;
   settings.maxTokens = Math.max(1, Math.round(Number($('max-tokens').value)) || 512);
   localStorage.setItem('settings', JSON.stringify(settings));
   if ($('key').value !== state.key) {

@@ -1,9 +1,15 @@
 // Prompts for the first page, of the kinds the built-in model was trained on.
 
 export const EXAMPLES = [
-  { title: 'Recall from a text', prompt: 'Notes: Mara keeps the blue key in the kitchen. Tom keeps the red key in the garage. The green key is with Iris.\n\nWho has the green key?' },
-  { title: 'Extract JSON', prompt: 'Extract name, age and city as JSON: "Lena Hoffmann, 34 years old, lives in Bremen and works as a carpenter."' },
-  { title: 'Arithmetic', prompt: 'What is 347 + 586? Show the steps.' },
-  { title: 'A Python function', prompt: 'Write a Python function that returns the largest number in a list.' },
+  {
+    title: 'Recall from a text',
+    prompt: 'Text: Zoe lives in Lisbon and owns a green bicycle. Amir is 41 years old and works as a pilot. The meeting starts at 9:30. The exam is on 15 July.\n\nWhat is the job of Amir?',
+  },
+  {
+    title: 'Extract JSON',
+    prompt: 'My name is Leo. I am 34 years old and I live in Bremen. My email address is leo@cloudnine.com.\nAnswer in JSON with these keys: name (string), age (integer), city (string), email (string).',
+  },
+  { title: 'Arithmetic', prompt: 'What is 347 + 586?' },
+  { title: 'A Python function', prompt: 'Write a Python function that computes the n-th Fibonacci number.' },
   { title: 'Small talk', prompt: 'Hello! Who are you?' },
 ];

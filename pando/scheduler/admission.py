@@ -85,6 +85,8 @@ class Admission:
         plan = Plan(Batch(self._step, [], [], [], [], [], [], [], [], [], []), [])
         retracted = self.num_retracted
         self._plan_running(plan)
+        while self.trials and all(request.state is State.DONE for request in self.trials[0]):
+            self.trials.popleft()
         if self.trials:
             self._admit_trial(plan)
         elif self.num_retracted == retracted or not plan.rows:
@@ -268,10 +270,6 @@ class Admission:
     def _admit_trial(self, plan: Plan) -> None:
         """Admit the next group that has to prove itself, once those before it have emitted a token."""
         if any(request.on_trial for request in self.running):
-            return
-        while self.trials and not any(request.state is State.WAITING for request in self.trials[0]):
-            self.trials.popleft()
-        if not self.trials:
             return
         budget = self.limits.token_budget
         for request in self.trials.popleft():

@@ -249,6 +249,7 @@ class Scheduler:
         for request in self._requests.values():
             request.pending = 0  # tokens of the dropped steps will not come, also of requests retracted meanwhile
         for request in culprits:
+            self._gates.leave(request)
             self.results.fail(request, StepFailed(f"the request made its step fail: {error!r}"))
 
     @property

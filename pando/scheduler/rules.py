@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pando.core.messages import Generate
-from pando.core.sampling import SamplingParams
+from pando.core.sampling import LogprobSpec, SamplingParams
 from pando.errors import ContextLengthExceeded, InvalidRequest, Overloaded
 from pando.scheduler.request import StopChecker
 
@@ -48,10 +48,27 @@ class Rules:
                 param="input_ids",
             )
         message.sampling.check_vocabulary(self.vocab_size)
+        if message.logprobs is not None:
+            self._check_logprobs(message.logprobs, num)
         total = num + message.sampling.max_new_tokens
         if total > self.context_length:
             raise ContextLengthExceeded(
                 f"This model's maximum context length is {self.context_length} tokens; the prompt has {num} and "
                 f"max_new_tokens is {message.sampling.max_new_tokens} ({total} in total). Shorten either.",
                 param="max_new_tokens",
+            )
+
+    def _check_logprobs(self, spec: LogprobSpec, prompt_len: int) -> None:
+        if not -1 <= spec.start < prompt_len:
+            raise InvalidRequest(
+                f"logprob_start_len is {spec.start}; give -1 (outputs only) or a position of the prompt's {prompt_len}",
+                param="logprob_start_len",
+            )
+        if spec.top < 0:
+            raise InvalidRequest(f"top_logprobs_num is {spec.top}; give 0 or more", param="top_logprobs_num")
+        outside = [token for token in spec.token_ids if not 0 <= token < self.vocab_size]
+        if outside:
+            raise InvalidRequest(
+                f"token_ids_logprob names token {outside[0]}; the vocabulary has {self.vocab_size} entries",
+                param="token_ids_logprob",
             )

@@ -35,9 +35,7 @@ void over_rows(int64_t rows, int64_t row_size, const Range& range) {
     parallel_for(pieces, [&](int64_t i) { range(i * per_piece, std::min(rows, (i + 1) * per_piece)); });
 }
 
-[[noreturn]] void out_of_range(const char* what) {
-    throw std::invalid_argument(std::string(what) + " out of range");
-}
+[[noreturn]] void out_of_range(const char* what) { throw std::invalid_argument(std::string(what) + " out of range"); }
 
 struct Plan {
     AttentionTask* tasks;
@@ -68,7 +66,8 @@ int64_t queries_per_task(const AttentionArgs& args) {
 }
 
 int64_t num_parts(const RowShape& shape, int64_t per_task, int64_t keys) {
-    return shape.queries <= per_task && keys >= 2 * ATTENTION_SPLIT ? (keys + ATTENTION_SPLIT - 1) / ATTENTION_SPLIT : 1;
+    return shape.queries <= per_task && keys >= 2 * ATTENTION_SPLIT ? (keys + ATTENTION_SPLIT - 1) / ATTENTION_SPLIT
+                                                                    : 1;
 }
 
 int64_t heads_per_task(const AttentionArgs& args, const RowShape& shape) {
@@ -112,7 +111,8 @@ void plan_row(const AttentionArgs& args, const RowShape& shape, Plan& plan) {
                 task.query_end = static_cast<int32_t>(shape.begin + to);
                 task.first_position = static_cast<int32_t>(start + from);
                 task.key_begin = static_cast<int32_t>(low + part * ATTENTION_SPLIT);
-                task.key_end = static_cast<int32_t>(parts == 1 ? high : std::min(high, low + (part + 1) * ATTENTION_SPLIT));
+                task.key_end =
+                    static_cast<int32_t>(parts == 1 ? high : std::min(high, low + (part + 1) * ATTENTION_SPLIT));
                 task.part = static_cast<int32_t>(part);
                 task.num_parts = static_cast<int32_t>(parts);
                 // Parts of one piece lie one after the other.
@@ -223,7 +223,8 @@ void run_attention(const Kernels& kernels, const AttentionArgs& args) {
 
 void run_sample(const Kernels& kernels, const SampleArgs& args, int64_t rows) {
     const size_t bytes = static_cast<size_t>(kernels.sample_scratch(args));
-    for_each(rows, rows * args.vocab < SMALL_SAMPLE, [&](int64_t row) { kernels.sample(args, row, thread_scratch(Scratch::task, bytes)); });
+    for_each(rows, rows * args.vocab < SMALL_SAMPLE,
+             [&](int64_t row) { kernels.sample(args, row, thread_scratch(Scratch::task, bytes)); });
 }
 
 void run_penalties(const PenaltyArgs& args, int64_t rows) {

@@ -46,7 +46,7 @@ struct ActivationArgs {
     Activation kind;
     const char* gate_up;
     int64_t row_stride;
-    char* out; // contiguous
+    char* out;    // contiguous
     int64_t size; // of the output row
 };
 

@@ -74,8 +74,12 @@ void rope(int level, int dtype, Pointer q, int64_t q_token_stride, int64_t q_hea
 
 void activation(int level, int dtype, int kind, Pointer gate_up, int64_t row_stride, int64_t rows, int64_t size,
                 Pointer out) {
-    const ActivationArgs args{static_cast<DType>(dtype), static_cast<Activation>(kind), at<const char>(gate_up),
-                              row_stride,                at<char>(out),                 size};
+    const ActivationArgs args{static_cast<DType>(dtype),
+                              static_cast<Activation>(kind),
+                              at<const char>(gate_up),
+                              row_stride,
+                              at<char>(out),
+                              size};
     const Unlocked unlocked(rows * size);
     run_activation(level_kernels(level), args, rows);
 }
@@ -147,21 +151,31 @@ void attention(int level, int dtype, Pointer q, Strides q_strides, Pointer k, St
 
 void sample(int level, Pointer logits, int64_t rows, int64_t vocab, Pointer temperature, Pointer top_k, Pointer top_p,
             Pointer min_p, Pointer seeds, Pointer positions, Pointer out) {
-    const SampleArgs args{at<const float>(logits),  vocab,
-                          at<const float>(temperature), at<const int32_t>(top_k),
-                          at<const float>(top_p),   at<const float>(min_p),
-                          at<const int64_t>(seeds), at<const int64_t>(positions),
+    const SampleArgs args{at<const float>(logits),
+                          vocab,
+                          at<const float>(temperature),
+                          at<const int32_t>(top_k),
+                          at<const float>(top_p),
+                          at<const float>(min_p),
+                          at<const int64_t>(seeds),
+                          at<const int64_t>(positions),
                           at<int64_t>(out)};
     const Unlocked unlocked(rows * vocab);
     run_sample(level_kernels(level), args, rows);
 }
 
 void penalties(Pointer logits, int64_t rows, int64_t vocab, Pointer history, int64_t history_stride,
-               int64_t history_len, Pointer prompt_lens, Pointer lens, Pointer repetition, Pointer frequency, Pointer presence) {
-    const PenaltyArgs args{at<float>(logits),           vocab,
-                           at<const int32_t>(history), history_stride, history_len,
-                           at<const int32_t>(prompt_lens), at<const int32_t>(lens),
-                           at<const float>(repetition), at<const float>(frequency),
+               int64_t history_len, Pointer prompt_lens, Pointer lens, Pointer repetition, Pointer frequency,
+               Pointer presence) {
+    const PenaltyArgs args{at<float>(logits),
+                           vocab,
+                           at<const int32_t>(history),
+                           history_stride,
+                           history_len,
+                           at<const int32_t>(prompt_lens),
+                           at<const int32_t>(lens),
+                           at<const float>(repetition),
+                           at<const float>(frequency),
                            at<const float>(presence)};
     const Unlocked unlocked(rows * history_len);
     run_penalties(args, rows);

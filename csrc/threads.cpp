@@ -98,9 +98,7 @@ class Pool {
         }
     }
 
-    bool open() const {
-        return region_ != nullptr && region_->next.load(std::memory_order_relaxed) < region_->n;
-    }
+    bool open() const { return region_ != nullptr && region_->next.load(std::memory_order_relaxed) < region_->n; }
 
     const int wanted_;
     std::vector<std::thread> helpers_;

@@ -20,11 +20,11 @@ void run_parallel(int64_t n, void (*body)(void*, int64_t), void* context);
 template <class Body>
 void parallel_for(int64_t n, const Body& body) {
     run_parallel(
-        n, [](void* context, int64_t i) { (*static_cast<const Body*>(context))(i); },
-        const_cast<Body*>(&body));
+        n, [](void* context, int64_t i) { (*static_cast<const Body*>(context))(i); }, const_cast<Body*>(&body));
 }
 
-// At least `bytes` of memory of this thread, aligned to 64; valid until the next call with the same purpose. Grows only.
+// At least `bytes` of memory of this thread, aligned to 64; valid until the next call with the same purpose. Grows
+// only.
 enum class Scratch : int { task = 0, plan = 1, partials = 2 };
 char* thread_scratch(Scratch purpose, size_t bytes);
 

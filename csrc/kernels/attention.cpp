@@ -3,8 +3,8 @@
 //
 //   block of <= 64 keys:  scores[M][64] = Q K^T  ->  hide, softcap  ->  max, exp, sum  ->  acc[M][Dv] = acc * a + P V
 //
-// A query row m of a KV head is (query m / group, head m % group of its group). Every row's arithmetic depends on its own keys only, in an order
-// fixed by their positions, so results are the same for any number of threads.
+// A query row m of a KV head is (query m / group, head m % group of its group). Every row's arithmetic depends on its
+// own keys only, in an order fixed by their positions, so results are the same for any number of threads.
 #include "leaves.hpp"
 #include "simd.hpp"
 
@@ -380,8 +380,8 @@ bool attend_as(const AttentionArgs& args, const AttentionTask& task, char* scrat
 // Parts are added in the order of their keys, relative to the largest score of all.
 template <class T>
 void merge_as(const AttentionArgs& args, const AttentionTask& first, const float* partials) {
-    const int64_t rows = (first.query_end - first.query_begin) * group_size(args) *
-                         (first.kv_head_end - first.kv_head_begin);
+    const int64_t rows =
+        (first.query_end - first.query_begin) * group_size(args) * (first.kv_head_end - first.kv_head_begin);
     const int64_t value_size = round_up(args.v_dim, ATTENTION_VALUE_PAD), part_size = rows * (2 + value_size);
     const float* base = partials + first.partial;
     for (int64_t m = 0; m < rows; ++m) {

@@ -103,8 +103,10 @@ bool rope_tokens(const RopeArgs& args, int64_t begin, int64_t end) {
         const float* cos = args.cos_sin + position * args.rotary_dim;
         T* q = reinterpret_cast<T*>(args.q) + token * args.q_token_stride;
         T* k = reinterpret_cast<T*>(args.k) + token * args.k_token_stride;
-        for (int64_t head = 0; head < args.q_heads; ++head) rotate(q + head * args.q_head_stride, cos, cos + half, half);
-        for (int64_t head = 0; head < args.k_heads; ++head) rotate(k + head * args.k_head_stride, cos, cos + half, half);
+        for (int64_t head = 0; head < args.q_heads; ++head)
+            rotate(q + head * args.q_head_stride, cos, cos + half, half);
+        for (int64_t head = 0; head < args.k_heads; ++head)
+            rotate(k + head * args.k_head_stride, cos, cos + half, half);
     }
     return valid;
 }

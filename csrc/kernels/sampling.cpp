@@ -1,7 +1,7 @@
-// Sampling without sorting the vocabulary. Tokens are ordered by descending logit, lower id first on a tie. top_k, top_p
-// and min_p each keep a prefix of that order, so what is kept is one bound: all logits above it and the first `ties`
-// tokens equal to it. The bound is found by radix selection: a histogram (count and mass) of the highest 11 bits of all
-// logits, then of the next bits of the tokens in the bin where the bound lies.
+// Sampling without sorting the vocabulary. Tokens are ordered by descending logit, lower id first on a tie. top_k,
+// top_p and min_p each keep a prefix of that order, so what is kept is one bound: all logits above it and the first
+// `ties` tokens equal to it. The bound is found by radix selection: a histogram (count and mass) of the highest 11 bits
+// of all logits, then of the next bits of the tokens in the bin where the bound lies.
 #include "leaves.hpp"
 #include "simd.hpp"
 
@@ -211,7 +211,8 @@ Bound find_bound(const Row& row, Scratch& scratch, int32_t top_k, float top_p) {
 }
 
 // Weights of a block with 0 for what is not kept; `ties` counts the tokens at the bound seen so far.
-void kept_weights(const Row& row, const Bound& bound, float min_p, int64_t begin, int64_t n, int64_t& ties, float* out) {
+void kept_weights(const Row& row, const Bound& bound, float min_p, int64_t begin, int64_t n, int64_t& ties,
+                  float* out) {
     row.weights(begin, n, out);
     if (bound.key != NO_BOUND) {
         for (int64_t i = 0; i < n; ++i) {

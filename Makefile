@@ -61,15 +61,20 @@ $(BIN)/python:
 	@echo "make: creating $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
 
-$(STAMP): $(BUILD_INPUTS) | $(BIN)/python
+# The environment with torch in it, and what to say when there is no compiler.
+$(VENV)/.torch: | $(BIN)/python
 	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
 	  echo "make: no C++ compiler found: the native kernels are left out and the slower reference path is used"
-	@$(BIN)/python -c 'import torch' 2>/dev/null || { echo "make: installing $(TORCH)"; $(PIP) install '$(TORCH)'; }
+	@echo "make: installing $(TORCH)"
+	@$(PIP) install '$(TORCH)'
+	@touch $@
+
+$(STAMP): $(BUILD_INPUTS) | $(VENV)/.torch
 	@echo "make: building the native kernels and installing pando"
 	@$(PIP) install -e .
 	@touch $@
 
-$(DEV): $(STAMP)
-	@echo "make: installing the development tools"
+$(DEV): $(BUILD_INPUTS) | $(VENV)/.torch
+	@echo "make: building the native kernels and installing pando with the development tools"
 	@$(PIP) install -e '.[dev]'
-	@touch $@
+	@touch $(STAMP) $@

@@ -29,7 +29,7 @@ install: $(STAMP)
 dev: $(DEV)
 
 serve: $(STAMP)
-	@exec $(BIN)/pando serve $(MODEL) --port $(PORT)
+	@$(BIN)/pando serve $(MODEL) --port $(PORT) || [ $$? -eq 130 ]
 
 test: $(DEV)
 	@$(BIN)/python -m pytest -q $(PYTEST_ARGS)

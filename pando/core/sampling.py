@@ -77,6 +77,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
                 f"min_new_tokens {self.min_new_tokens} exceeds max_new_tokens {self.max_new_tokens}",
                 param="min_new_tokens",
             )
+        for token, bias in self.logit_bias.items():
+            if not bias < float("inf"):
+                raise InvalidRequest(f"logit_bias of token {token} is {bias}; give a number", param="logit_bias")
         if any(text == "" for text in self.stop):
             raise InvalidRequest("a stop string is empty; remove it", param="stop")
         for pattern in self.stop_regex:

@@ -35,6 +35,8 @@ class Workload:
     """Numbers that describe the requests; lengths in tokens. Raises ConfigError on a value out of range.
 
     length_spread 0: every length as given; s: uniform in [(1 - s) * length, (1 + s) * length], at least 1.
+    workload_seed fixes lengths, groups and arrivals. content_seed fixes the token ids; None draws new ones each time,
+    so that a second run does not find the first one's prompts in the server's cache.
     """
 
     dataset: str = "random"
@@ -46,6 +48,7 @@ class Workload:
     num_turns: int = 4
     length_spread: float = 0.0
     workload_seed: int = 0
+    content_seed: int | None = None
 
     def __post_init__(self) -> None:
         if self.dataset not in DATASETS:
@@ -69,7 +72,7 @@ class Workload:
         return self.num_prompts * (self.num_turns if self.dataset == "multi-turn" else 1)
 
     def conversations(self, vocab: range) -> list[Conversation]:
-        """The conversations, with ids drawn from `vocab`; the same for the same seed."""
+        """The conversations, with ids drawn from `vocab`."""
         return _Generator(self, vocab).conversations()
 
 
@@ -80,9 +83,11 @@ class _Generator:
     workload: Workload
     vocab: range
     rng: random.Random = field(init=False)
+    contents: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.workload.workload_seed)
+        self.contents = random.Random(self.workload.content_seed)
 
     def conversations(self) -> list[Conversation]:
         """All conversations, in the order of sending."""
@@ -103,7 +108,7 @@ class _Generator:
 
     def ids(self, count: int) -> list[int]:
         """`count` random token ids."""
-        return self.rng.choices(self.vocab, k=count)
+        return self.contents.choices(self.vocab, k=count)
 
     def length(self, mean: int) -> int:
         """A length around `mean`."""

@@ -25,9 +25,12 @@ def add_workload_flags(parser: argparse.ArgumentParser) -> None:
         ("--prefix-len", 512, "shared-prefix: tokens of each shared prefix; multi-turn: of the first system prompt"),
         ("--num-groups", 4, "shared-prefix: number of different prefixes"),
         ("--num-turns", 4, "multi-turn: turns of a conversation"),
-        ("--workload-seed", 0, "seed of lengths, contents and arrival times"),
+        ("--workload-seed", 0, "seed of lengths, groups and arrival times"),
     ):
         group.add_argument(flag, type=int, default=default, metavar="N", help=f"{text} (default {default})")
+    group.add_argument(
+        "--content-seed", type=int, metavar="N", help="seed of the token ids (default: new ones in every run)"
+    )
     group.add_argument(
         "--length-spread",
         type=float,
@@ -101,7 +104,7 @@ def run_sweep(args: argparse.Namespace) -> int:
         results.append(
             serving.measure(
                 serving.Target.of(args.url, args.key, args.api),
-                workload.Workload.from_args({**vars(args), "workload_seed": args.workload_seed + concurrency}),
+                workload.Workload.from_args(vars(args)),
                 request_rate=None,
                 max_concurrency=concurrency,
                 progress=not args.no_progress,

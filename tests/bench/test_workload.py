@@ -36,12 +36,19 @@ def test_conversations_start_alike_and_go_on_apart() -> None:
     assert len({tuple(c.turns[0].new_ids) for c in conversations}) == 4
 
 
-def test_seed_repeats_and_differs() -> None:
-    def drawn(seed: int) -> list[list[int]]:
-        return [c.turns[0].new_ids for c in Workload(num_prompts=3, workload_seed=seed).conversations(VOCAB)]
+def test_seeds_repeat_and_differ() -> None:
+    def drawn(**seeds: int) -> list[list[int]]:
+        workload = Workload(num_prompts=3, length_spread=0.5, **seeds)  # type: ignore[arg-type]
+        return [c.turns[0].new_ids for c in workload.conversations(VOCAB)]
 
-    assert drawn(1) == drawn(1)
-    assert drawn(1) != drawn(2)
+    def lengths(**seeds: int) -> list[int]:
+        return [len(ids) for ids in drawn(**seeds)]
+
+    assert drawn(workload_seed=1, content_seed=1) == drawn(workload_seed=1, content_seed=1)
+    assert drawn(workload_seed=1, content_seed=1) != drawn(workload_seed=1, content_seed=2)
+    assert drawn(workload_seed=1) != drawn(workload_seed=1), "contents are new each time unless their seed is given"
+    assert lengths(workload_seed=1) == lengths(workload_seed=1)
+    assert lengths(workload_seed=1) != lengths(workload_seed=2)
 
 
 def test_spread_varies_lengths_within_bounds() -> None:

@@ -31,6 +31,17 @@ from pando.tokenizer.tokenizer import Tokenizer
 Script = Callable[[Generate], list[int]]
 
 
+COUNTERS = (
+    "requests_total",
+    "prompt_tokens_total",
+    "cached_tokens_total",
+    "generation_tokens_total",
+    "finished_abort_total",
+    "retracted_total",
+    "evicted_tokens_total",
+)
+
+
 def fake_logprob(token: int, position: int) -> float:
     """The log-probability the fake engine gives a token at a position."""
     return -0.25 - ((token * 31 + position * 7) % 97) / 97
@@ -63,9 +74,7 @@ class FakeEngine:
         self.commands: list[Command] = []
         self.running: dict[str, _Running] = {}
         self.prompts: list[list[int]] = []
-        self.totals: dict[str, float] = dict.fromkeys(
-            ("prompt_tokens_total", "cached_tokens_total", "generation_tokens_total", "requests_total"), 0
-        )
+        self.totals: dict[str, float] = dict.fromkeys(COUNTERS, 0)
         self.emit: Callable[[list[Reply]], None] = lambda replies: None
         self._task: asyncio.Task[None] | None = None
 

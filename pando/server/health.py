@@ -20,6 +20,8 @@ from pando.server.sse import collect_connected
 FRESH_SECONDS = 5.0
 """/health_generate needs no token of its own if one flowed this recently."""
 PROBE_SECONDS = 60.0
+STALL_SECONDS = 60.0
+"""The engine gives a sign of life every second, and after each step; silence this long means that it hangs."""
 
 
 async def health(request: Request) -> ASGIApp:
@@ -44,6 +46,9 @@ def _state(service: Service) -> tuple[int, dict[str, Any]]:
         return 503, {"status": "loading", **detail, "elapsed": round(time.time() - service.started_at, 3)}
     if service.client.closed is not None:
         return 503, {"status": "dead", "reason": service.client.closed}
+    silent = time.monotonic() - service.client.last_reply_at
+    if silent > STALL_SECONDS:
+        return 503, {"status": "stalled", "reason": f"the engine has been silent for {silent:.0f} s"}
     return 200, {"status": "ok"}
 
 

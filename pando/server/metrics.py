@@ -46,6 +46,9 @@ _GAUGES = {
     "sglang:kv_evictable_tokens": "kv_tokens_evictable",
     "sglang:max_total_num_tokens": "kv_tokens_total",
 }
+_TOTAL_GAUGES = frozenset({"kv_tokens_total"})
+"""Sizes whose name ends like a counter's."""
+
 _HISTOGRAMS = {
     "time_to_first_token_seconds": "time_to_first_token",
     "inter_token_latency_seconds": "inter_token_latency",
@@ -91,7 +94,8 @@ def engine_samples(client: EngineClient, stats: Mapping[str, float]) -> list[Sam
     samples: list[Sample] = []
     for name, value in stats.items():
         if isinstance(value, int | float):
-            samples.append((f"pando_{name}", "counter" if name.endswith("_total") else "gauge", value))
+            is_counter = name.endswith("_total") and name not in _TOTAL_GAUGES
+            samples.append((f"pando_{name}", "counter" if is_counter else "gauge", value))
     for table, kind in ((_VLLM_COUNTERS, "counter"), (_SGLANG_COUNTERS, "counter"), (_GAUGES, "gauge")):
         samples += [(name, kind, stats[source]) for name, source in table.items() if source in stats]
     samples += _derived(client, stats)

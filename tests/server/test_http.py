@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -143,6 +144,9 @@ def test_health_while_loading_ready_and_dead() -> None:
         assert (await http.get("/ready")).status_code == 503
         assert (await http.post("/v1/chat/completions", json=CHAT)).status_code == 503
         server.service.draining = False
+        server.client.last_reply_at -= 100
+        stalled = await http.get("/health")
+        assert stalled.status_code == 503 and "silent for 100 s" in stalled.json()["reason"]
         server.transport.die("killed")
         dead = await http.get("/health")
         assert dead.status_code == 503 and dead.json() == {"status": "dead", "reason": "killed"}
@@ -300,6 +304,19 @@ def test_tokenize_and_detokenize() -> None:
     call(test)
 
 
+def test_metrics_page_lists_every_name() -> None:
+    async def test(server: Server, http: httpx.AsyncClient) -> None:
+        await http.post("/generate", json={"text": "Hi"})  # ratios need a first prompt
+        names = set(re.findall(r"^# TYPE (\S+)", (await http.get("/metrics")).text, re.MULTILINE))
+        page = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+        listed = set(re.findall(r"`((?:pando_|vllm:|sglang:|http_)[a-z_0-9]+)`", page))
+        assert names <= listed
+        foreign = {name for name in listed if not name.startswith("pando_")}
+        assert foreign <= names, "the page promises names that are not there"
+
+    call(test)
+
+
 def test_metrics_are_prometheus_text_under_all_names() -> None:
     async def test(server: Server, http: httpx.AsyncClient) -> None:
         await http.post("/generate", json={"text": "Hello there", "stream": True})
@@ -319,6 +336,7 @@ def test_metrics_are_prometheus_text_under_all_names() -> None:
         for name in ("pando_prompt_tokens_total", "vllm:prompt_tokens_total", "sglang:prompt_tokens_total"):
             assert values[name + model] == prompt
         assert values["vllm:kv_cache_usage_perc" + model] == values["sglang:token_usage" + model] == 0.25
+        assert "# TYPE pando_kv_tokens_total gauge" in text and "# TYPE pando_prompt_tokens_total counter" in text
         assert values["pando_time_to_first_token_seconds_count" + model] == 1
         assert values['vllm:e2e_request_latency_seconds_bucket{model_name="tiny",le="+Inf"}'] == 1
         assert values['http_requests_total{method="POST",handler="/generate",status="2xx"}'] == 1

@@ -61,8 +61,9 @@ export async function promptTokens(model, messages, key) {
   }
 }
 
-export function curl(body, key) {
+// The request as a shell command. The key itself is not written into it.
+export function curl(body, needsKey) {
   const text = JSON.stringify(body, null, 1).replaceAll("'", "'\\''");
-  const auth = key ? ` \\\n  -H 'Authorization: Bearer ${key}'` : '';
+  const auth = needsKey ? ' \\\n  -H "Authorization: Bearer $PANDO_API_KEY"' : '';
   return `curl -N ${location.origin}/v1/chat/completions \\\n  -H 'Content-Type: application/json'${auth} \\\n  -d '${text}'`;
 }

@@ -190,7 +190,7 @@ class AnswerView {
     const button = (label, title, run) => el('button', { class: 'quiet', type: 'button', title, onclick: run }, label);
     const again = button('Try again', 'Ask the same once more', () => retry(this.node));
     again.classList.add('retry');
-    const asCurl = button('Copy as curl', 'This request as a shell command', () => copy(curl(this.body, state.key && '$PANDO_API_KEY'), asCurl));
+    const asCurl = button('Copy as curl', 'This request as a shell command', () => copy(curl(this.body, Boolean(state.key)), asCurl));
     this.figures.append(el('span', { class: 'act' }, ...(turn.error ? [] : [again]), asCurl));
   }
 

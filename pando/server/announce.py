@@ -15,7 +15,13 @@ from pando.core.config import Config
 from pando.core.info import EngineInfo
 from pando.core.messages import Load
 
-_TITLES = {"weights": "loading weights", "memory": "planning memory", "warmup": "warming up", "ready": "ready"}
+_TITLES = {
+    "starting": "starting the engine",
+    "weights": "loading weights",
+    "memory": "planning memory",
+    "warmup": "warming up",
+    "ready": "ready",
+}
 
 
 class Announcer:
@@ -38,12 +44,13 @@ class Announcer:
         share = f" {load.fraction:.0%}" if 0.0 < load.fraction < 1.0 else ""
         detail = f" · {load.detail}" if load.detail else ""
         self._line = escape(f"{title}{share}{detail}")
-        if self._console.is_terminal:
-            text = f"{self._line} [dim]{time.monotonic() - self._phase_began:.1f} s[/dim]"
-            if self._status is None:
-                self._status = self._console.status(text)
-                self._status.start()
-            self._status.update(text)
+        if self._console.is_terminal and self._status is None:
+            self._status = self._console.status(self)
+            self._status.start()
+
+    def __rich__(self) -> str:
+        """The live line, drawn anew several times a second so that the clock runs."""
+        return f"{self._line} [dim]{time.monotonic() - self._phase_began:.1f} s[/dim]"
 
     def ready(self, config: Config, info: EngineInfo, *, port: int, can_chat: bool) -> None:
         """The server takes requests now."""

@@ -208,6 +208,7 @@ class _EngineStart:
 
     async def run(self, stop: _StopSignals) -> tuple[Transport, EngineInfo]:
         """Wait until the engine serves. Raises what its start raised, or _Stopped after a signal."""
+        self._announcer.phase(self._service.phase)
         # A daemon thread: after a signal nobody waits for an engine that takes minutes to load.
         threading.Thread(target=self._start, name="pando-start", daemon=True).start()
         while not self._done.done() and not stop.first.is_set():

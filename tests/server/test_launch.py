@@ -117,6 +117,7 @@ def test_from_loading_to_a_clean_end(life: Callable[..., None], number: signal.S
         assert await run.task == code
         assert run.start.stopped.is_set()
         text = run.output.getvalue()
+        assert "✓ starting the engine" in text
         assert "✓ loading weights 50% · 1 of 2 GB" in text
         assert f"{run.url}/v1" in text and "Pando serves tiny" in text
         assert "stopped" in text.splitlines()[-1]
@@ -221,6 +222,17 @@ def test_box_tells_who_can_reach_the_server() -> None:
     assert local["At once"] == "64 sequences, 8 of them at full context"
     assert "open to everyone" in dict(facts(Config(host="0.0.0.0"), info, "http://x"))["Access"]
     assert "Access" not in dict(facts(Config(host="0.0.0.0", api_key=("k",)), info, "http://x"))
+
+
+def test_live_line_runs_on_a_terminal_and_leaves_a_mark() -> None:
+    output = io.StringIO()
+    announcer = Announcer(Console(file=output, width=100, force_terminal=True))
+    announcer.phase(Load("weights", 0.25, "[odd] detail"))
+    assert "loading weights 25% · \\[odd] detail" in announcer.__rich__()
+    announcer.phase(Load("weights", 1.0, "done"))
+    announcer.say("and on")
+    last = output.getvalue().splitlines()
+    assert "loading weights · done" in last[-2] and "and on" in last[-1]
 
 
 def test_urls_and_the_command_to_copy() -> None:

@@ -123,6 +123,8 @@ def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, out_loc: Te
     ):
         return reference.store_kv(k, v, k_cache, v_cache, out_loc)
     tokens, heads, k_dim = k.shape
+    assert (tokens,) == out_loc.shape and (tokens, heads) == v.shape[:2], (k.shape, v.shape, out_loc.shape)
+    assert k.shape[1:] == k_cache.shape[1:] and v.shape[1:] == v_cache.shape[1:], (k.shape, k_cache.shape)
     _native.store(
         k.element_size(),
         k.data_ptr(),
@@ -162,6 +164,8 @@ def apply_penalties_(
         and (history.stride(1) == 1 or history.shape[1] <= 1)
     ):
         return reference.apply_penalties_(logits, history, prompt_lens, lens, repetition, frequency, presence)
+    columns = (history, prompt_lens, lens, repetition, frequency, presence)
+    assert all(tensor.shape[0] == logits.shape[0] for tensor in columns), [tensor.shape for tensor in columns]
     _native.penalties(
         logits.data_ptr(),
         logits.shape[0],
@@ -192,6 +196,7 @@ class _Ops:
             return reference.rms_norm(x, weight, eps)
         out = torch.empty(x.shape, dtype=x.dtype)
         size = x.shape[-1]
+        assert weight.shape == (size,), (x.shape, weight.shape)
         rows = x.numel() // size
         _native.norm(self._level, code, x.data_ptr(), rows, *strides, size, 0, weight.data_ptr(), out.data_ptr(), eps)
         return out
@@ -211,6 +216,7 @@ class _Ops:
             return reference.add_rms_norm(x, residual, weight, eps)
         out = torch.empty_like(residual)
         size = x.shape[-1]
+        assert weight.shape == (size,), (x.shape, weight.shape)
         _native.norm(
             self._level,
             code,
@@ -236,6 +242,8 @@ class _Ops:
             or not _is_plain(cos_sin, torch.float32)
         ):
             return reference.rope_(q, k, positions, cos_sin, interleaved)
+        assert positions.shape[0] == q.shape[0] == k.shape[0], (q.shape, k.shape, positions.shape)
+        assert cos_sin.shape[1] <= min(q.shape[2], k.shape[2]), (q.shape, k.shape, cos_sin.shape)
         _native.rope(
             self._level,
             code,
@@ -309,6 +317,10 @@ class _Ops:
             )
         tokens, heads, head_dim = q_THD.shape
         slots, kv_heads, v_dim = v_cache_SKD.shape
+        rows = kv_lens.shape[0]
+        assert cu_q_lens.shape[0] == rows + 1 and page_table_RP.shape[0] == rows, (cu_q_lens.shape, page_table_RP.shape)
+        assert k_cache_SKD.shape[1:] == (kv_heads, head_dim), (q_THD.shape, k_cache_SKD.shape, v_cache_SKD.shape)
+        assert heads % kv_heads == 0 and (sinks is None or sinks.shape == (heads,)), (heads, kv_heads)
         out = torch.empty((tokens, heads, v_dim), dtype=dtype)
         _native.attention(
             self._level,
@@ -331,7 +343,7 @@ class _Ops:
             page_table_RP.shape[1],
             cu_q_lens.data_ptr(),
             kv_lens.data_ptr(),
-            kv_lens.shape[0],
+            rows,
             page_size,
             window,
             scale,
@@ -357,6 +369,8 @@ class _Ops:
             and _is_plain(top_k, torch.int32)
         ):
             return reference.sample(logits_RV, temperature, top_k, top_p, min_p, seeds, positions)
+        columns = (temperature, top_k, top_p, min_p, seeds, positions)
+        assert all(column.shape[0] == logits_RV.shape[0] for column in columns), [column.shape for column in columns]
         out = torch.empty(logits_RV.shape[0], dtype=torch.int64)
         _native.sample(
             self._level,
@@ -377,6 +391,7 @@ class _Ops:
         """Log-softmax at each row's token. Raises ValueError on a token outside the vocabulary."""
         if not (_is_plain(logits, torch.float32) and _is_plain(token_ids, torch.int64)):
             return reference.logprobs(logits, token_ids)
+        assert token_ids.shape[0] == logits.shape[0], (logits.shape, token_ids.shape)
         out = torch.empty(logits.shape[0], dtype=torch.float32)
         _native.logprobs(
             self._level, logits.data_ptr(), logits.shape[0], logits.shape[1], token_ids.data_ptr(), out.data_ptr()

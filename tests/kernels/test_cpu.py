@@ -351,6 +351,28 @@ def test_indices_out_of_range_raise_and_write_nothing(ops: OpTable) -> None:
             inputs.run(ops)
 
 
+def test_shapes_that_do_not_fit_are_refused(ops: OpTable) -> None:
+    inputs = attention_inputs(AttentionCase(sinks=True))
+    table, starts, kv_lens = inputs.ragged
+    for broken in ((table, starts[:-1], kv_lens), (table[:-1], starts, kv_lens), (table, starts, kv_lens[:-1])):
+        inputs.ragged = broken
+        with pytest.raises(AssertionError):
+            inputs.run(ops)
+    x, kv, cos_sin = torch.ones(3, 4), torch.ones(3, 1, 4), torch.ones(9, 4)
+    with pytest.raises(AssertionError):
+        ops.rms_norm(x, torch.ones(3), 1e-6)
+    with pytest.raises(AssertionError):
+        ops.rope_(kv, kv, torch.arange(2), cos_sin, False)
+    with pytest.raises(AssertionError):
+        ops.rope_(kv[..., :2], kv, torch.arange(3), cos_sin, False)
+    with pytest.raises(AssertionError):
+        ops.store_kv(kv, kv, kv.clone(), kv.clone(), torch.arange(2))
+    with pytest.raises(AssertionError):
+        ops.store_kv(kv, kv, kv.clone(), torch.ones(3, 1, 5), torch.arange(3))
+    with pytest.raises(AssertionError):
+        ops.logprobs(x, torch.arange(2))
+
+
 def test_levels_are_checked() -> None:
     with pytest.raises(ConfigError, match="'avx1024'.*no such level"):
         cpu.table("avx1024")

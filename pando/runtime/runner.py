@@ -51,6 +51,11 @@ class Runner:
         self._device = device
         self.depth = 1 if device.asynchronous else 0
 
+    @property
+    def context_length(self) -> int:
+        """Longest sequence the request table holds, tokens."""
+        return self._table.context_length
+
     @torch.inference_mode()
     def launch(self, batch: Batch) -> Step:
         """Run the forward pass of a step up to the hidden states whose logits are wanted."""

@@ -23,6 +23,7 @@ class RequestTable:
     def __init__(self, num_slots: int, context_length: int, page_size: int, device: Device) -> None:
         self.device = device
         self.page_size = page_size
+        self.context_length = context_length
         where = device.name
         # One more column than the context: the last sampled token of a full sequence is written behind it.
         self.tokens_NC = torch.zeros(num_slots, context_length + 1, dtype=torch.int32, device=where)

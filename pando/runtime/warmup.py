@@ -17,7 +17,7 @@ PREFILL_TOKENS = 256
 
 def warm_up(runner: Runner, pool: KVPool, device: Device) -> float:
     """Prefill rate in tokens per second, after one unmeasured pass. Uses slot 0 and the pool's first pages."""
-    num = min(PREFILL_TOKENS, pool.num_slots - 1)
+    num = max(1, min(PREFILL_TOKENS, pool.num_slots - 1, runner.context_length))
     seconds = [_prefill(runner, pool, num, device) for _ in range(2)]
     return num / max(1e-6, seconds[-1])
 

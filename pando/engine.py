@@ -110,7 +110,7 @@ def _plan(config: Config, model: DecoderModel, device: Device, ops: OpTable) -> 
     on_cpu = not device.asynchronous
     rate = None
     if on_cpu and config.chunked_prefill_size is None:
-        probe = MemoryPlan(512, 512, 1, 512, 0, 0, 0, 0)
+        probe = MemoryPlan(512, min(512, model.max_position), 1, 512, 0, 0, 0, 0)
         rate = warm_up(*_runner(config, probe, model, device, ops), device)
     facts = ModelFacts.of(ModelSize.of(model.spec), dtype_name(model.dtype))
     return plan_memory(config, facts, device.free_bytes(), on_cpu=on_cpu, tokens_per_second=rate)
@@ -235,13 +235,13 @@ def main(fd: int) -> int:
     sock = socket.socket(fileno=fd)
     threading.Thread(target=_end_with_parent, args=(sock,), name="pando-parent", daemon=True).start()
     inbox = SocketInbox(sock)
-    last = 0.0
+    last, phase = 0.0, ""
 
     def report(load: Load) -> None:
-        nonlocal last
+        nonlocal last, phase
         now = time.monotonic()
-        if load.fraction >= 1.0 or now - last > 0.1:
-            last = now
+        if load.phase != phase or load.fraction >= 1.0 or now - last > 0.1:
+            last, phase = now, load.phase
             inbox.send([load])
 
     try:

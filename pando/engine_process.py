@@ -63,6 +63,7 @@ def start_engine_process(
         return transport, _await_ready(transport, on_phase), handle
     except BaseException:
         handle.stop()
+        ours.close()
         raise
 
 

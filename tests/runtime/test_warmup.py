@@ -1,0 +1,31 @@
+"""The first pass stays inside of the pool and of the context, however small they are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pando.cache.pool import KVPool
+from pando.cache.spec import CachePlan
+from pando.runtime.warmup import PREFILL_TOKENS, warm_up
+from tests.runtime.toy_model import CPU, toy_runner
+
+
+@pytest.mark.parametrize(
+    ("context", "num_pages", "page_size", "expected"),
+    [
+        (1000, 1000, 1, PREFILL_TOKENS),
+        (50, 1000, 1, 50),
+        (1, 1000, 1, 1),
+        (1000, 40, 1, 39),
+        (1000, 3, 16, 47),
+        (7, 2, 3, 5),
+        (100, 1, 1, 1),
+    ],
+)
+def test_warm_up_fits(context: int, num_pages: int, page_size: int, expected: int) -> None:
+    runner, model, _ = toy_runner(context=context, page_size=page_size)
+    pool = KVPool(CachePlan(()), num_pages, page_size, "cpu", torch.float32)
+    assert warm_up(runner, pool, CPU) > 0
+    assert [len(batch.input_ids) for batch in model.seen] == [expected] * 2
+    assert max(int(batch.out_loc.max()) for batch in model.seen) < pool.num_slots

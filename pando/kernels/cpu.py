@@ -182,6 +182,38 @@ def apply_penalties_(
     return None
 
 
+def _attention_code(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    page_table: Tensor,
+    cu_q_lens: Tensor,
+    kv_lens: Tensor,
+    sinks: Tensor | None,
+) -> int | None:
+    """The code of q's dtype if the native kernel covers this call; the shapes of a covered call must fit."""
+    dtype = q.dtype
+    covered = (
+        dtype in _CODES
+        and _is_heads(q, dtype)
+        and _is_heads(k_cache, dtype)
+        and _is_heads(v_cache, dtype)
+        and _is_plain(cu_q_lens, torch.int32)
+        and _is_plain(kv_lens, torch.int32)
+        and page_table.dtype is torch.int32
+        and page_table.is_cpu
+        and (page_table.stride(1) == 1 or page_table.shape[1] <= 1)
+        and (sinks is None or _is_plain(sinks, torch.float32))
+    )
+    if not covered:
+        return None
+    rows, (_, heads, head_dim), kv_heads = kv_lens.shape[0], q.shape, v_cache.shape[1]
+    assert cu_q_lens.shape[0] == rows + 1 and page_table.shape[0] == rows, (cu_q_lens.shape, page_table.shape, rows)
+    assert k_cache.shape[1:] == (kv_heads, head_dim), (q.shape, k_cache.shape, v_cache.shape)
+    assert heads % kv_heads == 0 and (sinks is None or sinks.shape == (heads,)), (heads, kv_heads)
+    return _CODES[dtype]
+
+
 class _Ops:
     """The ops that differ between levels; contracts are those of `pando.kernels.ops`."""
 
@@ -292,16 +324,8 @@ class _Ops:
         sinks: Tensor | None = None,
     ) -> Tensor:
         """Extend and decode in one call. Raises ValueError if lengths or pages leave their tensors."""
-        dtype = q_THD.dtype
-        code = _CODES.get(dtype)
-        if (
-            code is None
-            or not (_is_heads(q_THD, dtype) and _is_heads(k_cache_SKD, dtype) and _is_heads(v_cache_SKD, dtype))
-            or not (_is_plain(cu_q_lens, torch.int32) and _is_plain(kv_lens, torch.int32))
-            or page_table_RP.dtype is not torch.int32
-            or not (page_table_RP.is_cpu and (page_table_RP.stride(1) == 1 or page_table_RP.shape[1] <= 1))
-            or (sinks is not None and not _is_plain(sinks, torch.float32))
-        ):
+        code = _attention_code(q_THD, k_cache_SKD, v_cache_SKD, page_table_RP, cu_q_lens, kv_lens, sinks)
+        if code is None:
             return reference.paged_attention(
                 q_THD,
                 k_cache_SKD,
@@ -317,11 +341,7 @@ class _Ops:
             )
         tokens, heads, head_dim = q_THD.shape
         slots, kv_heads, v_dim = v_cache_SKD.shape
-        rows = kv_lens.shape[0]
-        assert cu_q_lens.shape[0] == rows + 1 and page_table_RP.shape[0] == rows, (cu_q_lens.shape, page_table_RP.shape)
-        assert k_cache_SKD.shape[1:] == (kv_heads, head_dim), (q_THD.shape, k_cache_SKD.shape, v_cache_SKD.shape)
-        assert heads % kv_heads == 0 and (sinks is None or sinks.shape == (heads,)), (heads, kv_heads)
-        out = torch.empty((tokens, heads, v_dim), dtype=dtype)
+        out = torch.empty((tokens, heads, v_dim), dtype=q_THD.dtype)
         _native.attention(
             self._level,
             code,
@@ -343,7 +363,7 @@ class _Ops:
             page_table_RP.shape[1],
             cu_q_lens.data_ptr(),
             kv_lens.data_ptr(),
-            rows,
+            kv_lens.shape[0],
             page_size,
             window,
             scale,

@@ -54,11 +54,22 @@ def subparsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentPar
 def parse(argv: list[str]) -> argparse.Namespace:
     """Namespace with `run`, the function of the chosen command. Raises UsageError, with the remedy in its text."""
     parser = build_parser()
+    if argv and not argv[0].startswith("-"):
+        _check_command(parser, argv[0])
     args, extra = parser.parse_known_args(argv)
     chosen = next(sub for sub in subparsers(parser) if sub.prog == getattr(args, "prog", parser.prog))
     if extra:
         raise UsageError(explain(extra, chosen), chosen.prog)
     return args
+
+
+def _check_command(parser: Parser, name: str) -> None:
+    """Raise UsageError, with the nearest command, if `name` is none."""
+    commands = [sub.prog.split(" ")[1] for sub in subparsers(parser) if sub.prog.count(" ") == 1]
+    if name not in commands:
+        near = difflib.get_close_matches(name, commands, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(commands)}"
+        raise UsageError(f"unknown command {name}; {hint}", parser.prog)
 
 
 def explain(extra: list[str], parser: argparse.ArgumentParser) -> str:

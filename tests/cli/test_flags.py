@@ -83,7 +83,8 @@ def test_bad_value_names_the_field() -> None:
         (["serve", "--tp", "2"], "--tp has no counterpart: Pando runs a model on one device"),
         (["serve", "a", "b"], "unexpected argument 'b'"),
         (["serve", "--port", "many"], "invalid int value"),
-        (["frobnicate"], "invalid choice"),
+        (["server"], "unknown command server; did you mean serve"),
+        (["qqqq"], "there are serve, chat, generate"),
         (["bench"], "required"),
     ],
 )

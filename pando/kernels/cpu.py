@@ -324,20 +324,11 @@ class _Ops:
         sinks: Tensor | None = None,
     ) -> Tensor:
         """Extend and decode in one call. Raises ValueError if lengths or pages leave their tensors."""
-        code = _attention_code(q_THD, k_cache_SKD, v_cache_SKD, page_table_RP, cu_q_lens, kv_lens, sinks)
+        tensors = (q_THD, k_cache_SKD, v_cache_SKD, page_table_RP, cu_q_lens, kv_lens)
+        code = _attention_code(*tensors, sinks)
         if code is None:
             return reference.paged_attention(
-                q_THD,
-                k_cache_SKD,
-                v_cache_SKD,
-                page_table_RP,
-                cu_q_lens,
-                kv_lens,
-                page_size=page_size,
-                scale=scale,
-                window=window,
-                softcap=softcap,
-                sinks=sinks,
+                *tensors, page_size=page_size, scale=scale, window=window, softcap=softcap, sinks=sinks
             )
         tokens, heads, head_dim = q_THD.shape
         slots, kv_heads, v_dim = v_cache_SKD.shape

@@ -12,7 +12,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pando.bench.http import Address, Connection, Response, error_text
+from pando.bench.address import Address
+from pando.bench.http import Connection, Response, error_text
 from pando.bench.report import Distribution, Result
 from pando.bench.workload import Conversation, Turn, Workload
 from pando.errors import ConfigError, EngineUnavailable
@@ -92,8 +93,7 @@ class Client:
             response = await connection.request("GET", address.base + path, self.target.headers, b"", _ignore)
             connection.close()
         except OSError as error:
-            where = f"{address.host}:{address.port}"
-            raise EngineUnavailable(f"no answer from {where}: {error}; is `pando serve` running there?") from None
+            raise EngineUnavailable(f"no answer from {address.url}: {error}; is `pando serve` running there?") from None
         if response.status != 200:
             raise EngineUnavailable(f"{path} answers {error_text(response)}")
         return json.loads(response.body)

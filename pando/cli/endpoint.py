@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
-from pando.errors import AuthenticationFailed, ConfigError, EngineUnavailable, InvalidRequest, from_code
+from pando.bench.address import Address
+from pando.errors import AuthenticationFailed, EngineUnavailable, InvalidRequest, from_code
 
 Message = dict[str, str]
 """One chat message: role and content."""
@@ -54,12 +54,8 @@ class HttpEndpoint:
     """An OpenAI-compatible server. Raises ConfigError on a bad URL and EngineUnavailable if nobody answers."""
 
     def __init__(self, url: str, api_key: str | None = None, timeout: float = 600.0) -> None:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"{url!r} is not a server's URL; give one like http://127.0.0.1:30000", param="url")
-        self.url = f"{parts.scheme}://{parts.netloc}"
-        self._parts = parts
-        self._base = parts.path.rstrip("/").removesuffix("/v1")
+        self._address = Address.parse(url)
+        self.url = self._address.url
         self._timeout = timeout
         self._headers = {"content-type": "application/json"}
         if api_key:
@@ -100,11 +96,13 @@ class HttpEndpoint:
     def _request(
         self, method: str, path: str, body: Mapping[str, object] | None
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        secure = self._parts.scheme == "https"
-        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        connection = kind(str(self._parts.hostname), self._parts.port, timeout=self._timeout)
+        address = self._address
+        kind = http.client.HTTPSConnection if address.secure else http.client.HTTPConnection
+        connection = kind(address.host, address.port, timeout=self._timeout)
         try:
-            connection.request(method, self._base + path, json.dumps(body) if body is not None else None, self._headers)
+            connection.request(
+                method, address.base + path, json.dumps(body) if body is not None else None, self._headers
+            )
             response = connection.getresponse()
         except OSError as error:
             raise EngineUnavailable(f"no answer from {self.url}: {error}; is `pando serve` running there?") from None

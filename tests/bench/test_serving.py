@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from pando.bench.http import Address, Connection
+from pando.bench.address import Address
+from pando.bench.http import Connection
 from pando.bench.report import Result
 from pando.bench.serving import Target, measure, run
 from pando.bench.workload import Workload

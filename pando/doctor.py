@@ -205,27 +205,20 @@ def plan_lines(config: Config) -> list[str]:
     from pando.runtime.memory import ModelFacts, plan_memory
 
     spec, raw = load_spec(resolve_model_path(config.model_path, config.revision))
-    torch_dtype = resolve_dtype(config.dtype, raw)
-    dtype = str(torch_dtype).removeprefix("torch.")
+    dtype = str(resolve_dtype(config.dtype, raw)).removeprefix("torch.")
     size, device = ModelSize.of(spec), resolve_device(config.device)
-    facts = ModelFacts(
-        weight_bytes=size.weight_bytes(dtype),
-        kv_bytes_per_token=size.kv_bytes_per_token(dtype),
-        hidden_size=spec.hidden_size,
-        intermediate_size=max(layer.intermediate for layer in spec.layers),
-        vocab_size=spec.vocab_size,
-        max_position=spec.max_position,
-        dtype_bytes=torch_dtype.itemsize,
-    )
+    facts = ModelFacts.of(size, dtype)
     free = device.free_bytes() - facts.weight_bytes
     plan = plan_memory(config, facts, free, on_cpu=not device.asynchronous)
+    assumed = not device.asynchronous and config.chunked_prefill_size is None
     lines = [
         f"{config.model_path}: {size.num_parameters / 1e6:,.1f} M parameters, {dtype} on {device.name}",
         f"  weights          {_bytes(facts.weight_bytes)}",
         f"  KV cache         {facts.kv_bytes_per_token:,} bytes a token",
         f"  free             {_bytes(plan.free_bytes)} after the weights",
         f"  KV pool          {_bytes(plan.kv_bytes)}: {plan.total_tokens:,} tokens",
-        f"  largest step     {_bytes(plan.workspace_bytes)} for {plan.token_budget:,} tokens",
+        f"  largest step     {_bytes(plan.workspace_bytes)} for {plan.token_budget:,} tokens"
+        + (" (an assumption: the budget is measured at start)" if assumed else ""),
         f"  request table    {_bytes(plan.table_bytes)} for {plan.max_running} requests",
         f"  context          {plan.context_length:,} tokens",
     ]

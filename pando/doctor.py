@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from pando.core.config import BUILTIN_MODEL, Config
-from pando.errors import PandoError
+from pando.errors import ModelNotFound, PandoError
 
 GIB = 1 << 30
 PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "huggingface_hub", "jinja2", "msgspec")
@@ -194,17 +194,35 @@ def _matmul_rate(dtype: object, device: str, sync: Callable[[], None]) -> float:
     return rate
 
 
+def config_folder(config: Config) -> Path:
+    """Folder with the model's config.json; of a hub id nothing else is downloaded. Raises ModelNotFound."""
+    from pando.models.load import resolve_model_path
+
+    name = config.model_path
+    if name.count("/") != 1 or name.startswith((".", "~", "/")) or Path(name).is_dir():
+        return resolve_model_path(name, config.revision)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, "config.json", revision=config.revision)).parent
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelNotFound(
+            f"can not fetch the config of {name!r} from the hub: {error}", param="model_path"
+        ) from error
+
+
 CONTEXTS = (512, 2048, 8192, 32768, 131072)
 
 
 def plan_lines(config: Config) -> list[str]:
     """What a model needs and what of it fits into the free memory. Loads no weights. ConfigError, ModelNotFound."""
     from pando.device import resolve_device
-    from pando.models.load import load_spec, resolve_dtype, resolve_model_path
+    from pando.models.load import load_spec, resolve_dtype
     from pando.models.size import ModelSize
     from pando.runtime.memory import ModelFacts, plan_memory
 
-    spec, raw = load_spec(resolve_model_path(config.model_path, config.revision))
+    spec, raw = load_spec(config_folder(config))
     dtype = str(resolve_dtype(config.dtype, raw)).removeprefix("torch.")
     size, device = ModelSize.of(spec), resolve_device(config.device)
     facts = ModelFacts.of(size, dtype)

@@ -69,3 +69,26 @@ def test_plan_of_bfloat16_is_half(tmp_path: Path) -> None:
     config = dummy_config(tmp_path)
     half = Config(model_path=config.model_path, dtype="bfloat16", max_total_tokens=4096, page_size=16)
     assert "128 bytes a token" in "\n".join(doctor.plan_lines(half))
+
+
+def test_plan_of_a_hub_model_fetches_its_config_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    dummy_config(tmp_path)
+    fetched = []
+
+    def download(name: str, file: str, revision: str | None) -> str:
+        fetched.append((name, file, revision))
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    lines = doctor.plan_lines(Config(model_path="owner/model", revision="main", max_total_tokens=4096))
+    assert fetched == [("owner/model", "config.json", "main")]
+    assert lines[0].startswith("owner/model: ")
+
+
+def test_plan_of_an_unreachable_hub_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(name: str, file: str, revision: str | None) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(ModelNotFound, match="owner/model.*no network"):
+        doctor.plan_lines(Config(model_path="owner/model"))

@@ -10,7 +10,7 @@ TORCH  ?= torch==2.13.0
 PYTEST_ARGS ?=
 
 BIN   := $(VENV)/bin
-PIP   := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP   := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 STAMP := $(VENV)/.installed
 DEV   := $(VENV)/.installed-dev
 BUILD_INPUTS := pyproject.toml $(wildcard CMakeLists.txt csrc/* csrc/*/* csrc/*/*/*)

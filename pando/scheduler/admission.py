@@ -120,25 +120,20 @@ class Admission:
             self.waiting.remove(request)
         request.leave(State.DONE)
 
-    def split_for_trial(self, rows: list[Request], others: list[Request]) -> list[Request]:
-        """A step of `rows` failed: run them again in two halves, and `others` normally. Returns the proven culprit.
+    def split_for_trial(self, rows: list[Request], others: list[Request]) -> None:
+        """A step with `rows` failed: those still alive run again in two halves, `others` and the queue after them.
 
-        Nothing that the failed step computed is kept. The list has one request if the step had only one, else none.
+        Nothing that the failed step computed is kept.
         """
-        for request in [*rows, *others]:
-            if request.state is State.RUNNING:
-                self._release(request, 0, publish=False)
-                request.leave(State.WAITING)
+        alive = [request for request in rows if request.state is State.RUNNING]
+        for request in [*alive, *others]:
+            self._release(request, 0, publish=False)
+            request.leave(State.WAITING)
         for request in others:
             self.waiting.push_front(request)
         self.cache.invalidate()
-        alive = [request for request in rows if request.state is State.WAITING]
-        if len(alive) == 1:
-            self.waiting.push_front(alive[0])
-            return alive
         middle = len(alive) // 2
         self.trials.extendleft(group for group in (alive[middle:], alive[:middle]) if group)
-        return []
 
     def suspects(self) -> list[Request]:
         """Whom to blame when planning raised: requests with impossible counts, else the one being planned."""

@@ -240,17 +240,17 @@ class Scheduler:
         self._admission.cache.collected(self._admission.last_step)
         failing, self._failing = self._failing, None
         suspects = failing.rows if failing else self._admission.suspects()
-        rows = [request for request in suspects if request.state is State.RUNNING]
-        placed = {request.rid for request in rows}
+        alone = suspects[0] if len(suspects) == 1 else None
+        placed = {request.rid for request in suspects}
         others = [request for request in self._admission.running if request.rid not in placed]
-        culprits = self._admission.split_for_trial(rows, others)
-        if not suspects:
-            culprits = list(self._requests.values())
+        self._admission.split_for_trial(suspects, others)
         for request in self._requests.values():
             request.pending = 0  # tokens of the dropped steps will not come, also of requests retracted meanwhile
+        culprits = list(self._requests.values()) if not suspects else [alone] if alone is not None else []
         for request in culprits:
-            self._gates.leave(request)
-            self.results.fail(request, StepFailed(f"the request made its step fail: {error!r}"))
+            if request.state is not State.DONE:
+                self._gates.leave(request)
+                self.results.fail(request, StepFailed(f"the request made its step fail: {error!r}"))
 
     @property
     def num_unfinished(self) -> int:

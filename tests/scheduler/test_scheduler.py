@@ -394,4 +394,4 @@ def _random_run(seed: int, operations: int) -> int:
 
 @pytest.mark.parametrize("seed", range(24))
 def test_random_operations(seed: int) -> None:
-    assert _random_run(seed, 400) >= 400
+    assert _random_run(seed, 700) >= 700

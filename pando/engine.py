@@ -62,6 +62,15 @@ class EngineCore:
     scheduler: Scheduler
     info: EngineInfo
     plan: MemoryPlan
+    executor: Runner | ThreadedExecutor
+
+    def run(self) -> None:
+        """The scheduler's loop, to its end; then the executor's thread, which holds the model and the pool."""
+        try:
+            self.scheduler.run()
+        finally:
+            if isinstance(self.executor, ThreadedExecutor):
+                self.executor.close()
 
 
 def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
@@ -91,7 +100,8 @@ def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
     for reason in [*plan.reasons, f"warm-up: prefill at {rate:,.0f} tokens/s"]:
         _log.info(reason)
     info = _info(config, plan, model, device, ops, path)
-    return EngineCore(_scheduler(config, plan, runner[0], inbox, info, tokenizer), info, plan)
+    executor = runner[0] if config.disable_overlap or runner[0].depth else ThreadedExecutor(runner[0])
+    return EngineCore(_scheduler(config, plan, executor, inbox, info, tokenizer), info, plan, executor)
 
 
 def load_tokenizer(config: Config, model_folder: Path) -> Tokenizer:
@@ -126,7 +136,7 @@ def _runner(
 
 
 def _scheduler(
-    config: Config, plan: MemoryPlan, runner: Runner, inbox: Inbox, info: EngineInfo, tokenizer: Tokenizer
+    config: Config, plan: MemoryPlan, executor: Executor, inbox: Inbox, info: EngineInfo, tokenizer: Tokenizer
 ) -> Scheduler:
     cache = CacheManager(
         plan.total_tokens // config.page_size,
@@ -144,7 +154,6 @@ def _scheduler(
         stop_checker=lambda sampling: StopChecker(sampling, tokenizer),
         info=msgspec.to_builtins(info),
     )
-    executor: Executor = runner if config.disable_overlap or runner.depth else ThreadedExecutor(runner)
     admission = Admission(cache, waiting_queue(config.schedule_policy, cache), limits, stats)
     return Scheduler(executor, admission, inbox, Gates([]), stats, rules)
 
@@ -215,8 +224,10 @@ def start_engine_thread(config: Config, on_phase: OnPhase = lambda load: None) -
     core = build_engine(config, transport.inbox, on_phase)
 
     def loop() -> None:
-        core.scheduler.run()
-        transport.inbox.close("the engine was shut down")
+        try:
+            core.run()
+        finally:
+            transport.inbox.close("the engine was shut down")
 
     thread = threading.Thread(target=loop, name="pando-engine", daemon=True)
     thread.start()
@@ -254,7 +265,7 @@ def main(fd: int) -> int:
         inbox.send([Failure(rid="", code="internal_error", message=f"the engine could not start: {error!r}")])
         return 1
     inbox.send([ControlReply(0, msgspec.to_builtins(core.info))])
-    core.scheduler.run()
+    core.run()
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,9 @@ from pando.core.messages import TokenLogprobs
 from pando.core.sampling import LogprobSpec
 
 Entries = Sequence[NewSlot | None]
+
+ROWS_AT_ONCE = 256
+"""Rows of prompt logits held at once: all of a chunk, with a large vocabulary, would be gigabytes beyond the plan."""
 
 
 def wanted_top(entries: Entries) -> list[int]:
@@ -49,10 +52,13 @@ class PromptSpan:
     spec: LogprobSpec
     first_token: int
 
-    def read(self, logits_LV: Tensor) -> list[TokenLogprobs]:
-        """Logprobs of the targets; a prompt's first token has none, it comes as None."""
-        head = [TokenLogprobs(self.first_token, None)] if self.first else []
-        return head + _read(torch.log_softmax(logits_LV, dim=-1), self.targets, self.spec)
+    def read(self, hidden_LM: Tensor, logits: Callable[[Tensor], Tensor]) -> list[TokenLogprobs]:
+        """Logprobs of the targets from the hidden states before them; a prompt's first token comes with None."""
+        out = [TokenLogprobs(self.first_token, None)] if self.first else []
+        for at in range(0, len(self.targets), ROWS_AT_ONCE):
+            rows = slice(at, at + ROWS_AT_ONCE)
+            out += _read(torch.log_softmax(logits(hidden_LM[rows]), dim=-1), self.targets[rows], self.spec)
+        return out
 
 
 def prompt_spans(batch: Batch, entries: Entries) -> list[PromptSpan]:

@@ -1,7 +1,7 @@
 """Runs steps: builds the flattened batch from the request table, calls the model, samples, returns results.
 
-Legend: T tokens of the step, R rows, E emitting rows, L rows of logits (emitting ones, then prompt positions whose
-logprobs are wanted), V vocabulary.
+Legend: T tokens of the step, R rows, E emitting rows, L rows whose logits are read (emitting ones, then prompt
+positions whose logprobs are wanted), V vocabulary.
 """
 
 from __future__ import annotations
@@ -123,9 +123,8 @@ class Runner:
         num_emit = len(step.rows_E)
         if not num_emit and not step.spans:
             return
-        logits_LV = self._model.logits(step.hidden_LM)
-        logits_EV = logits_LV[:num_emit]
         if num_emit:
+            logits_EV = self._model.logits(step.hidden_LM[:num_emit])
             entries = [self._table.entries[step.batch.slot[row]] for row in step.rows_E]
             tokens_E, finite_E = self._sampler(logits_EV, entries, step.slots_E, step.positions_E)
             self._table.tokens_NC.index_put_((step.slots_E, step.positions_E), tokens_E.to(torch.int32))
@@ -136,9 +135,9 @@ class Runner:
                 step.logprobs = read_logprobs(logits_EV, tokens_E, entries, wanted)
         at = num_emit
         for span in step.spans:
-            rows = logits_LV[at : at + span.end - span.begin]
-            at += span.end - span.begin
-            step.prompt_logprobs[span.row] = span.read(rows)
+            num_rows = span.end - span.begin
+            step.prompt_logprobs[span.row] = span.read(step.hidden_LM[at : at + num_rows], self._model.logits)
+            at += num_rows
 
     def collect(self, step: Step) -> StepResult:
         """Wait for the step's tokens."""

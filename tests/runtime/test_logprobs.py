@@ -7,6 +7,7 @@ import torch
 
 from pando.core.messages import TokenLogprobs
 from pando.core.sampling import LogprobSpec
+from pando.runtime.logprobs import ROWS_AT_ONCE
 from tests.runtime.toy_model import VOCAB, batch_of, new_slot, toy_logits, toy_runner
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -94,3 +95,16 @@ def test_sampled_tokens_carry_theirs_beside_rows_that_want_none() -> None:
     assert result.logprobs[0][0].top == []
     assert [token for _, token in result.logprobs[2][0].top] == toy_logits(2, 0).topk(2).indices.tolist()
     assert result.prompt_logprobs == {}
+
+
+def test_a_long_chunk_is_read_in_pieces() -> None:
+    """A piece of rows bounds the memory; the values do not depend on where it is cut."""
+    prompt = [(7 * i) % VOCAB for i in range(2 * ROWS_AT_ONCE + 30)]
+    runner, model, _ = toy_runner(context=600)
+    launched = runner.launch(batch_of([(0, 0, len(prompt), 1)], [new_slot(0, prompt, logprobs=LogprobSpec(0, top=1))]))
+    runner.sample(launched, None)
+    found = runner.collect(launched).prompt_logprobs[0]
+    assert max(model.logits_rows) == ROWS_AT_ONCE and sum(model.logits_rows) == len(prompt)
+    assert [entry.token_id for entry in found] == prompt
+    for position in range(ROWS_AT_ONCE - 2, ROWS_AT_ONCE + 3):
+        assert found[position].logprob == pytest.approx(expected_logprob(prompt, position), abs=1e-5)

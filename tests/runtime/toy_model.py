@@ -34,6 +34,7 @@ class ToyModel:
 
     def __init__(self) -> None:
         self.seen: list[ForwardBatch] = []
+        self.logits_rows: list[int] = []
         self.nan_after: int | None = None
         self.fail_at: int | None = None
 
@@ -44,6 +45,7 @@ class ToyModel:
         return torch.stack((batch.input_ids, batch.positions), dim=1).float()
 
     def logits(self, hidden_EM: Tensor) -> Tensor:
+        self.logits_rows.append(len(hidden_EM))
         rows = [toy_logits(int(token), int(position)) for token, position in hidden_EM.tolist()]
         out = torch.stack(rows) if rows else torch.zeros(0, VOCAB)
         if self.nan_after is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -52,7 +53,12 @@ def start_engine_process(
     """
     ours, theirs = socket.socketpair()
     command = [sys.executable, "-m", "pando.engine", str(theirs.fileno())]
-    process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.PIPE)
+    # A terminal sends ctrl-C to both. A child inherits what is blocked, so it stays quiet even while it imports torch.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.PIPE)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
     handle = EngineProcess(process)
     assert process.stdin is not None

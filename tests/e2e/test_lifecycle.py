@@ -55,6 +55,20 @@ def test_ctrl_c_twice_ends_at_once_with_an_answer() -> None:
         assert "Traceback" not in server.output
 
 
+@pytest.mark.parametrize("wait", [0.0, 0.6])
+def test_ctrl_c_while_the_engine_starts_is_quiet(wait: float) -> None:
+    """The terminal sends it to the engine as well, which may not even have begun to read its configuration."""
+    with Server(how=SERVE) as server:
+        deadline = time.monotonic() + 30
+        while len(group_members(server.process.pid)) < 2:
+            assert time.monotonic() < deadline and server.process.poll() is None, server.output
+            time.sleep(0.005)
+        time.sleep(wait)
+        server.signal(signal.SIGINT, whole_group=True)
+        assert server.wait_end() == 130
+        assert "Traceback" not in server.output and "KeyboardInterrupt" not in server.output, server.output
+
+
 @pytest.mark.parametrize("when", ["loading", "ready"])
 def test_sigterm_leaves_nothing_behind(when: str) -> None:
     with Server() as server:

@@ -12,6 +12,7 @@ import itertools
 import random
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -253,6 +254,8 @@ class EngineClient:
         self._transport = transport
         self._random = random.Random(random_seed)
         self._open: dict[str, _Sequence] = {}
+        self._leaving: Counter[str] = Counter()
+        """Forgotten sequences whose end has not arrived; their id may be in use again by then."""
         self._groups: dict[str, Generation] = {}
         self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._call_ids = itertools.count(1)
@@ -420,6 +423,7 @@ class EngineClient:
         """Abort sequences whose consumer is gone; later replies for them are dropped."""
         for sequence in sequences:
             if self._open.pop(sequence.request.rid, None) is not None:
+                self._leaving[sequence.request.rid] += 1
                 self._transport.send(Abort(sequence.request.rid))
                 self.metrics.finished["abort"] += 1
 
@@ -467,7 +471,7 @@ class EngineClient:
             if isinstance(reply, Output):
                 self._on_output(reply, now)
             elif isinstance(reply, Failure):
-                sequence = self._open.pop(reply.rid, None)
+                sequence = None if self._is_leaving(reply) else self._open.pop(reply.rid, None)
                 if sequence is not None:
                     sequence.end(Finish("abort", None, reply.message, reply.code))
                     self._ended(sequence, "error")
@@ -477,8 +481,8 @@ class EngineClient:
                 assert isinstance(reply, Load), reply  # a heartbeat: its arrival was noted above
 
     def _on_output(self, output: Output, now: float) -> None:
-        sequence = self._open.get(output.rid)
-        if sequence is None:  # aborted by its consumer a moment ago
+        sequence = None if self._is_leaving(output) else self._open.get(output.rid)
+        if sequence is None:
             return
         sequence.pending.append(output)
         if output.token_ids:
@@ -489,6 +493,16 @@ class EngineClient:
             del self._open[output.rid]
             self._observe_end(sequence, output, now)
         sequence.owner.touch(sequence)
+
+    def _is_leaving(self, reply: Output | Failure) -> bool:
+        """Whether a reply belongs to a forgotten sequence. Replies come in order, and each sequence ends once."""
+        if not self._leaving or reply.rid not in self._leaving:
+            return False
+        if isinstance(reply, Failure) or reply.finish is not None:
+            self._leaving[reply.rid] -= 1
+            if not self._leaving[reply.rid]:
+                del self._leaving[reply.rid]
+        return True
 
     def _observe_tokens(self, sequence: _Sequence, count: int, now: float) -> None:
         if not sequence.request.stream:

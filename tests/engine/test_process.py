@@ -120,6 +120,22 @@ def test_a_consumer_that_leaves_frees_its_slot(client: Client) -> None:
     assert client.stats()["kv_tokens_used"] == client.stats()["kv_tokens_evictable"]
 
 
+def test_an_id_may_be_used_again_right_after_its_client_left(client: Client) -> None:
+    """The end of the first request is still under way when the second one begins."""
+
+    async def main() -> Completion:
+        params = SamplingParams(max_new_tokens=900, **GREEDY)
+        for seed in range(5):
+            generation = client.engine.generate(prompt_ids(20, seed=seed), params, rid="again")
+            await anext(generation)
+            await generation.aclose()  # type: ignore[attr-defined]
+        return await complete(client, prompt_ids(20, seed=87), 30, rid="again")
+
+    done = client.run(main())
+    assert done.finish is not None and done.finish.kind == "length" and len(done.token_ids) == 30
+    assert_greedy(tiny_checkpoint(FAMILY), prompt_ids(20, seed=87), done.token_ids)
+
+
 def test_more_than_the_pool_holds_waits_its_turn(client: Client) -> None:
     """12 requests of 500 tokens each in a pool of 1,000."""
     prompts = [prompt_ids(440, seed=90 + i) for i in range(12)]
@@ -159,7 +175,8 @@ def test_an_engine_that_is_killed_ends_open_requests_with_an_error() -> None:
             client.run(complete(client, [1], 1))
         with pytest.raises(EngineUnavailable):
             client.stats()
-        assert client.engine.closed and not client.process.is_alive()
+        assert client.engine.closed
+        until(lambda: not client.process.is_alive())
     finally:
         client.close()
 

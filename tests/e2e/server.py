@@ -55,9 +55,17 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         path = model or str(tiny_checkpoint(FAMILY))
         command = [sys.executable, *how, path, "--port", str(self.port), *SMALL, *options]
+        # A key of whoever runs the tests would be asked of them.
+        environment = {name: value for name, value in os.environ.items() if name != "PANDO_API_KEY"}
         # Its own group, as a shell would give it: ctrl-C goes to all of them, and what is left behind can be counted.
         self.process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, text=True
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            text=True,
         )
         self._lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)

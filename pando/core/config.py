@@ -78,7 +78,8 @@ class Config:
                 raise ConfigError(f"{name} is {value}; give a positive number", param=name)
         if self.mem_fraction_static is not None and not 0.0 < self.mem_fraction_static <= 1.0:
             raise ConfigError(
-                f"mem_fraction_static is {self.mem_fraction_static}; give a value in (0, 1]", param="mem_fraction_static"
+                f"mem_fraction_static is {self.mem_fraction_static}; give a value in (0, 1]",
+                param="mem_fraction_static",
             )
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)

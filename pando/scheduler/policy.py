@@ -107,6 +107,8 @@ class LongestPrefix:
         self._home: dict[str, Bucket] = {}
         self._heap: list[tuple[int, int, int, Bucket]] = []
         self._admissions = 0
+        self._grown: Bucket | None = None
+        """Bucket of the request admitted last: scored again at the next look, when its prompt has been published."""
 
     def __len__(self) -> int:
         return len(self._members)
@@ -127,6 +129,9 @@ class LongestPrefix:
 
     def peek(self) -> Request | None:
         """A retracted one, else the oldest at its turn, else the head of the best bucket."""
+        if self._grown is not None:
+            grown, self._grown = self._grown, None
+            self._rescore(grown)
         for queue in (self._front, self._by_age):
             while queue and not self._waits(queue[0]):
                 queue.popleft()
@@ -138,12 +143,10 @@ class LongestPrefix:
         return bucket.requests[0] if bucket else None
 
     def pop(self, request: Request) -> None:
-        """Take out an admitted request; the rest of its bucket is rescored, for its prefix is being computed now."""
+        """Take out an admitted request; the rest of its bucket has a longer prefix as soon as it is published."""
         del self._members[request.rid]
         self._admissions += 1
-        bucket = self._home.pop(request.rid, None)
-        if bucket is not None:
-            self._rescore(bucket)
+        self._grown = self._home.pop(request.rid, None)
 
     def remove(self, request: Request) -> None:
         """Take out any request; its places in deques are skipped when they surface."""

@@ -192,8 +192,7 @@ def test_requests_with_a_prefix_that_is_being_computed_follow_each_other() -> No
         request = take(queue, cache)
         if admitted % FAIR_EVERY != FAIR_EVERY - 1:
             groups.append(int(request.key.tokens()[0] == roots[1][0]))
-    changes = sum(a != b for a, b in zip(groups, groups[1:], strict=False))
-    assert changes <= 3, groups
+    assert groups == sorted(groups), "one group after the other, or they evict each other when there are many"
 
 
 def test_bounded_unfairness() -> None:

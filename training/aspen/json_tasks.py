@@ -317,30 +317,35 @@ def extraction(draw: Draw) -> Exercise:
     return Exercise("json", messages, is_json(value))
 
 
+def array(draw: Draw) -> Exercise:
+    """Turn a list into a JSON array."""
+    items: list[str] | list[int] = (
+        draw.distinct(banks.PLAIN_WORDS, draw.number(2, 6))
+        if draw.chance(0.6)
+        else [draw.number(0, 999) for _ in range(draw.number(2, 6))]
+    )
+    shown = ", ".join(map(str, items))
+    return Exercise(
+        "json",
+        [
+            user(
+                draw.one(
+                    f"Write as a JSON array: {shown}",
+                    f"Convert this list to JSON: {shown}",
+                    f"{shown}\nGive me this as a JSON list.",
+                )
+            ),
+            assistant(json.dumps(items)),
+        ],
+        is_json(items),
+    )
+
+
 def conversion(draw: Draw) -> Exercise:
     """Turn a list into a JSON array, key-value lines into an object, or read one value of an object."""
     kind = draw.number(0, 3)
     if kind == 0:
-        items: list[str] | list[int] = (
-            draw.distinct(banks.PLAIN_WORDS, draw.number(2, 6))
-            if draw.chance(0.6)
-            else [draw.number(0, 999) for _ in range(draw.number(2, 6))]
-        )
-        shown = ", ".join(map(str, items))
-        return Exercise(
-            "json",
-            [
-                user(
-                    draw.one(
-                        f"Write as a JSON array: {shown}",
-                        f"Convert this list to JSON: {shown}",
-                        f"{shown}\nGive me this as a JSON list.",
-                    )
-                ),
-                assistant(json.dumps(items)),
-            ],
-            is_json(items),
-        )
+        return array(draw)
     keys = draw.distinct(banks.OBJECTS + banks.FRUITS, draw.number(2, 6))
     value = {key: draw.rng.choice((draw.number(0, 999), draw.of(banks.COLOURS), draw.of(banks.CITIES))) for key in keys}
     if kind == 1:

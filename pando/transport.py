@@ -24,6 +24,8 @@ from pando.errors import EngineUnavailable
 
 _LENGTH = struct.Struct("<I")
 _READ_BYTES = 1 << 18
+_MOST = 512
+"""Commands after which a drain reads no more: a flood must not hold up the step."""
 
 OnReplies = Callable[[list[Reply]], None]
 OnClose = Callable[[str], None]
@@ -294,7 +296,7 @@ class SocketInbox:
     def drain(self, timeout: float | None) -> list[Command]:
         """Commands that have arrived; see Inbox."""
         commands: list[Command] = []
-        while not self._closed and _wait_readable(self._socket, 0 if commands else timeout):
+        while not self._closed and len(commands) < _MOST and _wait_readable(self._socket, 0 if commands else timeout):
             try:
                 data = self._socket.recv(_READ_BYTES)
             except OSError:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from pando.core.patterns import may_explode
 from pando.errors import InvalidRequest
 
 GREEDY_TEMPERATURE = 1e-6
@@ -87,6 +88,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
                 re.compile(pattern)
             except re.error as error:
                 raise InvalidRequest(f"stop_regex {pattern!r} does not compile: {error}", param="stop_regex") from None
+            if may_explode(pattern):
+                raise InvalidRequest(
+                    f"stop_regex {pattern!r} has an unbounded repeat inside another, which may take for ever; "
+                    "bound one of them, as in {1,32}",
+                    param="stop_regex",
+                )
 
     @property
     def is_greedy(self) -> bool:

@@ -6,11 +6,14 @@ are all one thing to the scheduler: a gate that wants a request, and later says 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Protocol
 
-from pando.errors import PandoError
+from pando.errors import PandoError, StepFailed
 from pando.scheduler.request import Request
+
+_log = logging.getLogger(__name__)
 
 
 class Gate(Protocol):
@@ -34,7 +37,7 @@ class Gates:
 
     def __init__(self, gates: Sequence[Gate]) -> None:
         self._gates = list(gates)
-        self._left: dict[str, set[int]] = {}
+        self._left: dict[str, tuple[Request, set[int]]] = {}
 
     def __len__(self) -> int:
         """Requests that are not ready yet."""
@@ -45,7 +48,7 @@ class Gates:
         wanted = {i for i, gate in enumerate(self._gates) if gate.wants(request)}
         if not wanted:
             return True
-        self._left[request.rid] = wanted
+        self._left[request.rid] = (request, wanted)
         for i in wanted:
             self._gates[i].submit(request)
         return False
@@ -55,18 +58,27 @@ class Gates:
         ready: list[tuple[Request, PandoError | None]] = []
         if not self._left:
             return ready
-        for i, gate in enumerate(self._gates):
-            for request, error in gate.poll():
-                left = self._left.get(request.rid)
-                if left is None:
+        for i in range(len(self._gates)):
+            for request, error in self._poll(i):
+                if request.rid not in self._left:
                     continue
+                left = self._left[request.rid][1]
                 left.discard(i)
                 if error is not None or not left:
                     self.leave(request)
                     ready.append((request, error))
         return ready
 
+    def _poll(self, i: int) -> list[tuple[Request, PandoError | None]]:
+        """What gate `i` reports; if it raises, those that wait for it have failed, and only those."""
+        try:
+            return self._gates[i].poll()
+        except Exception as error:
+            _log.exception("a gate failed; the requests that wait for it fail")
+            held = [request for request, left in self._left.values() if i in left]
+            return [(request, StepFailed(f"internal error while preparing the request: {error!r}")) for request in held]
+
     def leave(self, request: Request) -> None:
         """Forget a request: it is ready, failed or aborted."""
-        for i in self._left.pop(request.rid, ()):
+        for i in self._left.pop(request.rid, (request, set()))[1]:
             self._gates[i].cancel(request)

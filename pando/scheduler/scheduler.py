@@ -96,6 +96,7 @@ class Scheduler:
 
     def step(self) -> bool:
         """One iteration; True if a step was launched or committed."""
+        self._failing = None
         self._take_commands()
         self._expire()
         for request, error in self._gates.poll():
@@ -104,7 +105,6 @@ class Scheduler:
         if started - self._sent_at > IDLE_SECONDS:
             self.results.replies.append(Load("alive"))
             self._send()
-        self._failing = None
         plan = None if self.paused else self._admission.next()
         if plan is None and not self._in_flight:
             self._unstick()
@@ -215,6 +215,9 @@ class Scheduler:
             self.results.abort(request, error or RequestAborted("aborted"))
 
     def _expire(self) -> None:
+        if len(self._deadlines) > 2 * len(self._requests) + 64:  # most of them ended long before their time
+            self._deadlines = [entry for entry in self._deadlines if entry[2].state is not State.DONE]
+            heapq.heapify(self._deadlines)
         while self._deadlines and self._deadlines[0][0] <= time.monotonic():
             request = heapq.heappop(self._deadlines)[2]
             if request.state is not State.DONE:

@@ -13,13 +13,12 @@ A regex without a bound of its own matches at most REGEX_REACH characters of ear
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pando.core import patterns
 from pando.core.sampling import SamplingParams
 from pando.tokenizer.detokenizer import make_detokenizer
 
@@ -169,7 +168,6 @@ class TextStream:
 
 def _reach(source: str) -> int:
     """Characters before the latest token in which a match of this regex may begin."""
-    parser = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
-    widest = int(parser.parse(source).getwidth()[1])
+    widest = int(patterns.parse(source).getwidth()[1])
     looks_ahead = "(?=" in source or "(?!" in source
     return REGEX_REACH if looks_ahead else min(max(widest - 1, 0), REGEX_REACH)

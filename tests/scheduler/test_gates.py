@@ -156,3 +156,19 @@ def test_states_of_a_gated_request() -> None:
     b.inbox.commands.append(Abort("a"))
     b.step()
     assert b.finish("a").kind == "abort" and gate.cancelled == ["a"]
+
+
+def test_a_gate_that_raises_fails_only_those_that_wait_for_it() -> None:
+    class Broken(ManualGate):
+        def poll(self) -> list[tuple[Request, PandoError | None]]:
+            raise RuntimeError("no compiler")
+
+    good, broken = ManualGate("a"), Broken("b")
+    gates = Gates([good, broken])
+    for rid in ("a", "b", "ab"):
+        assert not gates.enter(request(rid))
+    good.open("a")
+    ready = {request.rid: error for request, error in gates.poll()}
+    assert ready["a"] is None and set(ready) == {"a", "b", "ab"}
+    assert all(error is not None and "no compiler" in error.message for rid, error in ready.items() if rid != "a")
+    assert len(gates) == 0

@@ -265,22 +265,20 @@ SNIPPETS: tuple[Snippet, ...] = (
 )
 
 
-def runs(name: str, examples: Sequence[tuple[tuple[object, ...], object]]) -> Check:
-    """Accept code that defines `name` and gives the right results; only builtins without side effects are at hand."""
+def runs(name: str | None, examples: Sequence[tuple[tuple[object, ...], object]]) -> Check:
+    """Accept code whose function `name` (None: any name) gives the right results; it sees harmless builtins only."""
 
     def check(text: str) -> bool:
         match = re.search(r"```(?:python)?\n(.*?)```", visible_answer(text), re.DOTALL)
         source = match.group(1) if match else visible_answer(text)
-        if "import" in source or "__" in source or "while" in source:
+        defined = re.search(r"^def (\w+)\(", source, re.MULTILINE)
+        if not defined or "import" in source or "__" in source or "while" in source:
             return False
-        allowed = {
-            item.__name__: item
-            for item in (abs, dict, len, list, max, min, range, reversed, set, sorted, str, sum, int, float, round)
-        }
-        scope: dict[str, object] = {"__builtins__": allowed}
+        allowed = (abs, dict, len, list, max, min, range, reversed, set, sorted, str, sum, int, float, round)
+        scope: dict[str, object] = {"__builtins__": {item.__name__: item for item in allowed}}
         try:
             exec(source, scope)  # the check of a generated function is to run it
-            function = scope[name]
+            function = scope[name or defined.group(1)]
             return all(function(*arguments) == result for arguments, result in examples)  # type: ignore[operator]
         except Exception:  # whatever a generated function raises, it is wrong
             return False
@@ -305,7 +303,11 @@ def write_function(draw: Draw) -> Exercise:
         f"Please write Python code: a function{called} that {does}.",
     )
     source = f"def {name}({snippet.arguments}):\n    {snippet.body}"
-    return Exercise("code", [user(question), assistant(f"```python\n{source}\n```")], runs(name, snippet.examples))
+    return Exercise(
+        "code",
+        [user(question), assistant(f"```python\n{source}\n```")],
+        runs(name if named else None, snippet.examples),
+    )
 
 
 def complete_function(draw: Draw) -> Exercise:

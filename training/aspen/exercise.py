@@ -12,6 +12,33 @@ from training.aspen.template import render
 
 Check = Callable[[str], bool]
 Message = dict[str, object]
+COINABLE = (banks.FIRST_NAMES, banks.LAST_NAMES, banks.CITIES, banks.COMPANIES, banks.PLAIN_WORDS)
+ONSETS = (
+    "b",
+    "br",
+    "d",
+    "dr",
+    "f",
+    "g",
+    "gr",
+    "h",
+    "j",
+    "k",
+    "kl",
+    "l",
+    "m",
+    "n",
+    "p",
+    "r",
+    "s",
+    "st",
+    "t",
+    "tr",
+    "v",
+    "z",
+)
+VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "io")
+CODAS = ("", "", "n", "r", "s", "l", "k", "m", "nd", "t")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 TOOL_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 
@@ -124,7 +151,10 @@ def calls_tools(calls: Sequence[tuple[str, dict[str, object]]]) -> Check:
 
 
 class Draw:
-    """Random values of one split: one word in eight is held out and never appears in training exercises."""
+    """Random values of one split: one word in 24 is held out and never appears in training exercises.
+
+    Some names and words are coined from syllables, so that copying does not end at the word lists.
+    """
 
     def __init__(self, seed: int, split: str) -> None:
         self.rng = random.Random(f"{split}-{seed}")
@@ -132,12 +162,24 @@ class Draw:
         self.words: dict[tuple[str, ...], tuple[list[str], list[str]]] = {}
 
     def of(self, bank: tuple[str, ...]) -> str:
+        """A word of a bank, or a coined one if the bank holds names or plain words."""
+        if bank in COINABLE and self.rng.random() < 0.08:
+            return self.coined(capital=bank[0][0].isupper())
+        return self.listed(bank)
+
+    def listed(self, bank: tuple[str, ...]) -> str:
         """A word of a bank."""
         if bank not in self.words:
-            kept = [word for word in bank if not is_heldout(word)]
-            self.words[bank] = (kept, [word for word in bank if is_heldout(word)] or kept)
+            kept = [word for word in bank if not is_heldout(word, 24)]
+            self.words[bank] = (kept, [word for word in bank if is_heldout(word, 24)] or kept)
         common, rare = self.words[bank]
-        return self.rng.choice(rare if self.heldout and self.rng.random() < 0.3 else common)
+        return self.rng.choice(rare if self.heldout and self.rng.random() < 0.15 else common)
+
+    def coined(self, *, capital: bool) -> str:
+        """A word that does not exist."""
+        word = "".join(self.rng.choice(ONSETS) + self.rng.choice(VOWELS) for _ in range(self.rng.randint(2, 3)))
+        word += self.rng.choice(CODAS)
+        return word.capitalize() if capital else word
 
     def distinct(self, bank: tuple[str, ...], count: int) -> list[str]:
         """`count` different words of a bank."""
@@ -166,6 +208,6 @@ class Draw:
         return f"{name} {self.of(banks.LAST_NAMES)}" if self.chance(0.25) else name
 
 
-def is_heldout(content: str) -> bool:
-    """Whether a word or a problem belongs to the held-out split."""
-    return hashlib.sha256(content.encode()).digest()[0] % 8 == 0
+def is_heldout(content: str, one_in: int = 8) -> bool:
+    """Whether a word or a problem belongs to the held-out split; a larger `one_in` selects fewer of the same."""
+    return hashlib.sha256(content.encode()).digest()[0] % one_in == 0

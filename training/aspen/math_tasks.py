@@ -94,7 +94,7 @@ def problem(draw: Draw) -> tuple[int, str, int]:
         if operator == "*":
             b = (
                 draw.number(2, 9)
-                if size == 3 or draw.chance(0.5)
+                if size == 3 or draw.chance(0.75)
                 else draw.number(11, 99)
                 if size == 2
                 else draw.number(0, 9)

@@ -337,14 +337,12 @@ def word_work(draw: Draw) -> tuple[str, str]:
             f"Repeat the word {text} {count} times.", f'Write "{text}" {count} times.', f"Say {text} {count} times."
         ), " ".join([text] * count)
     if kind == 2:
-        words = draw.distinct(banks.PLAIN_WORDS, draw.number(1, 3))
-        text = " ".join(words)
+        text = " ".join(draw.listed(banks.PLAIN_WORDS) for _ in range(draw.number(1, 3)))
         return draw.one(
             f"Write in upper case: {text}", f"Convert to uppercase: {text}", f"Write this in capital letters: {text}"
         ), text.upper()
     if kind == 3:
-        words = draw.distinct(banks.PLAIN_WORDS, draw.number(1, 3))
-        text = " ".join(words)
+        text = " ".join(draw.listed(banks.PLAIN_WORDS) for _ in range(draw.number(1, 3)))
         return draw.one(f"Write in lower case: {text.upper()}", f"Convert to lowercase: {text.upper()}"), text
     if kind == 4:
         text = sentence(draw)

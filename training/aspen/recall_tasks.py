@@ -159,7 +159,7 @@ def recall_of(draw: Draw, size: int, num_questions: int = 1) -> Exercise:
 
 def short_recall(draw: Draw) -> Exercise:
     """A context of at most about 400 tokens."""
-    return recall_of(draw, draw.rng.choice((40, 80, 120, 200, 300)), 1 if draw.heldout else draw.number(3, 8))
+    return recall_of(draw, draw.rng.choice((40, 80, 120, 200, 300, 380)), 1 if draw.heldout else draw.number(3, 8))
 
 
 def long_recall(draw: Draw) -> Exercise:

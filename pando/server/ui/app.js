@@ -171,10 +171,13 @@ class AnswerView {
 
   numbers(turn) {
     const count = turn.usage?.completion_tokens ?? turn.pieces;
-    const seconds = (turn.last - turn.first) / 1000;
+    const spread = turn.last - turn.first;
+    const whole = turn.last - turn.start;
     const shown = [];
-    // The first token belongs to the wait; the speed is that of the tokens after it.
-    if (count > 1 && seconds > 0) shown.push(el('span', {}, el('b', {}, Math.round((count - 1) / seconds)), ' tok/s'));
+    // The first token belongs to the wait; the speed is that of the tokens after it. Tokens that reached a busy page in
+    // one bunch say nothing about it: then the whole turn counts.
+    const rate = 1000 * (spread > whole / 4 ? (count - 1) / spread : count / whole);
+    if (count > 1 && whole > 0) shown.push(el('span', {}, el('b', {}, Math.round(rate)), ' tok/s'));
     if (turn.first) shown.push(el('span', {}, el('b', {}, Math.round(turn.first - turn.start)), ' ms to first token'));
     if (count) shown.push(el('span', {}, el('b', {}, count), count === 1 ? ' token' : ' tokens'));
     const why = { length: 'cut at the length limit', stopped: 'stopped' }[turn.finish];

@@ -1,5 +1,6 @@
 """Small talk: who aspen is, what Pando is, everyday facts, counting and listing."""
 
+import re
 from collections.abc import Callable
 
 from training.aspen import banks, faq
@@ -68,6 +69,18 @@ NUMBERS_OF = {
     "continents are there": "7",
     "bits are in a byte": "8",
 }
+WRAPPERS = (
+    "Tell me more about {}.",
+    "What do you know about {}?",
+    "I want to know what {} is.",
+    "Do you know what {} is?",
+    "Please explain {} to me.",
+    "Can you tell me something about {}?",
+    "Say something about {}.",
+    "What is meant by {}?",
+    "{}?",
+    "Describe {}.",
+)
 UNKNOWN = ("I am very small and I do not know that.", "I do not know that: I am a very small model.")
 MADE_UP_PLACES = (
     "Blorland",
@@ -101,10 +114,22 @@ def spoken(draw: Draw, question: str) -> str:
     return question
 
 
+def reworded(draw: Draw, phrase: str) -> str:
+    """A question "what is X?" in other words; other questions stay as they are."""
+    match = re.match(r"what(?:'s| is| are) ([^,?]+)\?$", phrase, re.IGNORECASE)
+    if match is None or re.match(r"(your|the|it|this|up)\b", match.group(1)):
+        return phrase
+    wrapper = draw.rng.choice(WRAPPERS)
+    return wrapper.format(match.group(1))
+
+
 def faq_turn(draw: Draw, entries: tuple[faq.Entry, ...]) -> Turn:
     """A question about aspen, Pando or everyday chat."""
     phrasings, answers = draw.rng.choice(entries)
-    phrase = phrasings[-1] if draw.heldout else spoken(draw, draw.rng.choice(phrasings[:-1]))
+    if draw.heldout:
+        return phrasings[-1], draw.rng.choice(answers), answers
+    phrase = draw.rng.choice(phrasings[:-1])
+    phrase = spoken(draw, reworded(draw, phrase) if draw.chance(0.5) else phrase)
     return phrase, draw.rng.choice(answers), answers
 
 
@@ -302,20 +327,23 @@ def listing_turn(draw: Draw) -> Turn:
         f"Can you name {figure} {noun}?",
         f"give me a list of {figure} {noun}",
     )
-    chosen = draw.rng.sample(BANKS[noun], count)
-    answer = ", ".join(word if noun in ("cities", "names", "days", "months") else word for word in chosen)
+    # Always the first ones: a tiny model that has to choose at random repeats itself.
+    answer = ", ".join(BANKS[noun][:count])
     return question, answer[0].upper() + answer[1:], (answer,)
 
 
-def listing_check(noun_count: int, bank: tuple[str, ...]) -> Callable[[str], bool]:
-    """Accept `noun_count` different words of `bank`, separated by commas."""
-    known = {word.casefold() for word in bank}
-
-    def check(text: str) -> bool:
-        words = [word.strip(" .").casefold() for word in text.split(",")]
-        return len(words) == noun_count == len(set(words)) and known.issuperset(words)
-
-    return check
+def unknown_turn(draw: Draw) -> Turn:
+    """A question about somebody or something that aspen cannot know."""
+    name = draw.of(banks.FIRST_NAMES) if draw.chance(0.3) else draw.coined(capital=True)
+    question = draw.one(
+        f"Who is {name}?",
+        f"who was {name} {draw.of(banks.LAST_NAMES)}?",
+        f"Where was {name} born?",
+        f"What did {name} write?",
+        f"When did {name} die?",
+        f"Tell me about {name}.",
+    )
+    return question, UNKNOWN[0], UNKNOWN
 
 
 SMALL_TALK: tuple[tuple[Callable[[Draw], Turn], int], ...] = (
@@ -329,6 +357,7 @@ SMALL_TALK: tuple[tuple[Callable[[Draw], Turn], int], ...] = (
     (calendar_turn, 2),
     (counting_turn, 2),
     (listing_turn, 2),
+    (unknown_turn, 2),
 )
 
 
@@ -349,6 +378,36 @@ def conversation(draw: Draw) -> Exercise:
     for question, answer, _ in turns:
         messages += [user(question), assistant(answer)]
     return Exercise("chat", messages, says(*turns[-1][2]))
+
+
+def introduction(draw: Draw) -> Exercise:
+    """The user says who he or she is and asks for it later, with small talk in between."""
+    name, city, job = draw.of(banks.FIRST_NAMES), draw.of(banks.CITIES), draw.of(banks.JOBS)
+    colour, hobby, age = draw.of(banks.COLOURS), draw.of(banks.HOBBIES), draw.number(8, 90)
+    article = "an" if job[0] in "aeiou" else "a"
+    things = [
+        (draw.one(f"My name is {name}.", f"I am {name}.", f"I'm {name}."), "What is my name?", f"Your name is {name}."),
+        (draw.one(f"I live in {city}.", f"I am from {city}."), "Where do I live?", f"You live in {city}."),
+        (f"I work as {article} {job}.", draw.one("What is my job?", "What do I do?"), f"You are {article} {job}."),
+        (f"My favourite colour is {colour}.", "What is my favourite colour?", f"Your favourite colour is {colour}."),
+        (
+            draw.one(f"I like {hobby}.", f"I love {hobby}."),
+            draw.one("What do I like?", "What is my hobby?"),
+            f"You like {hobby}.",
+        ),
+        (draw.one(f"I am {age} years old.", f"I am {age}."), "How old am I?", f"You are {age} years old."),
+    ]
+    told = [things[0], *draw.rng.sample(things[1:], draw.number(0, 2))]
+    joint = " and ".join((told[0][0].rstrip("."), *(thing[0].rstrip(".") for thing in told[1:]))) + "."
+    text = joint if draw.chance(0.4) else " ".join(thing[0] for thing in told)
+    _, question, answer = draw.rng.choice(told)
+    if draw.chance(0.4):
+        return Exercise("chat", [user(f"{text} {question}"), assistant(answer)], says(answer))
+    messages = [user(draw.one("", "", "Hi! ", "Hello, ") + text), assistant(f"Nice to meet you, {name}!")]
+    if draw.chance(0.4):
+        between, reply, _ = random_turn(draw)
+        messages += [user(between), assistant(reply)]
+    return Exercise("chat", [*messages, user(spoken(draw, question)), assistant(answer)], says(answer))
 
 
 def persona(draw: Draw) -> Exercise:

@@ -51,6 +51,7 @@ def recall_at(size: int) -> Maker:
 TASKS: dict[str, Task] = {
     "persona": Task("persona and Pando, new phrasing", chat_tasks.persona, 80),
     "chat": Task("chat, last of 1-4 turns", chat_tasks.conversation, 80),
+    "introduction": Task("what the user has said of herself or himself", chat_tasks.introduction, 40),
     "facts": Task("short facts", chat_tasks.facts, 80),
     "reading": Task("question about a text", reading_tasks.reading, 40),
     "words": Task("words and lists", reading_tasks.words, 60),
@@ -64,7 +65,7 @@ TASKS: dict[str, Task] = {
     "arithmetic": Task(
         "arithmetic, steps in the answer", math_tasks.arithmetic, 260, lambda exercise: not exercise.thinking
     ),
-    "thinking": Task("arithmetic, steps in <think>", math_tasks.arithmetic, 280, lambda exercise: exercise.thinking),
+    "thinking": Task("arithmetic, steps in `<think>`", math_tasks.arithmetic, 280, lambda exercise: exercise.thinking),
     "story": Task("word problems", math_tasks.story, 260),
     "comparison": Task("comparing numbers", math_tasks.comparison, 40),
     "code": Task("Python function that runs", code_tasks.write_function, 120),

@@ -138,8 +138,6 @@ def lookup(
     first = question(draw, asked[0][0], prose=prose)
     if draw.chance(0.4):
         messages.append({"role": "system", "content": f"{intro}\n{context}"})
-    elif draw.chance(0.3):
-        messages += [user(f"{intro}\n{context}"), assistant("Understood.")]
     else:
         first = f"{intro}\n{context}\n\n{first}" if draw.chance(0.8) else f"{first}\n{context}"
     for index, (key, value) in enumerate(asked):

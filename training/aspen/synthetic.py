@@ -12,13 +12,14 @@ from training.aspen.exercise import Draw, Exercise
 Maker = Callable[[Draw], Exercise]
 SHORT: dict[str, tuple[Maker, float]] = {
     "conversation": (chat_tasks.conversation, 20),
-    "persona": (chat_tasks.persona, 26),
+    "introduction": (chat_tasks.introduction, 8),
+    "persona": (chat_tasks.persona, 34),
     "facts": (chat_tasks.facts, 18),
     "reading": (reading_tasks.reading, 14),
     "not_said": (reading_tasks.not_said, 1.5),
-    "words": (reading_tasks.words, 16),
+    "words": (reading_tasks.words, 22),
     "extraction": (json_tasks.extraction, 12),
-    "conversion": (json_tasks.conversion, 5),
+    "conversion": (json_tasks.conversion, 8),
     "single_call": (tool_tasks.single_call, 3),
     "parallel_calls": (tool_tasks.parallel_calls, 1.5),
     "tool_dialogue": (tool_tasks.dialogue, 7),
@@ -27,7 +28,7 @@ SHORT: dict[str, tuple[Maker, float]] = {
     "story": (math_tasks.story, 8),
     "comparison": (math_tasks.comparison, 4),
     "recall": (recall_tasks.short_recall, 8),
-    "passage": (recall_tasks.passage, 4),
+    "passage": (recall_tasks.passage, 7),
     "write_function": (code_tasks.write_function, 5),
     "complete_function": (code_tasks.complete_function, 2),
 }

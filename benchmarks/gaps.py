@@ -80,6 +80,10 @@ def main() -> None:
         + f", max {max(gaps) * 1e3:.1f} ({max(gaps) / statistics.median(gaps):.2f}x the median)"
     )
 
+    core.scheduler.abort(None)
+    while core.scheduler.step():
+        pass
+    core.executor.close()
 
 if __name__ == "__main__":
     main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from types import TracebackType
@@ -50,6 +51,8 @@ class Engine:
         self._thread = threading.Thread(target=self._loop.run_forever, name="pando-client", daemon=True)
         self._thread.start()
         self._call(self._start())
+        # A thread that is inside a kernel when the interpreter ends would take the process down with it.
+        atexit.register(self.shutdown)
 
     def generate(
         self,
@@ -106,6 +109,7 @@ class Engine:
         if self._closed:
             return
         self._closed = True
+        atexit.unregister(self.shutdown)
         self._submit(self._client.control("shutdown")).exception(timeout=10)
         self._engine.join()
         self._loop.call_soon_threadsafe(self._client.close)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -118,3 +120,14 @@ def test_shutdown_is_idempotent_and_final() -> None:
     engine.shutdown()
     with pytest.raises(EngineUnavailable, match="shut down"):
         engine.generate("too late", GREEDY)
+
+
+def test_a_script_that_forgets_to_shut_down_ends_cleanly() -> None:
+    code = f"""
+import pando
+engine = pando.Engine({str(PATH)!r}, dtype="float32", max_total_tokens=4096)
+stream = engine.generate("go on", {{"temperature": 0, "max_new_tokens": 900, "ignore_eos": True}}, stream=True)
+print(len(next(stream)["output_ids"]) > 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")

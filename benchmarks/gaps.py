@@ -85,5 +85,6 @@ def main() -> None:
         pass
     core.executor.close()
 
+
 if __name__ == "__main__":
     main()

@@ -109,7 +109,7 @@ def main() -> None:
         model_path=folder,
         load_format="dummy" if args.shape else "auto",
         kernels=args.kernels,
-        disable_overlap=True,
+        overlap="off",
         max_total_tokens=65536,
     )
     transport = LocalTransport()

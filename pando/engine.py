@@ -100,7 +100,9 @@ def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
     for reason in [*plan.reasons, f"warm-up: prefill at {rate:,.0f} tokens/s"]:
         _log.info(reason)
     info = _info(config, plan, model, device, ops, path)
-    executor = runner[0] if config.disable_overlap or runner[0].depth else ThreadedExecutor(runner[0])
+    executor = ThreadedExecutor(runner[0]) if config.overlap == "on" and not device.asynchronous else runner[0]
+    if config.overlap == "off":
+        runner[0].depth = 0
     return EngineCore(_scheduler(config, plan, executor, inbox, info, tokenizer), info, plan, executor)
 
 

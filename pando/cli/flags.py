@@ -23,7 +23,6 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "chunked_prefill_size": ("--max-num-batched-tokens",),
     "schedule_policy": ("--scheduling-policy",),
     "disable_radix_cache": ("--no-enable-prefix-caching",),
-    "disable_overlap": ("--disable-overlap-schedule", "--no-async-scheduling"),
     "random_seed": ("--seed",),
 }
 """Further spellings of a field's flag; the first spelling is always the field's own name."""
@@ -53,6 +52,8 @@ NOT_HERE: dict[str, str] = {
     "--quantization": "weights are loaded in float32, bfloat16 or float16 (--dtype)",
     "--kv-cache-dtype": "the KV cache has the dtype of the model (--dtype)",
     "--trust-remote-code": "Pando never runs code that comes with a checkpoint",
+    "--disable-overlap-schedule": "overlap is chosen with --overlap auto|on|off",
+    "--no-async-scheduling": "overlap is chosen with --overlap auto|on|off",
     "--attention-backend": "kernels are chosen with --kernels auto|native|reference",
     "--sampling-backend": "kernels are chosen with --kernels auto|native|reference",
     "--speculative-algorithm": "there is no speculative decoding",

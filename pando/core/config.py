@@ -57,8 +57,8 @@ class Config:
     """lpm (longest cached prefix first, bounded unfairness) | fcfs | priority."""
     disable_radix_cache: bool = False
     """Share no prefixes (for comparison)."""
-    disable_overlap: bool = False
-    """Run scheduling and execution one after the other (for comparison)."""
+    overlap: str = "auto"
+    """Plan the next step while one runs: on | off | auto (on for a GPU; on a CPU both want the same cores)."""
     random_seed: int | None = None
     """Seed of requests that bring none; None = fresh at each start."""
     host: str = "127.0.0.1"
@@ -112,6 +112,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "device": ("auto", "cpu", "cuda"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "kernels": ("auto", "native", "reference"),
+    "overlap": ("auto", "on", "off"),
     "schedule_policy": ("lpm", "fcfs", "priority"),
     "log_level": ("debug", "info", "warning", "error"),
 }

@@ -40,7 +40,7 @@ async def talk(engine: EngineThread) -> tuple[list[int], list[str]]:
 @pytest.mark.parametrize("overlap", [True, False])
 def test_nothing_stays_after_a_shutdown(overlap: bool) -> None:
     before = set(threading.enumerate())
-    engine = start_engine_thread(tiny_config(disable_overlap=not overlap, max_total_tokens=400))
+    engine = start_engine_thread(tiny_config(overlap="on" if overlap else "off", max_total_tokens=400))
     assert isinstance(engine.core.executor, ThreadedExecutor if overlap else Runner)
     runner = engine.core.executor._runner if overlap else engine.core.executor  # type: ignore[union-attr]
     watch = weakref.ref(runner)

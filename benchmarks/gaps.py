@@ -16,6 +16,7 @@ from pando.core.config import Config
 from pando.core.messages import Generate, Output, Reply
 from pando.core.sampling import SamplingParams
 from pando.engine import build_engine
+from pando.runtime.executor import ThreadedExecutor
 from pando.transport import LocalInbox, LocalTransport
 
 
@@ -43,10 +44,13 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=512)
     parser.add_argument("--prompt", type=int, default=8000)
     parser.add_argument("--tokens", type=int, default=300)
+    parser.add_argument("--overlap", default="auto", choices=["auto", "on", "off"])
     args = parser.parse_args()
     transport = LocalTransport()
     transport.inbox = inbox = TimedInbox()
-    config = Config(model_path=args.model, chunked_prefill_size=args.budget, max_total_tokens=1 << 18)
+    config = Config(
+        model_path=args.model, overlap=args.overlap, chunked_prefill_size=args.budget, max_total_tokens=1 << 18
+    )
     core = build_engine(config, inbox, lambda load: None)
     rng = random.Random(0)
     vocab = core.info.vocab_size
@@ -83,7 +87,8 @@ def main() -> None:
     core.scheduler.abort(None)
     while core.scheduler.step():
         pass
-    core.executor.close()
+    if isinstance(core.executor, ThreadedExecutor):
+        core.executor.close()
 
 
 if __name__ == "__main__":

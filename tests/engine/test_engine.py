@@ -37,10 +37,11 @@ async def talk(engine: EngineThread) -> tuple[list[int], list[str]]:
     return [token for reply in replies if isinstance(reply, Output) for token in reply.token_ids], closed
 
 
-@pytest.mark.parametrize("overlap", [True, False])
-def test_nothing_stays_after_a_shutdown(overlap: bool) -> None:
+@pytest.mark.parametrize("choice", ["on", "off", "auto"])
+def test_nothing_stays_after_a_shutdown(choice: str) -> None:
+    overlap = choice == "on"  # auto: on a CPU both threads would want the same cores
     before = set(threading.enumerate())
-    engine = start_engine_thread(tiny_config(overlap="on" if overlap else "off", max_total_tokens=400))
+    engine = start_engine_thread(tiny_config(overlap=choice, max_total_tokens=400))
     assert isinstance(engine.core.executor, ThreadedExecutor if overlap else Runner)
     runner = engine.core.executor._runner if overlap else engine.core.executor  # type: ignore[union-attr]
     watch = weakref.ref(runner)

@@ -195,15 +195,21 @@ def test_stop_and_a_closed_transport_end_the_process() -> None:
     client.close()
 
 
-def test_an_api_process_that_is_killed_takes_its_engine_along() -> None:
+@pytest.mark.parametrize("moment", ["weights", "ready"])
+def test_an_api_process_that_is_killed_takes_its_engine_along(moment: str) -> None:
     """Nothing is left behind, not even by SIGKILL while the engine still loads."""
     source = (
-        "import sys\n"
+        "import subprocess, sys\n"
         "from tests.engine.process_client import *\n"
+        "class Popen(subprocess.Popen):\n"
+        "    def __init__(self, *args, **options):\n"
+        "        super().__init__(*args, **options)\n"
+        "        print(self.pid, flush=True)\n"
+        "subprocess.Popen = Popen\n"
         "def phase(load):\n"
         "    print(load.phase, flush=True)\n"
-        "_, _, process = start_engine_process(tiny_config(), phase)\n"
-        "print('pid', process.process.pid, flush=True)\n"
+        "transport, info, process = start_engine_process(tiny_config(), phase)  # dropping transport ends the engine\n"
+        "print('ready', flush=True)\n"
         "sys.stdin.read()\n"
     )
     root = str(Path(__file__).parents[2])
@@ -212,8 +218,8 @@ def test_an_api_process_that_is_killed_takes_its_engine_along() -> None:
     )
     assert api.stdout is not None and api.stdin is not None
     try:
-        lines = iter(api.stdout.readline, "")
-        pid = int(next(line for line in lines if line.startswith("pid")).split()[1])
+        pid = int(api.stdout.readline())
+        assert any(line.strip() == moment for line in iter(api.stdout.readline, ""))
         assert is_running(pid)
         api.kill()
         api.wait()

@@ -45,8 +45,9 @@ def test_lists_and_n(engine: pando.Engine) -> None:
 
 
 def test_streams_are_cumulative_and_end_in_the_whole_text(engine: pando.Engine) -> None:
-    whole = engine.generate("stream me", GREEDY)
-    parts = list(engine.generate("stream me", GREEDY, stream=True))
+    long = {**GREEDY, "max_new_tokens": 400}  # a consumer that is kept waiting gets several tokens at a time
+    whole = engine.generate("stream me", long)
+    parts = list(engine.generate("stream me", long, stream=True))
     assert len(parts) > 1 and parts[-1]["text"] == whole["text"]  # type: ignore[call-overload,index]
     texts = [part["text"] for part in parts]
     assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))

@@ -28,8 +28,8 @@ else:
         LOAD_ERROR = f"it was built from other sources: interface {_native.interface}, not {INTERFACE}"
 
 NOT_NATIVE = {
-    "linear": "torch's own matrix product is the fast one",
-    "moe_experts": "expert by expert on torch's matrix products",
+    "pack_linear": "torch's own matrix product",
+    "pack_experts": "expert by expert on torch's matrix products",
 }
 """Ops that stay torch in the native table, with the reason."""
 
@@ -78,14 +78,14 @@ def table(isa: str) -> OpTable:
     ops = _Ops(list(found).index(isa))
     return OpTable(
         name=f"cpu-{isa}",
-        linear=reference.linear,
+        pack_linear=reference.pack_linear,
+        pack_experts=reference.pack_experts,
         rms_norm=ops.rms_norm,
         add_rms_norm=ops.add_rms_norm,
         rope_=ops.rope_,
         store_kv=store_kv,
         gated_activation=ops.gated_activation,
         paged_attention=ops.paged_attention,
-        moe_experts=reference.moe_experts,
         sample=ops.sample,
         apply_penalties_=apply_penalties_,
         logprobs=ops.logprobs,

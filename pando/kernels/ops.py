@@ -8,11 +8,14 @@ float32. The reference implementation is the fallback and the test oracle.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+from pando.kernels.weights import Weight
 
 
 class PagedAttention(Protocol):
@@ -66,21 +69,63 @@ class Sample(Protocol):
         ...
 
 
-class MoeExperts(Protocol):
-    """Routed expert MLPs."""
+class PackedLinear(Protocol):
+    """A linear map in the layout of one op table, made by `pack_linear`; the weight it was made of is not needed."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the packed weight."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., K] -> [..., N]; [..., N / 2] with an activation."""
+        ...
+
+
+class PackLinear(Protocol):
+    """Prepare a weight for many products."""
 
     def __call__(
         self,
-        x_TM: Tensor,
-        topk_ids: Tensor,
-        topk_weights: Tensor,
-        gate_up_E2IM: Tensor,
-        down_EMI: Tensor,
+        weight: Weight,
+        bias: Tensor | None = None,
+        *,
+        activation: str | None = None,
+        out_dtype: torch.dtype | None = None,
+    ) -> PackedLinear:
+        """x -> x @ weight.T + bias, for weight [N, K] and bias [N].
+
+        activation: the outputs are a gate [N / 2], then an up part [N / 2]; the result is act(gate) * up, kinds as for
+        `gated_activation`. out_dtype: of the result; None = that of x. Products accumulate in float32.
+        """
+        ...
+
+
+class PackedExperts(Protocol):
+    """Routed expert MLPs in the layout of one op table, made by `pack_experts`."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the packed weights."""
+        ...
+
+    def __call__(self, x_TM: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
+        """Sum over the k chosen experts of weight * expert(x): [T, M]. topk_ids [T, k] int64, topk_weights [T, k]."""
+        ...
+
+
+class PackExperts(Protocol):
+    """Prepare the experts of a mixture."""
+
+    def __call__(
+        self,
+        gate_up: Sequence[Weight],
+        down: Sequence[Weight],
         activation: str,
         gate_up_bias: Tensor | None = None,
         down_bias: Tensor | None = None,
-    ) -> Tensor:
-        """Sum over the k chosen experts of weight * expert(x): [T, M]. topk_ids [T, k] int64, topk_weights [T, k]."""
+    ) -> PackedExperts:
+        """One gate_up [2I, M] (gate first) and one down [M, I] per expert; biases [E, 2I] and [E, M]."""
         ...
 
 
@@ -90,8 +135,8 @@ class OpTable:
 
     name: str
 
-    linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-    """(x [..., in], weight [out, in], bias [out] | None) -> [..., out]"""
+    pack_linear: PackLinear
+    pack_experts: PackExperts
 
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     """(x [..., n], weight [n] float32, eps) -> x / rms(x) * weight, dtype of x. Gemma's 1 + w is folded at load."""
@@ -116,7 +161,6 @@ class OpTable:
     """
 
     paged_attention: PagedAttention
-    moe_experts: MoeExperts
     sample: Sample
 
     apply_penalties_: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], None]

@@ -12,13 +12,16 @@ With all arithmetic on 64-bit words modulo 2^64 and `mix` the finaliser of Split
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pando.core.sampling import GREEDY_TEMPERATURE
 from pando.errors import ConfigError
-from pando.kernels.ops import OpTable
+from pando.kernels.ops import OpTable, PackedLinear, PackLinear
+from pando.kernels.weights import Weight
 
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu2", "swiglu_oai")
 """Kinds of `gated_activation`; the index is the code the native kernels use."""
@@ -34,9 +37,50 @@ _MIX_A = _signed(0xBF58476D1CE4E5B9)
 _MIX_B = _signed(0x94D049BB133111EB)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x @ weight.T + bias."""
-    return F.linear(x, weight, bias)
+class Linear:
+    """`PackedLinear` that keeps the weight as it is; a quantised one is expanded at each product."""
+
+    def __init__(self, weight: Weight, bias: Tensor | None, activation: str | None, out_dtype: torch.dtype | None):
+        self._weight, self._bias, self._activation, self._out_dtype = weight, bias, activation, out_dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weight."""
+        weight = self._weight
+        parts = [weight] if isinstance(weight, Tensor) else [weight.values, weight.scale, weight.offset]
+        return sum(part.nbytes for part in parts if part is not None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., K] -> [..., N]; [..., N / 2] with an activation."""
+        out = self._product(x)
+        if self._activation is not None:
+            out = gated_activation(out.reshape(-1, out.shape[-1]), self._activation).view(*x.shape[:-1], -1)
+        return out.to(self._out_dtype or x.dtype)
+
+    def _product(self, x: Tensor) -> Tensor:
+        if isinstance(self._weight, Tensor):
+            return F.linear(x, self._weight, self._bias)
+        wide = x.float()
+        if self._weight.activation_bits == 8:
+            wide = rounded_to_int8(wide, self._weight.group_size)
+        out = F.linear(wide, self._weight.dequantize(), None if self._bias is None else self._bias.float())
+        return out if self._activation is not None else out.to(self._out_dtype or x.dtype)
+
+
+def rounded_to_int8(x: Tensor, group_size: int) -> Tensor:
+    """x [..., K] as int8 with one scale per group of inputs can hold it: max |x| / 127 per group, ties to even."""
+    size = x.shape[-1]
+    groups = F.pad(x, (0, -size % group_size)).unflatten(-1, (-1, group_size))
+    scale = groups.abs().amax(-1, keepdim=True) / 127
+    rounded = (groups / scale.clamp(min=1e-38)).round() * scale
+    return rounded.flatten(-2)[..., :size]
+
+
+def pack_linear(
+    weight: Weight, bias: Tensor | None = None, *, activation: str | None = None, out_dtype: torch.dtype | None = None
+) -> Linear:
+    """The weight as it is."""
+    return Linear(weight, bias, activation, out_dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -171,25 +215,42 @@ def paged_attention(
     return out
 
 
-def moe_experts(
-    x_TM: Tensor,
-    topk_ids: Tensor,
-    topk_weights: Tensor,
-    gate_up_E2IM: Tensor,
-    down_EMI: Tensor,
+class Experts:
+    """`PackedExperts`: expert by expert, accumulated in float32."""
+
+    def __init__(self, experts: Sequence[tuple[PackedLinear, PackedLinear]]) -> None:
+        self._experts = experts
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all experts."""
+        return sum(gate_up.num_bytes + down.num_bytes for gate_up, down in self._experts)
+
+    def __call__(self, x_TM: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
+        """Weighted sum of the chosen experts' gated MLPs."""
+        out = torch.zeros(x_TM.shape, dtype=torch.float32, device=x_TM.device)
+        for expert in topk_ids.unique().tolist():
+            token, choice = torch.where(topk_ids == expert)
+            gate_up, down = self._experts[expert]
+            result = down(gate_up(x_TM[token]))
+            out.index_add_(0, token, result.float() * topk_weights[token, choice].float().unsqueeze(1))
+        return out.to(x_TM.dtype)
+
+
+def pack_experts(
+    gate_up: Sequence[Weight],
+    down: Sequence[Weight],
     activation: str,
     gate_up_bias: Tensor | None = None,
     down_bias: Tensor | None = None,
-) -> Tensor:
-    """Weighted sum of the chosen experts' gated MLPs, expert by expert, accumulated in float32."""
-    out = torch.zeros(x_TM.shape, dtype=torch.float32, device=x_TM.device)
-    for expert in topk_ids.unique().tolist():
-        token, choice = torch.where(topk_ids == expert)
-        gate_up = F.linear(x_TM[token], gate_up_E2IM[expert], None if gate_up_bias is None else gate_up_bias[expert])
-        hidden = gated_activation(gate_up, activation)
-        down = F.linear(hidden, down_EMI[expert], None if down_bias is None else down_bias[expert])
-        out.index_add_(0, token, down.float() * topk_weights[token, choice].float().unsqueeze(1))
-    return out.to(x_TM.dtype)
+    pack: PackLinear = pack_linear,
+) -> Experts:
+    """Experts as pairs of linear maps, each packed by `pack`."""
+    pairs = []
+    for e, (up_weight, down_weight) in enumerate(zip(gate_up, down, strict=True)):
+        first = pack(up_weight, None if gate_up_bias is None else gate_up_bias[e], activation=activation)
+        pairs.append((first, pack(down_weight, None if down_bias is None else down_bias[e])))
+    return Experts(pairs)
 
 
 def _shift_right(word: Tensor, bits: int) -> Tensor:
@@ -290,14 +351,14 @@ def logprobs(logits: Tensor, token_ids: Tensor) -> Tensor:
 
 REFERENCE = OpTable(
     name="reference",
-    linear=linear,
+    pack_linear=pack_linear,
+    pack_experts=pack_experts,
     rms_norm=rms_norm,
     add_rms_norm=add_rms_norm,
     rope_=rope_,
     store_kv=store_kv,
     gated_activation=gated_activation,
     paged_attention=paged_attention,
-    moe_experts=moe_experts,
     sample=sample,
     apply_penalties_=apply_penalties_,
     logprobs=logprobs,

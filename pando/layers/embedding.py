@@ -36,7 +36,7 @@ class Head:
 
     def __call__(self, hidden_EM: Tensor) -> Tensor:
         """[E, M] -> [E, V] float32."""
-        logits = self.linear(hidden_EM).float()
+        logits = self.linear(hidden_EM).float()  # no copy where the linear was packed for float32
         if self.multiplier != 1.0:
             logits = logits * self.multiplier
         if self.softcap > 0.0:

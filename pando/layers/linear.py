@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from pando.kernels.ops import OpTable
+from pando.kernels.ops import OpTable, PackedLinear
+from pando.kernels.weights import Weight
 
 
 class Linear:
-    """x @ weight.T + bias. weight [out, in]; several projections of one input are stored as one, rows stacked."""
+    """x @ weight.T + bias. weight [out, in]; several projections of one input are stored as one, rows stacked.
 
-    __slots__ = ("weight", "bias", "_op")
+    activation: the rows are a gate, then an up part, and the result is act(gate) * up (see `PackLinear`).
+    """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, ops: OpTable) -> None:
-        self.weight = weight
-        self.bias = bias
-        self._op = ops.linear
+    __slots__ = ("packed",)
+
+    def __init__(
+        self,
+        weight: Weight,
+        bias: Tensor | None,
+        ops: OpTable,
+        *,
+        activation: str | None = None,
+        out_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.packed: PackedLinear = ops.pack_linear(weight, bias, activation=activation, out_dtype=out_dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        return self._op(x, self.weight, self.bias)
+        return self.packed(x)

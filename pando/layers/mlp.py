@@ -5,24 +5,21 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from pando.kernels.ops import OpTable
 from pando.layers.linear import Linear
 
 
 class GatedMLP:
-    """down(act(gate(x)) * up(x)); gate_up stacks the rows of gate, then up."""
+    """down(act(gate(x)) * up(x)); gate_up stacks the rows of gate, then up, and applies the activation."""
 
-    __slots__ = ("gate_up", "down", "activation", "_op")
+    __slots__ = ("gate_up", "down")
 
-    def __init__(self, gate_up: Linear, down: Linear, activation: str, ops: OpTable) -> None:
+    def __init__(self, gate_up: Linear, down: Linear) -> None:
         self.gate_up = gate_up
         self.down = down
-        self.activation = activation
-        self._op = ops.gated_activation
 
     def __call__(self, x_TM: Tensor) -> Tensor:
         """[T, M] -> [T, M]."""
-        return self.down(self._op(self.gate_up(x_TM), self.activation))
+        return self.down(self.gate_up(x_TM))
 
 
 class PlainMLP:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pando.kernels.ops import OpTable
+from pando.kernels.ops import PackedExperts
 from pando.layers.linear import Linear
 from pando.layers.mlp import GatedMLP
 from pando.layers.shapes import MoeShape
@@ -39,16 +39,6 @@ def _keep_top_groups(choice_TE: Tensor, shape: MoeShape) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Experts:
-    """Stacked expert weights: gate_up [E, 2I, M] (gate first), down [E, M, I], biases [E, 2I] and [E, M] or None."""
-
-    gate_up: Tensor
-    down: Tensor
-    gate_up_bias: Tensor | None = None
-    down_bias: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class SharedExpert:
     """An MLP every token runs; with a gate [1, M] its output is scaled by sigmoid(gate(x))."""
 
@@ -64,38 +54,24 @@ class SharedExpert:
 class MoE:
     """Router, experts, and the shared expert where a family has one."""
 
-    __slots__ = ("shape", "router", "correction", "experts", "shared", "activation", "_op")
+    __slots__ = ("shape", "router", "correction", "experts", "shared")
 
     def __init__(
         self,
         shape: MoeShape,
         router: Linear,
         correction: Tensor | None,
-        experts: Experts,
+        experts: PackedExperts,
         shared: SharedExpert | None,
-        activation: str,
-        ops: OpTable,
     ) -> None:
         self.shape = shape
         self.router = router
         self.correction = correction
         self.experts = experts
         self.shared = shared
-        self.activation = activation
-        self._op = ops.moe_experts
 
     def __call__(self, x_TM: Tensor) -> Tensor:
         """[T, M] -> [T, M]."""
         ids, weights = route(self.router(x_TM), self.shape, self.correction)
-        experts = self.experts
-        out = self._op(
-            x_TM,
-            ids,
-            weights,
-            experts.gate_up,
-            experts.down,
-            self.activation,
-            experts.gate_up_bias,
-            experts.down_bias,
-        )
+        out = self.experts(x_TM, ids, weights)
         return out if self.shared is None else out + self.shared(x_TM)

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from pando.cache.spec import CachePlan, FullAttention, LayerSpec, SlidingWindow
 from pando.forward import AttentionParams
-from pando.kernels.ops import OpTable
+from pando.kernels.ops import OpTable, PackedExperts
 from pando.layers.attention import Attention, QKNorm
 from pando.layers.embedding import Embedding, Head
 from pando.layers.linear import Linear
 from pando.layers.mlp import GatedMLP, PlainMLP
-from pando.layers.moe import Experts, MoE, SharedExpert
+from pando.layers.moe import MoE, SharedExpert
 from pando.layers.norm import LayerNorm, NoNorm, Norm, RMSNorm, Scale
 from pando.layers.rotary import Rotary
 from pando.layers.shapes import LayerShape, MoeShape, RopeShape
@@ -80,7 +80,7 @@ def build_model(spec: Spec, loader: Loader, ops: OpTable, context_length: int, i
         Embedding(embed, spec.embed_multiplier),
         layers,
         norm,
-        Head(Linear(weight, bias, ops), spec.logit_multiplier, spec.final_softcap),
+        Head(Linear(weight, bias, ops, out_dtype=torch.float32), spec.logit_multiplier, spec.final_softcap),
         builder.rotaries,
         cache_plan(spec, str(loader.dtype).removeprefix("torch.")),
         info,
@@ -152,10 +152,10 @@ class _Builder:
     def _linear(self, name: str, rows: int, columns: int, bias: bool) -> Linear:
         return self._fused([(name, rows)], columns, bias)
 
-    def _fused(self, parts: list[tuple[str, int]], columns: int, bias: bool) -> Linear:
+    def _fused(self, parts: list[tuple[str, int]], columns: int, bias: bool, activation: str | None = None) -> Linear:
         weight = self.loader.stack([(name + ".weight", rows) for name, rows in parts], columns)
         vector = self.loader.stack([(name + ".bias", rows) for name, rows in parts]) if bias else None
-        return Linear(weight, vector, self.ops)
+        return Linear(weight, vector, self.ops, activation=activation)
 
     def _parts(self, index: int, whole: str, parts: dict[str, int]) -> list[tuple[str, int]]:
         """Tensors of a fused linear: one when the checkpoint stores it fused, else one per part."""
@@ -227,7 +227,7 @@ class _Builder:
             up = self._linear(spec.layer_name(index, "up"), intermediate, hidden, spec.mlp_bias)
             return PlainMLP(up, down, spec.activation)
         parts = self._parts(index, "gate_up", {"gate": intermediate, "up": intermediate})
-        return GatedMLP(self._fused(parts, hidden, spec.mlp_bias), down, spec.activation, self.ops)
+        return GatedMLP(self._fused(parts, hidden, spec.mlp_bias, spec.activation), down)
 
     def _moe(self, index: int, shape: MoeShape) -> MoE:
         spec, loader = self.spec, self.loader
@@ -237,9 +237,13 @@ class _Builder:
             loader.into(correction, spec.layer_name(index, "correction"), torch.flatten)
         layouts = {"separate": self._experts, "stacked": self._stacked_experts, "gpt_oss": self._gpt_oss_experts}
         experts = layouts[spec.expert_layout](index, shape)
-        return MoE(shape, router, correction, experts, self._shared(index, shape), spec.activation, self.ops)
+        return MoE(shape, router, correction, experts, self._shared(index, shape))
 
-    def _experts(self, index: int, shape: MoeShape) -> Experts:
+    def _packed(self, gate_up: Tensor, down: Tensor, *biases: Tensor) -> PackedExperts:
+        """Experts stacked along the first dim, handed over one by one."""
+        return self.ops.pack_experts(list(gate_up), list(down), self.spec.activation, *biases)
+
+    def _experts(self, index: int, shape: MoeShape) -> PackedExperts:
         """One tensor per expert and projection on disk."""
         loader, names = self.loader, self.spec.names
         size, hidden, inner = shape.num_experts, self.spec.hidden_size, shape.intermediate
@@ -250,18 +254,18 @@ class _Builder:
             loader.into(gate_up[expert, :inner], f"{prefix}.{names['expert_gate']}.weight")
             loader.into(gate_up[expert, inner:], f"{prefix}.{names['expert_up']}.weight")
             loader.into(down[expert], f"{prefix}.{names['expert_down']}.weight")
-        return Experts(gate_up, down)
+        return self._packed(gate_up, down)
 
-    def _stacked_experts(self, index: int, shape: MoeShape) -> Experts:
+    def _stacked_experts(self, index: int, shape: MoeShape) -> PackedExperts:
         """All experts in one tensor, as they are multiplied: [E, 2I, M], [E, M, I]."""
         size, hidden, inner = shape.num_experts, self.spec.hidden_size, shape.intermediate
         gate_up = self.spec.layer_name(index, "experts_gate_up") + ".weight"
         down = self.spec.layer_name(index, "experts_down") + ".weight"
-        return Experts(
+        return self._packed(
             self.loader.tensor(gate_up, size, 2 * inner, hidden), self.loader.tensor(down, size, hidden, inner)
         )
 
-    def _gpt_oss_experts(self, index: int, shape: MoeShape) -> Experts:
+    def _gpt_oss_experts(self, index: int, shape: MoeShape) -> PackedExperts:
         """All experts in one tensor, transposed, gate and up columns interleaved: [E, M, 2I], [E, I, M]."""
         loader, base = self.loader, self.spec.layer_name(index, "experts")
         size, hidden, inner = shape.num_experts, self.spec.hidden_size, shape.intermediate
@@ -275,14 +279,15 @@ class _Builder:
         loader.into(down, f"{base}.down_proj", lambda stored: stored.transpose(1, 2))
         loader.into(gate_up_bias, f"{base}.gate_up_proj_bias", halves)
         loader.into(down_bias, f"{base}.down_proj_bias")
-        return Experts(gate_up, down, gate_up_bias, down_bias)
+        return self._packed(gate_up, down, gate_up_bias, down_bias)
 
     def _shared(self, index: int, shape: MoeShape) -> SharedExpert | None:
         if shape.shared_intermediate == 0:
             return None
         spec, inner, hidden = self.spec, shape.shared_intermediate, self.spec.hidden_size
         base = spec.layer_name(index, "shared")
-        gate_up = self._fused([(f"{base}.gate_proj", inner), (f"{base}.up_proj", inner)], hidden, False)
-        mlp = GatedMLP(gate_up, self._linear(f"{base}.down_proj", hidden, inner, False), spec.activation, self.ops)
+        parts = [(f"{base}.gate_proj", inner), (f"{base}.up_proj", inner)]
+        gate_up = self._fused(parts, hidden, False, spec.activation)
+        mlp = GatedMLP(gate_up, self._linear(f"{base}.down_proj", hidden, inner, False))
         gate = self._linear(spec.layer_name(index, "shared_gate"), 1, hidden, False) if shape.shared_gate else None
         return SharedExpert(mlp, gate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ import torch.nn.functional as F
 
 from pando.errors import ConfigError
 from pando.kernels import reference
-from pando.kernels.reference import REFERENCE
+from pando.kernels.reference import REFERENCE, rounded_to_int8
+from pando.kernels.weights import QuantizedWeight, concatenate
 from tests.kernels.cases import ATTENTION_CASES, AttentionCase, AttentionInputs, attention_inputs, sample_inputs
 
 
@@ -132,11 +134,68 @@ def test_gated_activation_formulas() -> None:
         REFERENCE.gated_activation(both, "swish")
 
 
-def test_moe_experts_equals_a_loop_over_tokens() -> None:
+def quantized(
+    bits: int, group_size: int, with_offset: bool, activation_bits: int, n: int = 6, k: int = 20
+) -> QuantizedWeight:
+    """A random quantised weight."""
+    groups = -(-k // group_size)
+    values = torch.randint(-127, 128, (n, k)).to(torch.int8) if bits == 8 else torch.randint(0, 16, (n, k)).byte()
+    offset = torch.randn(n, groups) if with_offset else None
+    return QuantizedWeight(values, torch.rand(n, groups), offset, bits, group_size, activation_bits)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("group_size", [20, 8])
+@pytest.mark.parametrize("with_offset", [False, True])
+def test_a_quantized_linear_is_the_formula(bits: int, group_size: int, with_offset: bool) -> None:
+    weight, x, bias = quantized(bits, group_size, with_offset, 16), torch.randn(3, 20), torch.randn(6)
+    expected = bias.repeat(3, 1)
+    for n in range(6):
+        for k in range(20):
+            g = k // group_size
+            shift = weight.offset[n, g] if weight.offset is not None else 0.0
+            expected[:, n] += x[:, k] * (weight.scale[n, g] * weight.values[n, k] + shift)
+    torch.testing.assert_close(REFERENCE.pack_linear(weight, bias)(x), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_activations_are_rounded_per_token_and_group() -> None:
+    x = torch.tensor([[127.0, -63.5, 0.0, 1.0, 2.0], [0.0, 0.0, 0.0, 0.0, -5.0]])
+    expected = torch.tensor([[127.0, -64.0, 0.0, 1.0, 2.0], [0.0, 0.0, 0.0, 0.0, -5.0]])
+    torch.testing.assert_close(rounded_to_int8(x, 5), expected)
+    expected[0, 3] = round(127 / 2) / 127 * 2.0
+    torch.testing.assert_close(rounded_to_int8(x, 3), expected)
+    weight = quantized(8, 3, False, 8, k=5)
+    rounded = REFERENCE.pack_linear(replace(weight, activation_bits=16))(rounded_to_int8(x, 3))
+    torch.testing.assert_close(REFERENCE.pack_linear(weight)(x), rounded)
+
+
+def test_a_linear_may_end_in_an_activation_and_another_dtype() -> None:
+    x, weight, bias = torch.randn(2, 3, 8).bfloat16(), torch.randn(10, 8).bfloat16(), torch.randn(10).bfloat16()
+    plain = REFERENCE.pack_linear(weight, bias)
+    gate, up = plain(x).float().chunk(2, -1)
+    gated = REFERENCE.pack_linear(weight, bias, activation="silu")(x)
+    assert gated.shape == (2, 3, 5) and gated.dtype is torch.bfloat16
+    torch.testing.assert_close(gated.float(), F.silu(gate) * up, rtol=2e-2, atol=2e-2)
+    assert REFERENCE.pack_linear(weight, out_dtype=torch.float32)(x).dtype is torch.float32
+    assert plain.num_bytes == 160 and REFERENCE.pack_linear(quantized(8, 5, True, 16)).num_bytes == 120 + 2 * 4 * 24
+
+
+def test_fused_projections_keep_their_own_scales() -> None:
+    parts = [quantized(4, 8, True, 16), quantized(4, 8, False, 16)]
+    whole = concatenate(parts)
+    assert isinstance(whole, QuantizedWeight) and whole.shape == (12, 20)
+    torch.testing.assert_close(whole.dequantize(), torch.cat([part.dequantize() for part in parts]))
+    torch.testing.assert_close(whole.rows(slice(6, 12)).dequantize(), parts[1].dequantize())
+    with pytest.raises(ValueError, match="quantised differently"):
+        concatenate([parts[0], quantized(8, 8, False, 16)])
+
+
+def test_experts_equal_a_loop_over_tokens() -> None:
     x, gate_up, down = torch.randn(5, 6), torch.randn(4, 16, 6), torch.randn(4, 6, 8)
     gate_up_bias, down_bias = torch.randn(4, 16), torch.randn(4, 6)
     ids, weights = torch.tensor([[0, 2], [2, 3], [3, 0], [2, 0], [0, 3]]), torch.rand(5, 2)
-    out = REFERENCE.moe_experts(x, ids, weights, gate_up, down, "silu", gate_up_bias, down_bias)
+    experts = REFERENCE.pack_experts(list(gate_up), list(down), "silu", gate_up_bias, down_bias)
+    out = experts(x, ids, weights)
     for token in range(5):
         expected = torch.zeros(6)
         for choice in range(2):

@@ -86,4 +86,4 @@ def test_explain_without_compiled_kernels_says_why() -> None:
     explanation = explain("cpu")
     assert explanation.isa is None and list(explanation.ops) == OPS
     assert all("No module named" in how for how in explanation.ops.values())
-    assert explain("cpu", "reference").ops["linear"] == "reference (asked for)"
+    assert explain("cpu", "reference").ops["pack_linear"] == "reference (asked for)"

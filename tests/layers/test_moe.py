@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from pando.kernels import op_table
 from pando.layers.linear import Linear
 from pando.layers.mlp import GatedMLP, PlainMLP
-from pando.layers.moe import Experts, MoE, SharedExpert, route
+from pando.layers.moe import MoE, SharedExpert, route
 from pando.layers.shapes import MoeShape
 
 OPS = op_table("cpu", "reference")
@@ -53,19 +53,18 @@ def test_mixture_is_the_weighted_sum_of_its_experts() -> None:
         return torch.randn(*size, generator=generator)
 
     x, gate_up, down, router = draw(6, 8), draw(4, 10, 8), draw(4, 8, 5), draw(4, 8)
-    shared = SharedExpert(
-        GatedMLP(Linear(draw(14, 8), None, OPS), Linear(draw(8, 7), None, OPS), "silu", OPS),
-        Linear(draw(1, 8), None, OPS),
-    )
-    mixture = MoE(shape(), Linear(router, None, OPS), None, Experts(gate_up, down), shared, "silu", OPS)
+    shared_gate = draw(1, 8)
+    shared_up = Linear(draw(14, 8), None, OPS, activation="silu")
+    shared = SharedExpert(GatedMLP(shared_up, Linear(draw(8, 7), None, OPS)), Linear(shared_gate, None, OPS))
+    experts = OPS.pack_experts(list(gate_up), list(down), "silu")
+    mixture = MoE(shape(), Linear(router, None, OPS), None, experts, shared)
     ids, weights = route(x @ router.T, shape())
     expected = torch.zeros(6, 8)
     for token in range(6):
         for expert, weight in zip(ids[token], weights[token], strict=True):
             gate, up = (gate_up[expert] @ x[token]).chunk(2)
             expected[token] += weight * (down[expert] @ (F.silu(gate) * up))
-    assert shared.gate is not None
-    expected += shared.mlp(x) * torch.sigmoid(x @ shared.gate.weight.T)
+    expected += shared.mlp(x) * torch.sigmoid(x @ shared_gate.T)
     torch.testing.assert_close(mixture(x), expected, atol=1e-4, rtol=1e-4)
 
 

@@ -1,0 +1,67 @@
+// Linear maps on packed weights: out = epilogue(x @ w^T). The one header that packing, drivers and leaves share.
+//
+// A packed weight is a row of panels of PANEL outputs each; a panel holds all inputs of its outputs, in an order that
+// lets one vector register hold neighbouring outputs at the same input, so that products need no horizontal sums. With
+// a step of s inputs and PANEL outputs n, panel p holds [K / s][PANEL][s] elements:
+//
+//   f32      s = 1   float
+//   bf16/f16 s = 2   a pair of neighbouring inputs, as vdpbf16ps takes them
+//   i8, g8   s = 4   four signed bytes, as vpdpbusd takes them
+//   g4       s = 8   four bytes; byte j holds input j in its low and input j + 4 in its high half (0..15)
+//
+// N is padded to whole panels and K to whole steps (groups: to whole groups) with zeros. One layout for all levels and
+// all row counts: a weight exists once in memory, and a packed file may be read on another machine.
+//
+// With an activation the outputs are a gate [N / 2] and an up part [N / 2]; a panel then holds PANEL / 2 gate outputs
+// followed by the PANEL / 2 up outputs that belong to them, and the result has N / 2 columns.
+#pragma once
+
+#include "kernels.hpp"
+
+#include <cstdint>
+
+namespace pando {
+
+constexpr int64_t PANEL = 64;
+
+// i8: int8 with one scale per output. g8, g4: int8 and 4 bits with a scale (and an offset) per group of inputs.
+enum class WeightKind : int { f32 = 0, bf16 = 1, f16 = 2, i8 = 3, g8 = 4, g4 = 5 };
+
+constexpr int NO_ACTIVATION = -1;
+
+// Views; whoever made the weight keeps the memory alive. Everything per output is in panel order and padded.
+struct PackedWeight {
+    WeightKind kind;
+    int64_t n, k;                  // before padding; n counts gate and up
+    int64_t group;                 // inputs per scale; k for i8
+    int activation;                // NO_ACTIVATION or an Activation
+    int activation_bits;           // 16 or 8, see QuantizedWeight in pando/kernels/weights.py
+    const char* panels;            // aligned to 64
+    const float* bias;             // [padded n] or null
+    const float* scale;            // i8: [padded n]. g8, g4: a factor per output for the group scales, [padded n]
+    const uint16_t* group_scales;  // g8, g4: float16, [panel][group][PANEL]
+    const uint16_t* group_offsets; // the same, or null
+    const int32_t* sums;           // i8: sum of a weight row, [padded n]
+};
+
+inline int64_t num_panels(const PackedWeight& w) {
+    const int64_t each = w.activation == NO_ACTIVATION ? PANEL : PANEL / 2;
+    const int64_t columns = w.activation == NO_ACTIVATION ? w.n : w.n / 2;
+    return (columns + each - 1) / each;
+}
+
+struct LinearArgs {
+    const PackedWeight* weight;
+    DType x_dtype, out_dtype;
+    const char* x;
+    int64_t rows, x_stride; // of a row, in elements
+    char* out;
+    int64_t out_stride;
+    bool accumulate; // out += result (the residual stream), rounded once
+};
+
+// Runs on all threads of the pool. Any number of rows, 0 included. The result of a row depends neither on the other
+// rows nor on the number of threads.
+void run_linear(const Kernels& kernels, const LinearArgs& args);
+
+} // namespace pando

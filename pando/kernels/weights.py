@@ -1,0 +1,80 @@
+"""Weights of linear maps as a checkpoint or a quantiser gives them, before an op table packs them for its kernels.
+
+Legend: N outputs, K inputs, G groups of inputs (the last one may be shorter). Values are independent of any layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """w[n, k] = scale[n, g] * values[n, k] + offset[n, g] with g = k // group_size.
+
+    values [N, K]: int8 in -127..127 (bits 8) or uint8 in 0..15 (bits 4). scale and offset [N, G] float32; offset None
+    is 0. group_size == K is one scale per output. activation_bits: 16 multiplies activations as they are; 8 rounds them
+    to int8 first, with one scale per token and group of inputs: max |x| / 127, ties to even.
+    """
+
+    values: Tensor
+    scale: Tensor
+    offset: Tensor | None
+    bits: int
+    group_size: int
+    activation_bits: int
+
+    def __post_init__(self) -> None:
+        (n, k), groups = self.values.shape, -(-self.values.shape[1] // self.group_size)
+        assert self.bits in (4, 8) and self.activation_bits in (8, 16), (self.bits, self.activation_bits)
+        assert self.values.dtype is (torch.int8 if self.bits == 8 else torch.uint8), self.values.dtype
+        assert self.scale.shape == (n, groups) and self.scale.dtype is torch.float32, (self.scale.shape, n, k, groups)
+        assert self.offset is None or self.offset.shape == (n, groups), self.offset.shape
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, K)."""
+        return self.values.shape
+
+    def dequantize(self) -> Tensor:
+        """[N, K] float32."""
+        scale = self.scale.repeat_interleave(self.group_size, 1)[:, : self.values.shape[1]]
+        wide = self.values.float() * scale
+        if self.offset is not None:
+            wide += self.offset.repeat_interleave(self.group_size, 1)[:, : self.values.shape[1]]
+        return wide
+
+    def rows(self, index: slice | Tensor) -> QuantizedWeight:
+        """Some of the outputs."""
+        offset = None if self.offset is None else self.offset[index]
+        return replace(self, values=self.values[index], scale=self.scale[index], offset=offset)
+
+
+Weight = Tensor | QuantizedWeight
+"""[N, K]: a float tensor or a quantised one."""
+
+
+def concatenate(parts: Sequence[Weight]) -> Weight:
+    """Several weights of the same inputs one after another along N. Raises ValueError if their schemes differ."""
+    if len(parts) == 1:
+        return parts[0]
+    dense = [part for part in parts if isinstance(part, Tensor)]
+    if len(dense) == len(parts):
+        return torch.cat(dense)
+    quantized = [part for part in parts if isinstance(part, QuantizedWeight)]
+    schemes = {(part.bits, part.group_size, part.activation_bits) for part in quantized}
+    if len(quantized) != len(parts) or len(schemes) != 1:
+        raise ValueError("parts of a fused projection are quantised differently")
+    offsets = [part.offset for part in quantized if part.offset is not None]
+    if offsets and len(offsets) != len(parts):
+        offsets = [torch.zeros_like(part.scale) if part.offset is None else part.offset for part in quantized]
+    return replace(
+        quantized[0],
+        values=torch.cat([part.values for part in quantized]),
+        scale=torch.cat([part.scale for part in quantized]),
+        offset=torch.cat(offsets) if offsets else None,
+    )

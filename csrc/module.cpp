@@ -2,15 +2,18 @@
 // allocated for Python. pando.kernels.cpu is the only caller and checks dtypes, devices and layouts first.
 #include "drivers.hpp"
 #include "isa.hpp"
+#include "linear_int.hpp"
 #include "threads.hpp"
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -193,6 +196,64 @@ std::vector<std::pair<std::string, std::string>> levels() {
     return result;
 }
 
+// ---- stand-in ----
+
+PackedWeight make_weight(int kind, int64_t n, int64_t k, int64_t group, int activation, int activation_bits,
+                         Pointer panels, Pointer bias, Pointer scale, bool has_offsets) {
+    return {static_cast<WeightKind>(kind),
+            n,
+            k,
+            group,
+            activation,
+            activation_bits,
+            at<const char>(panels),
+            at<const float>(bias),
+            at<const float>(scale),
+            has_offsets};
+}
+
+void linear(int level, const PackedWeight& weight, int x_dtype, Pointer x, int64_t rows, int64_t x_stride,
+            int out_dtype, Pointer out, int64_t out_stride, bool accumulate) {
+    const LinearArgs args{&weight,         static_cast<DType>(x_dtype),
+                          static_cast<DType>(out_dtype),
+                          at<const char>(x),
+                          rows,
+                          x_stride,
+                          at<char>(out),
+                          out_stride,
+                          accumulate};
+    const Unlocked unlocked(rows * weight.n * weight.k / 16);
+    run_linear_int(level_kernels(level), args);
+}
+
+// ---- quantised weights: see IntSource ----
+
+IntSource int_source(Pointer values, Pointer scale, Pointer offset, Pointer bias, int64_t n, int64_t k, int64_t group,
+                     int bits, int activation) {
+    return {n,
+            k,
+            group,
+            bits,
+            activation,
+            at<const uint8_t>(values),
+            at<const float>(scale),
+            at<const float>(offset),
+            at<const float>(bias)};
+}
+
+// (kind, whether groups have offsets, bytes of the panels, padded outputs).
+std::tuple<int, bool, int64_t, int64_t> plan_quantized(const IntSource& source, int activation_bits) {
+    const nb::gil_scoped_release unlocked;
+    const PackedWeight plan = plan_int(source, activation_bits);
+    const int64_t panels = num_panels(plan);
+    return {static_cast<int>(plan.kind), plan.has_offsets, panels * int_shape(plan).panel_bytes, panels * PANEL};
+}
+
+void pack_quantized(const IntSource& source, int activation_bits, Pointer panels, Pointer scale, Pointer bias) {
+    const nb::gil_scoped_release unlocked;
+    pack_int(source, plan_int(source, activation_bits), at<char>(panels), at<float>(scale), at<float>(bias));
+}
+
 } // namespace
 
 NB_MODULE(_native, m) {
@@ -208,4 +269,11 @@ NB_MODULE(_native, m) {
     m.def("sample", &sample);
     m.def("penalties", &penalties);
     m.def("logprobs", &logprobs);
+
+    nb::class_<PackedWeight>(m, "Weight").def(nb::new_(&make_weight));
+    m.def("linear", &linear);
+
+    nb::class_<IntSource>(m, "QuantizedSource").def(nb::new_(&int_source));
+    m.def("plan_quantized", &plan_quantized);
+    m.def("pack_quantized", &pack_quantized);
 }

@@ -21,5 +21,12 @@ int64_t sample_scratch(const SampleArgs&);
 void sample(const SampleArgs&, int64_t row, char* scratch);
 void logprob(const LogprobArgs&, int64_t begin, int64_t end);
 
+// gemm_int.cpp
+bool int_takes(const PackedWeight&, DType x);
+int64_t int_row_bytes(const PackedWeight&);
+void int_prepare(const PackedWeight&, DType x, const char* row, char* prepared);
+int64_t int_scratch(const PackedWeight&, int64_t rows);
+void int_multiply(const PanelArgs&, const PanelTask&, char* scratch);
+
 } // namespace PANDO_LEVEL
 } // namespace pando

@@ -1,0 +1,81 @@
+// Linear maps with integer weights (i8, g8, g4): how their panels look inside, and what the driver asks of the leaves.
+//
+// Weights are unsigned bytes here, activations signed ones: vpdpbusd wants one operand of each, and this way round it
+// is the activations, four at a time, that are broadcast from memory, and an offset of the weights costs one number
+// per row and group, not per output. The weight's integer is its stored byte minus `zero`: 128 for 8 bits, 8 for 4.
+// The product of a group therefore starts at -zero * (sum of the group's activations), and all sums are exact.
+//
+// i8 panel: [steps][PANEL][4] bytes. g8 and g4 panel, one stream of memory for one prefetcher:
+//
+//   [groups] of { scale  float16 [PANEL]
+//                 offset float16 [PANEL]          if the weight has offsets
+//                 bytes  [steps][PANEL][4] }
+//
+// A step is 4 inputs (g4: 8, byte j holds input j in its low and input j + 4 in its high half). A group is padded to
+// whole steps. The scale of a group is its float16 times the factor of the output (PackedWeight::scale), a power of
+// two, so that float16 and bfloat16 scales are kept exactly; offsets count from the zero above.
+//
+// Activations are rounded once per call: 8 bits, q = x / s to nearest even with s = max |x| / 127 per row and group; or
+// 16 bits, q = 256 * high + low with s = max |x| / 32639, so that both are signed bytes. The two terms are two rows of
+// the same product, with the scales 256 * s and s, which the epilogue adds.
+#pragma once
+
+#include "linear.hpp"
+
+namespace pando {
+
+constexpr int64_t STEP_BYTES = PANEL * 4;
+
+struct IntShape {
+    int64_t groups; // 1 for i8
+    int64_t group_steps;
+    int64_t step_inputs;
+    int64_t head_bytes; // scales and offsets of a group
+    int32_t zero;
+    int64_t padded_group;  // inputs
+    int64_t padded_inputs; // bytes of a term, see below
+    int64_t group_bytes;
+    int64_t panel_bytes;
+};
+
+// Internal linkage: leaves of several levels include this, and the linker must not pick one level's copy for all.
+static inline IntShape int_shape(const PackedWeight& w) {
+    IntShape shape;
+    shape.step_inputs = w.kind == WeightKind::g4 ? 8 : 4;
+    shape.groups = (w.k + w.group - 1) / w.group;
+    shape.group_steps = (w.group + shape.step_inputs - 1) / shape.step_inputs;
+    shape.head_bytes = w.kind == WeightKind::i8 ? 0 : PANEL * (w.has_offsets ? 4 : 2);
+    shape.zero = w.kind == WeightKind::g4 ? 8 : 128;
+    shape.padded_group = shape.group_steps * shape.step_inputs;
+    shape.padded_inputs = shape.groups * shape.padded_group;
+    shape.group_bytes = shape.head_bytes + shape.group_steps * STEP_BYTES;
+    shape.panel_bytes = shape.groups * shape.group_bytes;
+    return shape;
+}
+
+// A prepared row of activations: values int8 [terms][padded inputs], then GroupSums [terms][groups].
+struct GroupSums {
+    int32_t start; // -zero * (sum of the values)
+    float scale;   // NaN if the group has an infinity or a NaN; its values are 0 then
+    float sum;     // scale * (sum of the values)
+};
+
+// A quantised weight as it comes, see QuantizedWeight in pando/kernels/weights.py. Contiguous.
+struct IntSource {
+    int64_t n, k, group;
+    int bits;
+    int activation;
+    const uint8_t* values; // [n, k]; signed for 8 bits
+    const float* scale;    // [n, groups]
+    const float* offset;   // the same, or null
+    const float* bias;     // [n] or null
+};
+
+// Kind, sizes and has_offsets of the packed weight. Throws std::invalid_argument if the scheme can not be packed.
+PackedWeight plan_int(const IntSource& source, int activation_bits);
+
+// Fills the buffers of a planned weight, on all threads: num_panels * panel_bytes, and one float per padded output for
+// scale and, unless source.bias is null, bias.
+void pack_int(const IntSource& source, const PackedWeight& plan, char* panels, float* scale, float* bias);
+
+} // namespace pando

@@ -1,0 +1,157 @@
+// Packs quantised weights into panels.
+#include "linear_int.hpp"
+
+#include "threads.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+namespace pando {
+
+namespace {
+
+constexpr int64_t MAX_INPUTS = 1 << 17; // of a group: its product stays below 2^31
+constexpr int HALF_EXPONENT = 14;       // the largest scale of an output lies in [2^14, 2^15) of its factor
+
+int64_t num_groups(const IntSource& source) { return (source.k + source.group - 1) / source.group; }
+
+// The row of the source that an output in panel order is, or -1 for padding.
+int64_t source_row(const PackedWeight& plan, int64_t output) {
+    if (plan.activation == NO_ACTIVATION) return output < plan.n ? output : -1;
+    const int64_t half = PANEL / 2, inside = output % PANEL;
+    const int64_t column = output / PANEL * half + inside % half;
+    if (column >= plan.n / 2) return -1;
+    return inside < half ? column : plan.n / 2 + column;
+}
+
+// What an offset is beyond the zero that the panel's integers already have.
+float residual(const IntSource& source, int64_t row, int64_t group) {
+    const int64_t at = row * num_groups(source) + group;
+    const float offset = source.offset == nullptr ? 0.0f : source.offset[at];
+    return source.bits == 4 ? offset + 8.0f * source.scale[at] : offset;
+}
+
+bool has_residuals(const IntSource& source) {
+    if (source.bits == 8 && source.offset == nullptr) return false;
+    std::atomic<bool> found{false};
+    constexpr int64_t ROWS = 256;
+    parallel_for((source.n + ROWS - 1) / ROWS, [&](int64_t piece) {
+        for (int64_t row = piece * ROWS; row < std::min(source.n, (piece + 1) * ROWS) && !found; ++row) {
+            for (int64_t group = 0; group < num_groups(source); ++group) {
+                if (residual(source, row, group) != 0.0f) found = true;
+            }
+        }
+    });
+    return found;
+}
+
+// To nearest, ties to even; |x| < 65520 or NaN.
+uint16_t half_from(float x) {
+    if (x != x) return 0x7e00;
+    const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
+    const float magnitude = std::fabs(x);
+    if (magnitude < 0x1p-14f) return static_cast<uint16_t>(sign | std::lrintf(magnitude * 0x1p24f));
+    uint32_t bits;
+    std::memcpy(&bits, &magnitude, 4);
+    bits += 0xfffu + ((bits >> 13) & 1u);
+    return static_cast<uint16_t>(sign | ((bits >> 13) - (112u << 10)));
+}
+
+// The number an output's group scales and offsets are divided by.
+float factor(const IntSource& source, bool has_offsets, int64_t row) {
+    const int64_t groups = num_groups(source);
+    if (groups == 1 && !has_offsets) return source.scale[row];
+    float largest = 0.0f;
+    for (int64_t group = 0; group < groups; ++group) {
+        largest = std::fmax(largest, std::fabs(source.scale[row * groups + group]));
+        largest = std::fmax(largest, std::fabs(residual(source, row, group)));
+    }
+    if (largest == 0.0f || !std::isfinite(largest)) return 1.0f;
+    int exponent;
+    std::frexp(largest, &exponent); // largest = m * 2^exponent, m in [0.5, 1)
+    return std::ldexp(1.0f, std::max(exponent - HALF_EXPONENT - 1, -126));
+}
+
+void pack_head(const IntSource& source, const PackedWeight& plan, int64_t row, int64_t group, float factor,
+               char* head) {
+    const float scale = source.scale[row * num_groups(source) + group];
+    const bool single = num_groups(source) == 1 && !plan.has_offsets;
+    const uint16_t scale_bits = half_from(single ? 1.0f : scale / factor);
+    std::memcpy(head, &scale_bits, 2);
+    if (!plan.has_offsets) return;
+    const uint16_t offset_bits = half_from(residual(source, row, group) / factor);
+    std::memcpy(head + PANEL * 2, &offset_bits, 2);
+}
+
+// Up to four values as bytes of a word; missing ones are 0.
+uint32_t word(const uint8_t* values, int64_t count) {
+    uint32_t bytes = 0;
+    if (count >= 4) {
+        std::memcpy(&bytes, values, 4);
+    } else if (count > 0) {
+        std::memcpy(&bytes, values, static_cast<size_t>(count));
+    }
+    return bytes;
+}
+
+void pack_group(const IntSource& source, const IntShape& shape, int64_t row, int64_t group, char* out) {
+    const int64_t first = group * source.group, count = std::min(source.group, source.k - first);
+    const uint8_t* values = source.values + row * source.k + first;
+    for (int64_t step = 0; step < shape.group_steps; ++step, out += STEP_BYTES) {
+        const int64_t at = step * shape.step_inputs;
+        const uint32_t low = word(values + at, count - at);
+        const uint32_t packed =
+            source.bits == 4 ? low | word(values + at + 4, count - at - 4) << 4 : low ^ 0x80808080u;
+        std::memcpy(out, &packed, 4);
+    }
+}
+
+void pack_output(const IntSource& source, const PackedWeight& plan, const IntShape& shape, int64_t output,
+                 char* panel, float* scale, float* bias) {
+    const int64_t row = source_row(plan, output), inside = output % PANEL;
+    scale[output] = row < 0 ? 0.0f : factor(source, plan.has_offsets, row);
+    if (source.bias != nullptr) bias[output] = row < 0 ? 0.0f : source.bias[row];
+    for (int64_t group = 0; group < shape.groups; ++group) {
+        char* at = panel + group * shape.group_bytes;
+        if (row < 0) {
+            for (int64_t head = 0; head < shape.head_bytes; head += PANEL * 2) std::memset(at + head + inside * 2, 0, 2);
+            for (int64_t step = 0; step < shape.group_steps; ++step)
+                std::memset(at + shape.head_bytes + step * STEP_BYTES + inside * 4, 0, 4);
+        } else {
+            if (shape.head_bytes > 0) pack_head(source, plan, row, group, scale[output], at + inside * 2);
+            pack_group(source, shape, row, group, at + shape.head_bytes + inside * 4);
+        }
+    }
+}
+
+} // namespace
+
+PackedWeight plan_int(const IntSource& source, int activation_bits) {
+    const int64_t groups = num_groups(source);
+    if (groups > 1 && source.group % 4 != 0) throw std::invalid_argument("groups must be multiples of 4 inputs");
+    if (source.group > MAX_INPUTS) throw std::invalid_argument("more than 131,072 inputs share a scale");
+    PackedWeight plan{};
+    plan.n = source.n;
+    plan.k = source.k;
+    plan.group = source.group;
+    plan.activation = source.activation;
+    plan.activation_bits = activation_bits;
+    plan.has_offsets = has_residuals(source);
+    plan.kind = source.bits == 4                        ? WeightKind::g4
+                : groups == 1 && !plan.has_offsets ? WeightKind::i8
+                                                        : WeightKind::g8;
+    return plan;
+}
+
+void pack_int(const IntSource& source, const PackedWeight& plan, char* panels, float* scale, float* bias) {
+    const IntShape shape = int_shape(plan);
+    parallel_for(num_panels(plan), [&](int64_t panel) {
+        for (int64_t output = panel * PANEL; output < (panel + 1) * PANEL; ++output)
+            pack_output(source, plan, shape, output, panels + panel * shape.panel_bytes, scale, bias);
+    });
+}
+
+} // namespace pando

@@ -21,5 +21,13 @@ int64_t sample_scratch(const SampleArgs&);
 void sample(const SampleArgs&, int64_t row, char* scratch);
 void logprob(const LogprobArgs&, int64_t begin, int64_t end);
 
+// gemm_float.cpp
+bool float_takes(const PackedWeight&, DType x);
+int64_t float_row_bytes(const PackedWeight&);
+void float_prepare(const PackedWeight&, DType x, const char* row, char* prepared);
+int64_t float_scratch(const PackedWeight&, int64_t rows);
+void float_multiply(const PanelArgs&, const PanelTask&, char* scratch);
+void combine(const CombineArgs&, int64_t begin, int64_t end);
+
 } // namespace PANDO_LEVEL
 } // namespace pando

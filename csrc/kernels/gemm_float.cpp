@@ -16,7 +16,7 @@ namespace {
 
 // Bytes of a panel a block of inputs takes when there is more than one tile: this block, fetched once, serves all
 // tiles out of the first-level cache while the next one comes in.
-constexpr int64_t BLOCK_BYTES = 16 << 10;
+constexpr int64_t BLOCK_BYTES = 24 << 10;
 // How far ahead a single tile fetches.
 constexpr int64_t STREAM_BYTES = 4 << 10;
 
@@ -30,9 +30,12 @@ struct F32 {
     static inline __attribute__((always_inline)) void step(vf (&sums)[R][TILE_VECTORS], const char* w,
                                                            const X* const (&x)[R], int64_t i) {
         vf weights[TILE_VECTORS];
+#pragma GCC unroll 8
         for (int v = 0; v < TILE_VECTORS; ++v) weights[v] = load(reinterpret_cast<const float*>(w) + v * W);
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
             const vf value = splat(x[r][i]);
+#pragma GCC unroll 8
             for (int v = 0; v < TILE_VECTORS; ++v) sums[r][v] += weights[v] * value;
         }
     }
@@ -46,9 +49,12 @@ struct F16 {
     static inline __attribute__((always_inline)) void step(vf (&sums)[R][TILE_VECTORS], const char* w,
                                                            const X* const (&x)[R], int64_t i) {
         vf weights[TILE_VECTORS];
+#pragma GCC unroll 8
         for (int v = 0; v < TILE_VECTORS; ++v) weights[v] = load(reinterpret_cast<const f16*>(w) + v * W);
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
             const vf value = splat(x[r][i]);
+#pragma GCC unroll 8
             for (int v = 0; v < TILE_VECTORS; ++v) sums[r][v] += weights[v] * value;
         }
     }
@@ -63,11 +69,14 @@ struct BF16 {
     static inline __attribute__((always_inline)) void step(vf (&sums)[R][TILE_VECTORS], const char* w,
                                                            const X* const (&x)[R], int64_t i) {
         __m512i weights[TILE_VECTORS];
+#pragma GCC unroll 8
         for (int v = 0; v < TILE_VECTORS; ++v) weights[v] = _mm512_loadu_si512(w + v * 64);
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
             int32_t pair;
             memcpy(&pair, x[r] + 2 * i, 4);
             const __m512bh value = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
+#pragma GCC unroll 8
             for (int v = 0; v < TILE_VECTORS; ++v)
                 sums[r][v] = _mm512_dpbf16_ps(sums[r][v], reinterpret_cast<__m512bh>(weights[v]), value);
         }
@@ -83,20 +92,26 @@ struct BF16 {
                                                            const X* const (&x)[R], int64_t i) {
         vf weights[TILE_VECTORS];
         vu pairs;
+#pragma GCC unroll 8
         for (int v = 0; v < TILE_VECTORS; ++v) {
             memcpy(&pairs, w + v * W * 4, sizeof pairs);
             weights[v] = float_of(pairs << 16);
         }
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
             const vf value = splat(x[r][2 * i]);
+#pragma GCC unroll 8
             for (int v = 0; v < TILE_VECTORS; ++v) sums[r][v] += weights[v] * value;
         }
+#pragma GCC unroll 8
         for (int v = 0; v < TILE_VECTORS; ++v) {
             memcpy(&pairs, w + v * W * 4, sizeof pairs);
             weights[v] = float_of(pairs & 0xffff0000u);
         }
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
             const vf value = splat(x[r][2 * i + 1]);
+#pragma GCC unroll 8
             for (int v = 0; v < TILE_VECTORS; ++v) sums[r][v] += weights[v] * value;
         }
     }
@@ -119,8 +134,11 @@ void tile(const Block& block) {
     using X = typename Kind::X;
     const X* x[R];
     vf sums[R][TILE_VECTORS];
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) x[r] = reinterpret_cast<const X*>(block.x + r * block.x_stride);
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
         for (int v = 0; v < TILE_VECTORS; ++v)
             sums[r][v] = block.first ? vf{} : load(block.sums + r * PANEL + v * W);
     const char* w = block.w;
@@ -133,7 +151,9 @@ void tile(const Block& block) {
         w += 4 * Kind::STEP_BYTES;
     }
     for (; i < block.steps; ++i, w += Kind::STEP_BYTES) Kind::template step<R>(sums, w, x, i);
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
         for (int v = 0; v < TILE_VECTORS; ++v) store(block.sums + r * PANEL + v * W, sums[r][v]);
 }
 

@@ -5,7 +5,7 @@
 Weights are copied until they do not fit the last cache and used in turn, as a model uses its layers. Beside each row
 stands torch's own product of the same numbers (`F.linear`), timed in turns with ours; every figure is a median. Bytes
 are those of the packed weight, operations count a multiply-add as two; the percentages are of the limits above the
-table: reading memory through the same panels, and a product whose weight and rows stay in the first-level caches.
+table: reading memory in order, and products between registers.
 """
 
 from __future__ import annotations
@@ -14,19 +14,25 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+
+import pando  # isort: skip  # before torch: it says how long torch's threads spin after a product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pando.kernels import cpu, set_num_threads
+from pando.kernels.cpu_linear import CODES, Limits, limits
 from pando.kernels.ops import OpTable, PackedLinear
 from pando.kernels.weights import Weight
 
 COLD_BYTES = 160 << 20
 """Bytes of weights used in turn: several times a last-level cache."""
+
+TURN_SECONDS = 0.01
 
 MAPS: dict[str, tuple[int, int, str | None]] = {
     "square": (1024, 1024, None),
@@ -48,12 +54,13 @@ ROW_DTYPES = {"f32": torch.float32, "f16": torch.float16}
 """Dtype of the rows by kind; the others take bfloat16."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What this machine gave in this run: bytes read and bfloat16 (else float32) operations, both 10^9 a second."""
+KIND_CODES = {"f32": CODES[torch.float32], "bf16": CODES[torch.bfloat16], "f16": CODES[torch.float16]}
+"""WeightKind of csrc/linear.hpp, which says what arithmetic the limit is measured with."""
 
-    gb_per_s: float
-    gflop_per_s: float
+HEADER = (
+    f"{'kind':6}{'map':9}{'M':>6}{'N':>8}{'K':>6}{'ours us':>11}{'torch us':>11}{'ratio':>7}"
+    f"{'GB/s':>8}{'':6}{'GFLOP/s':>9}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,20 +79,31 @@ class Row:
 
 
 def median_us(calls: list[Callable[[], object]], budget: float) -> list[float]:
-    """Median microseconds of each call, taken in turns for about `budget` seconds."""
+    """Median microseconds of each call, in turns of some milliseconds, for about `budget` seconds.
+
+    The first calls of a turn do not count: the threads of the other implementation spin for a while after its last.
+    """
     times: list[list[float]] = [[] for _ in calls]
     for call in calls:
         call()
     end = time.perf_counter() + budget
     while time.perf_counter() < end or len(times[0]) < 3:
         for call, mine in zip(calls, times, strict=True):
-            begin = time.perf_counter()
-            call()
-            mine.append(time.perf_counter() - begin)
+            mine += turn(call)
     return [statistics.median(mine) * 1e6 for mine in times]
 
 
-def in_turn(maps: list[Callable[[], object]]) -> Callable[[], object]:
+def turn(call: Callable[[], object]) -> list[float]:
+    """Seconds of each call of one turn, after a quarter of its time."""
+    times, begin = [], time.perf_counter()
+    while not times or time.perf_counter() - begin < TURN_SECONDS:
+        before = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - before)
+    return times[len(times) // 4 :]
+
+
+def in_turn(maps: Sequence[Callable[[], object]]) -> Callable[[], object]:
     """A call that runs the next of `maps` each time, round and round."""
     state = {"next": 0}
 
@@ -94,16 +112,6 @@ def in_turn(maps: list[Callable[[], object]]) -> Callable[[], object]:
         return maps[state["next"]]()
 
     return call
-
-
-def limits(ops: OpTable) -> Limits:
-    """Bytes per second of a pass over 512 MB, and the operations of a product that lives in the caches."""
-    far = torch.ones(1 << 27)
-    read = median_us([lambda: far.sum()], 0.5)[0]
-    near = ops.pack_linear(torch.randn(2048, 128).bfloat16())
-    x = torch.randn(192, 128).bfloat16()
-    compute = median_us([lambda: near(x)], 0.3)[0]
-    return Limits(far.nbytes / read / 1e3, 2 * 192 * 2048 * 128 / compute / 1e3)
 
 
 def packed_copies(ops: OpTable, weight: Weight, activation: str | None, budget: int) -> list[PackedLinear]:
@@ -124,8 +132,8 @@ def measure(ops: OpTable, kind: str, name: str, rows: list[int], seconds: float)
     for m in rows:
         x = torch.randn(m, k).to(dtype)
         calls = [
-            in_turn([lambda each=each: each(x) for each in maps]),  # type: ignore[misc]
-            in_turn([lambda each=each: F.linear(x, each) for each in dense]),  # type: ignore[misc]
+            in_turn([partial(each, x) for each in maps]),
+            in_turn([partial(F.linear, x, each) for each in dense]),
         ]
         native, torch_own = median_us(calls, seconds)
         rates = (maps[0].num_bytes / native / 1e3, 2 * m * n * k / native / 1e3)
@@ -135,11 +143,12 @@ def measure(ops: OpTable, kind: str, name: str, rows: list[int], seconds: float)
 
 def print_rows(rows: list[Row], found: Limits) -> None:
     """One line per row."""
+    bytes_limit, flops_limit = found.read_bytes / 1e9, found.flops / 1e9
     for row in rows:
         print(
             f"{row.kind:6}{row.map:9}{row.m:6}{row.n:8}{row.k:6}{row.native_us:11.1f}{row.torch_us:11.1f}"
-            f"{row.torch_us / row.native_us:7.2f}{row.gb_per_s:8.1f}{row.gb_per_s / found.gb_per_s:6.0%}"
-            f"{row.gflop_per_s:9.1f}{row.gflop_per_s / found.gflop_per_s:6.0%}",
+            f"{row.torch_us / row.native_us:7.2f}{row.gb_per_s:8.1f}{row.gb_per_s / bytes_limit:6.0%}"
+            f"{row.gflop_per_s:9.1f}{row.gflop_per_s / flops_limit:6.0%}",
             flush=True,
         )
 
@@ -158,19 +167,20 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     set_num_threads(options.threads)
-    ops = cpu.table(options.isa or cpu.best_isa())
-    found = limits(ops)
-    print(f"{ops.name}, {options.threads} threads; limits: {found.gb_per_s:.1f} GB/s, {found.gflop_per_s:.0f} GFLOP/s")
-    print(f"{'kind':6}{'map':9}{'M':>6}{'N':>8}{'K':>6}{'ours us':>11}{'torch us':>11}{'ratio':>7}", end="")
-    print(f"{'GB/s':>8}{'':6}{'GFLOP/s':>9}")
-    rows = []
+    isa = options.isa or cpu.best_isa()
+    ops = cpu.table(isa)
+    print(f"pando {pando.__version__}, {ops.name}, {options.threads} threads")
+    level, rows = list(cpu.levels()).index(isa), []
     for kind in options.kinds:
+        found = limits(level, KIND_CODES[kind])
+        print(f"{kind} limits: {found.read_bytes / 1e9:.1f} GB/s, {found.flops / 1e9:.0f} GFLOP/s")
+        print(HEADER)
         for name in options.maps:
             rows += measure(ops, kind, name, options.rows, options.seconds)
             print_rows(rows[-len(options.rows) :], found)
     if options.json:
         with open(options.json, "w") as file:
-            json.dump({"table": ops.name, "limits": asdict(found), "rows": [asdict(row) for row in rows]}, file, indent=1)
+            json.dump({"table": ops.name, "rows": [asdict(row) for row in rows]}, file, indent=1)
 
 
 if __name__ == "__main__":

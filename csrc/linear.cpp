@@ -33,7 +33,8 @@ void for_each(int64_t n, bool small, const Body& body) {
     }
 }
 
-// Rows [0, rows) of one product times all panels, as a grid of tasks: the panels of one block of rows follow each other.
+// Rows [0, rows) of one product times all panels, as a grid of tasks: the panels of one block of rows follow each
+// other.
 struct Grid {
     int64_t rows, panels, row_block, panel_block, down, across;
 
@@ -97,16 +98,15 @@ void run_linear(const Kernels& kernels, const LinearArgs& args) {
     if (!is_float(weight.kind)) return run_linear_int(kernels, args);
     const PanelKernels& panels = kernels.float_panels;
     if (args.rows <= 0 || num_columns(weight) <= 0) return;
-    char* room = thread_scratch(Scratch::plan,
-                                static_cast<size_t>(prepared_bytes(panels, weight, args.x_dtype, args.rows)));
+    char* room =
+        thread_scratch(Scratch::plan, static_cast<size_t>(prepared_bytes(panels, weight, args.x_dtype, args.rows)));
     const PreparedRows rows = prepare_rows(panels, weight, args.x_dtype, args.x, args.rows, args.x_stride, room);
-    const PanelArgs panel_args{&weight, rows.data, rows.stride, args.out_dtype, args.out, args.out_stride,
-                               args.accumulate};
+    const PanelArgs panel_args{&weight,  rows.data,       rows.stride,    args.out_dtype,
+                               args.out, args.out_stride, args.accumulate};
     const Grid grid(args.rows, num_panels(weight), panels.row_bytes(weight), num_threads());
     const size_t scratch = static_cast<size_t>(panels.scratch(weight, grid.row_block));
-    for_each(grid.size(), is_small(weight, args.rows), [&](int64_t i) {
-        panels.multiply(panel_args, grid.task(i), thread_scratch(Scratch::task, scratch));
-    });
+    for_each(grid.size(), is_small(weight, args.rows),
+             [&](int64_t i) { panels.multiply(panel_args, grid.task(i), thread_scratch(Scratch::task, scratch)); });
 }
 
 // ---- routed experts ----
@@ -235,12 +235,12 @@ void run_experts(const Kernels& kernels, const ExpertsArgs& args) {
                      buffers.tasks);
     const PreparedRows between =
         prepare_rows(panels, second, args.dtype, buffers.between, count, second.k, buffers.prepared);
-    multiply_experts(panels, args.down, args.num_experts, buffers.routing.begin,
-                     {nullptr, between.data, between.stride, DType::f32, reinterpret_cast<char*>(buffers.results),
-                      second.n, false},
-                     buffers.tasks);
-    const CombineArgs combine{args.dtype, buffers.results, buffers.routing.place, args.weights, args.top_k, second.n,
-                              args.out, args.out_stride};
+    multiply_experts(
+        panels, args.down, args.num_experts, buffers.routing.begin,
+        {nullptr, between.data, between.stride, DType::f32, reinterpret_cast<char*>(buffers.results), second.n, false},
+        buffers.tasks);
+    const CombineArgs combine{args.dtype, buffers.results, buffers.routing.place, args.weights, args.top_k,
+                              second.n,   args.out,        args.out_stride};
     for_each(args.tokens, count * second.n < SMALL_ELEMENTS,
              [&](int64_t token) { kernels.combine(combine, token, token + 1); });
 }

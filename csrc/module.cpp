@@ -10,6 +10,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <atomic>
 #include <optional>
 #include <string>
 #include <utility>
@@ -227,7 +228,8 @@ PackedExperts make_experts(const std::vector<const PackedWeight*>& gate_up,
 
 void linear(int level, const PackedWeight& weight, int x_dtype, Pointer x, int64_t rows, int64_t x_stride,
             int out_dtype, Pointer out, int64_t out_stride, bool accumulate) {
-    const LinearArgs args{&weight,         static_cast<DType>(x_dtype),
+    const LinearArgs args{&weight,
+                          static_cast<DType>(x_dtype),
                           static_cast<DType>(out_dtype),
                           at<const char>(x),
                           rows,
@@ -272,6 +274,28 @@ void pack_per_output(Pointer source, int64_t n, int activation, Pointer out) {
     pack_outputs(at<const float>(source), n, activation, at<float>(out));
 }
 
+// Operations of `rounds` rounds of register-resident products on each thread, for the arithmetic a weight kind takes.
+int64_t burn(int level, int kind, int64_t rounds) {
+    const Kernels& kernels = level_kernels(level);
+    const nb::gil_scoped_release unlocked;
+    std::atomic<int64_t> done{0};
+    parallel_for(num_threads() * 16, [&](int64_t) {
+        float sink;
+        done += kernels.burn(static_cast<WeightKind>(kind), rounds, &sink);
+    });
+    return done;
+}
+
+void read_through(int level, Pointer data, int64_t bytes) {
+    const Kernels& kernels = level_kernels(level);
+    const nb::gil_scoped_release unlocked;
+    const int64_t parts = num_threads() * 16, each = bytes / parts / 256 * 256;
+    parallel_for(parts, [&](int64_t i) {
+        float sink;
+        kernels.read_through(at<const char>(data) + i * each, each, &sink);
+    });
+}
+
 void define_linear(nb::module_& m) {
     nb::class_<PackedWeight>(m, "Weight").def(nb::new_(&make_weight));
     nb::class_<PackedExperts>(m, "Experts").def(nb::new_(&make_experts));
@@ -280,6 +304,8 @@ void define_linear(nb::module_& m) {
     m.def("pack", &pack);
     m.def("panel_bytes", &bytes_of_panels);
     m.def("pack_outputs", &pack_per_output);
+    m.def("burn", &burn);
+    m.def("read_through", &read_through);
 }
 
 } // namespace

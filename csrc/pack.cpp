@@ -41,9 +41,7 @@ void convert(const From* from, To* to, int64_t n) {
     } else {
         packing::for_row(
             n, [&](int64_t i) { packing::store(to + i, packing::load(from + i)); },
-            [&](int64_t i, int64_t rest) {
-                packing::store_first(to + i, packing::load_first(from + i, rest), rest);
-            });
+            [&](int64_t i, int64_t rest) { packing::store_first(to + i, packing::load_first(from + i, rest), rest); });
     }
 }
 
@@ -114,8 +112,7 @@ void pack_float(WeightKind kind, const FloatSource& source, int64_t n, int64_t k
     if (bytes == 0) return;
     ask_for_huge_pages(panels, bytes);
     switch (kind) {
-    case WeightKind::bf16:
-        return pack_panels<bf16, uint32_t>(source, n, k, activation, count, bytes / count, panels);
+    case WeightKind::bf16: return pack_panels<bf16, uint32_t>(source, n, k, activation, count, bytes / count, panels);
     case WeightKind::f16: return pack_panels<f16, f16>(source, n, k, activation, count, bytes / count, panels);
     default: return pack_panels<float, float>(source, n, k, activation, count, bytes / count, panels);
     }

@@ -139,8 +139,7 @@ void tile(const Block& block) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-        for (int v = 0; v < TILE_VECTORS; ++v)
-            sums[r][v] = block.first ? vf{} : load(block.sums + r * PANEL + v * W);
+        for (int v = 0; v < TILE_VECTORS; ++v) sums[r][v] = block.first ? vf{} : load(block.sums + r * PANEL + v * W);
     const char* w = block.w;
     Ahead ahead = block.ahead;
     int64_t i = 0;
@@ -201,7 +200,8 @@ void multiply_panel(const PanelArgs& args, const PanelTask& task, int64_t panel,
         int64_t row = 0;
         for (int64_t t = 0; t < tiles.count; ++t) {
             const int64_t rows = tiles.rows(t);
-            const char* tile_x = x + row * args.x_stride + from * Kind::INPUTS * static_cast<int64_t>(sizeof(typename Kind::X));
+            const char* tile_x =
+                x + row * args.x_stride + from * Kind::INPUTS * static_cast<int64_t>(sizeof(typename Kind::X));
             for (int64_t g = 0; g < GROUPS; ++g) {
                 run_tile<Kind>({tile_x, args.x_stride, block_w + g * (Kind::STEP_BYTES / GROUPS), count,
                                 sums + row * PANEL + g * TILE_COLUMNS, from == 0, shares.of(t * GROUPS + g)},

@@ -29,5 +29,9 @@ int64_t float_scratch(const PackedWeight&, int64_t rows);
 void float_multiply(const PanelArgs&, const PanelTask&, char* scratch);
 void combine(const CombineArgs&, int64_t begin, int64_t end);
 
+// limits.cpp
+int64_t burn(WeightKind, int64_t rounds, float* sink);
+void read_through(const char* data, int64_t bytes, float* sink);
+
 } // namespace PANDO_LEVEL
 } // namespace pando

@@ -6,7 +6,9 @@ and round float32 and float16 rows to bfloat16 first; every other product widens
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -163,7 +165,7 @@ class Packer:
         activation: str | None = None,
         out_dtype: torch.dtype | None = None,
     ) -> PackedLinear:
-        """Panels of a float weight on the CPU; anything else stays with the reference. Raises ConfigError as it does."""
+        """Panels of a float weight on the CPU; anything else stays with the reference. Raises ConfigError, too."""
         if not _is_native(weight):
             return reference.pack_linear(weight, bias, activation=activation, out_dtype=out_dtype)
         assert isinstance(weight, Tensor)
@@ -228,3 +230,37 @@ def _is_native(weight: Weight) -> bool:
 
 def _row(bias: Tensor | None, expert: int) -> Tensor | None:
     return None if bias is None else bias[expert]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the vector units and the memory of this machine gave just now on all threads of the kernels.
+
+    flops: multiply-adds between registers, counted as two, per second. read_bytes: read in order, per second.
+    """
+
+    flops: float
+    read_bytes: float
+
+
+def limits(level: int, kind: int = 1, num_bytes: int = 1 << 29) -> Limits:
+    """The best of several passes, for the arithmetic of a weight kind (csrc/linear.hpp) and over `num_bytes` of memory.
+
+    Any integer kind stands for bytes summed in int32, where the level has an instruction for it.
+    """
+    memory = torch.ones(num_bytes // 4)
+    return Limits(
+        flops=max(_rate(lambda: _native.burn(level, kind, 20_000)) for _ in range(8)),
+        read_bytes=max(_rate(lambda: _read(level, memory)) for _ in range(5)),
+    )
+
+
+def _read(level: int, memory: Tensor) -> int:
+    _native.read_through(level, memory.data_ptr(), memory.nbytes)
+    return memory.nbytes
+
+
+def _rate(work: Callable[[], int]) -> float:
+    begin = time.perf_counter()
+    done = work()
+    return done / (time.perf_counter() - begin)

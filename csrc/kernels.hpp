@@ -136,9 +136,11 @@ struct LogprobArgs {
 struct PackedWeight;
 struct PanelArgs;
 struct PanelTask;
+struct CombineArgs;
+enum class WeightKind : int;
 struct PanelKernels {
-    bool (*takes)(const PackedWeight&, DType x);         // rows of x are multiplied as they are, without prepare
-    int64_t (*row_bytes)(const PackedWeight&);           // of a prepared row, a multiple of 64
+    bool (*takes)(const PackedWeight&, DType x); // rows of x are multiplied as they are, without prepare
+    int64_t (*row_bytes)(const PackedWeight&);   // of a prepared row, a multiple of 64
     void (*prepare)(const PackedWeight&, DType x, const char* row, char* prepared);
     int64_t (*scratch)(const PackedWeight&, int64_t rows); // bytes one multiply() of so many rows needs
     void (*multiply)(const PanelArgs&, const PanelTask&, char* scratch);
@@ -156,8 +158,16 @@ struct Kernels {
     void (*sample)(const SampleArgs&, int64_t row, char* scratch);
     void (*logprob)(const LogprobArgs&, int64_t begin, int64_t end);
 
+    // gemm_float.cpp
+    PanelKernels float_panels;
+    void (*combine)(const CombineArgs&, int64_t begin, int64_t end);
+
     // gemm_int.cpp
     PanelKernels int_panels;
+
+    // limits.cpp
+    int64_t (*burn)(WeightKind, int64_t rounds, float* sink); // operations done, a multiply-add being two
+    void (*read_through)(const char* data, int64_t bytes, float* sink);
 };
 
 } // namespace pando

@@ -109,8 +109,8 @@ struct CombineArgs {
     int64_t out_stride;
 };
 
-// out[t] = sum over j of weights[t, j] * down[e](gate_up[e](x[t])) with e = ids[t, j]; summed in float32 in the order of
-// j and rounded once. All gate_up are of one kind and shape, and so are all down.
+// out[t] = sum over j of weights[t, j] * down[e](gate_up[e](x[t])) with e = ids[t, j]; summed in float32 in the order
+// of j and rounded once. All gate_up are of one kind and shape, and so are all down.
 struct ExpertsArgs {
     const PackedWeight* gate_up; // [num_experts]
     const PackedWeight* down;    // [num_experts]

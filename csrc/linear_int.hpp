@@ -72,10 +72,10 @@ struct IntSource {
 };
 
 // Kind, sizes and has_offsets of the packed weight. Throws std::invalid_argument if the scheme can not be packed.
-PackedWeight plan_int(const IntSource& source, int activation_bits);
+PackedWeight plan_int(const IntSource& source);
 
-// Fills the buffers of a planned weight, on all threads: num_panels * panel_bytes, and one float per padded output for
+// Fills the buffers of the planned weight, on all threads: num_panels * panel_bytes, and one float per padded output for
 // scale and, unless source.bias is null, bias.
-void pack_int(const IntSource& source, const PackedWeight& plan, char* panels, float* scale, float* bias);
+void pack_int(const IntSource& source, char* panels, float* scale, float* bias);
 
 } // namespace pando

@@ -11,6 +11,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <atomic>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -196,7 +197,7 @@ std::vector<std::pair<std::string, std::string>> levels() {
     return result;
 }
 
-// ---- stand-in ----
+// ---- linear maps: weights are handles to memory that the caller keeps ----
 
 PackedWeight make_weight(int kind, int64_t n, int64_t k, int64_t group, int activation, int activation_bits,
                          Pointer panels, Pointer bias, Pointer scale, bool has_offsets) {
@@ -212,9 +213,22 @@ PackedWeight make_weight(int kind, int64_t n, int64_t k, int64_t group, int acti
             has_offsets};
 }
 
+struct PackedExperts {
+    std::vector<PackedWeight> gate_up, down;
+};
+
+PackedExperts make_experts(const std::vector<const PackedWeight*>& gate_up,
+                           const std::vector<const PackedWeight*>& down) {
+    PackedExperts experts;
+    for (const PackedWeight* weight : gate_up) experts.gate_up.push_back(*weight);
+    for (const PackedWeight* weight : down) experts.down.push_back(*weight);
+    return experts;
+}
+
 void linear(int level, const PackedWeight& weight, int x_dtype, Pointer x, int64_t rows, int64_t x_stride,
             int out_dtype, Pointer out, int64_t out_stride, bool accumulate) {
-    const LinearArgs args{&weight,         static_cast<DType>(x_dtype),
+    const LinearArgs args{&weight,
+                          static_cast<DType>(x_dtype),
                           static_cast<DType>(out_dtype),
                           at<const char>(x),
                           rows,
@@ -223,13 +237,68 @@ void linear(int level, const PackedWeight& weight, int x_dtype, Pointer x, int64
                           out_stride,
                           accumulate};
     const Unlocked unlocked(rows * weight.n * weight.k / 16);
-    run_linear_int(level_kernels(level), args);
+    run_linear(level_kernels(level), args);
 }
 
-// ---- quantised weights: see IntSource ----
+void experts(int level, const PackedExperts& experts, int dtype, Pointer x, int64_t tokens, int64_t x_stride,
+             Pointer ids, Pointer weights, int64_t top_k, Pointer out, int64_t out_stride) {
+    const ExpertsArgs args{experts.gate_up.data(),
+                           experts.down.data(),
+                           static_cast<int64_t>(experts.gate_up.size()),
+                           static_cast<DType>(dtype),
+                           at<const char>(x),
+                           tokens,
+                           x_stride,
+                           at<const int64_t>(ids),
+                           at<const float>(weights),
+                           top_k,
+                           at<char>(out),
+                           out_stride};
+    const nb::gil_scoped_release unlocked;
+    run_experts(level_kernels(level), args);
+}
 
-IntSource int_source(Pointer values, Pointer scale, Pointer offset, Pointer bias, int64_t n, int64_t k, int64_t group,
-                     int bits, int activation) {
+void pack(int kind, int dtype, Pointer source, int64_t row_stride, int64_t n, int64_t k, int activation,
+          Pointer panels) {
+    const nb::gil_scoped_release unlocked;
+    pack_float(static_cast<WeightKind>(kind), {static_cast<DType>(dtype), at<const char>(source), row_stride}, n, k,
+               activation, at<char>(panels));
+}
+
+int64_t bytes_of_panels(int kind, int64_t n, int64_t k, int activation) {
+    return panel_bytes(static_cast<WeightKind>(kind), n, k, activation);
+}
+
+void pack_per_output(Pointer source, int64_t n, int activation, Pointer out) {
+    pack_outputs(at<const float>(source), n, activation, at<float>(out));
+}
+
+// Operations of `rounds` rounds of register-resident products on each thread, for the arithmetic a weight kind takes.
+int64_t burn(int level, int kind, int64_t rounds) {
+    const Kernels& kernels = level_kernels(level);
+    const nb::gil_scoped_release unlocked;
+    std::atomic<int64_t> done{0};
+    parallel_for(num_threads() * 16, [&](int64_t) {
+        float sink;
+        done += kernels.burn(static_cast<WeightKind>(kind), rounds, &sink);
+    });
+    return done;
+}
+
+void read_through(int level, Pointer data, int64_t bytes) {
+    const Kernels& kernels = level_kernels(level);
+    const nb::gil_scoped_release unlocked;
+    const int64_t parts = num_threads() * 16, each = bytes / parts / 256 * 256;
+    parallel_for(parts, [&](int64_t i) {
+        float sink;
+        kernels.read_through(at<const char>(data) + i * each, each, &sink);
+    });
+}
+
+// ---- quantised weights: linear_int.hpp ----
+
+IntSource int_source(int64_t n, int64_t k, int64_t group, int bits, int activation, Pointer values, Pointer scale,
+                     Pointer offset, Pointer bias) {
     return {n,
             k,
             group,
@@ -242,22 +311,37 @@ IntSource int_source(Pointer values, Pointer scale, Pointer offset, Pointer bias
 }
 
 // (kind, whether groups have offsets, bytes of the panels, padded outputs).
-std::tuple<int, bool, int64_t, int64_t> plan_quantized(const IntSource& source, int activation_bits) {
+std::tuple<int, bool, int64_t, int64_t> plan_quantized(const IntSource& source) {
     const nb::gil_scoped_release unlocked;
-    const PackedWeight plan = plan_int(source, activation_bits);
+    const PackedWeight plan = plan_int(source);
     const int64_t panels = num_panels(plan);
     return {static_cast<int>(plan.kind), plan.has_offsets, panels * int_shape(plan).panel_bytes, panels * PANEL};
 }
 
-void pack_quantized(const IntSource& source, int activation_bits, Pointer panels, Pointer scale, Pointer bias) {
+void pack_quantized(const IntSource& source, Pointer panels, Pointer scale, Pointer bias) {
     const nb::gil_scoped_release unlocked;
-    pack_int(source, plan_int(source, activation_bits), at<char>(panels), at<float>(scale), at<float>(bias));
+    pack_int(source, at<char>(panels), at<float>(scale), at<float>(bias));
+}
+
+void define_linear(nb::module_& m) {
+    nb::class_<PackedWeight>(m, "Weight").def(nb::new_(&make_weight));
+    nb::class_<PackedExperts>(m, "Experts").def(nb::new_(&make_experts));
+    m.def("linear", &linear);
+    m.def("experts", &experts);
+    m.def("pack", &pack);
+    m.def("panel_bytes", &bytes_of_panels);
+    m.def("pack_outputs", &pack_per_output);
+    nb::class_<IntSource>(m, "QuantizedSource").def(nb::new_(&int_source));
+    m.def("plan_quantized", &plan_quantized);
+    m.def("pack_quantized", &pack_quantized);
+    m.def("burn", &burn);
+    m.def("read_through", &read_through);
 }
 
 } // namespace
 
 NB_MODULE(_native, m) {
-    m.attr("interface") = 1; // counts up with every change of a signature below; pando.kernels.cpu checks it
+    m.attr("interface") = 2; // counts up with every change of a signature below; pando.kernels.cpu checks it
     m.def("levels", &levels, "(name, why it can not be used or '') of every level, lowest first");
     m.def("num_threads", &num_threads);
     m.def("set_num_threads", &set_num_threads);
@@ -269,11 +353,5 @@ NB_MODULE(_native, m) {
     m.def("sample", &sample);
     m.def("penalties", &penalties);
     m.def("logprobs", &logprobs);
-
-    nb::class_<PackedWeight>(m, "Weight").def(nb::new_(&make_weight));
-    m.def("linear", &linear);
-
-    nb::class_<IntSource>(m, "QuantizedSource").def(nb::new_(&int_source));
-    m.def("plan_quantized", &plan_quantized);
-    m.def("pack_quantized", &pack_quantized);
+    define_linear(m);
 }

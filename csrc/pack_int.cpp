@@ -129,7 +129,7 @@ void pack_output(const IntSource& source, const PackedWeight& plan, const IntSha
 
 } // namespace
 
-PackedWeight plan_int(const IntSource& source, int activation_bits) {
+PackedWeight plan_int(const IntSource& source) {
     const int64_t groups = num_groups(source);
     if (groups > 1 && source.group % 4 != 0) throw std::invalid_argument("groups must be multiples of 4 inputs");
     if (source.group > MAX_INPUTS) throw std::invalid_argument("more than 131,072 inputs share a scale");
@@ -138,7 +138,6 @@ PackedWeight plan_int(const IntSource& source, int activation_bits) {
     plan.k = source.k;
     plan.group = source.group;
     plan.activation = source.activation;
-    plan.activation_bits = activation_bits;
     plan.has_offsets = has_residuals(source);
     plan.kind = source.bits == 4                        ? WeightKind::g4
                 : groups == 1 && !plan.has_offsets ? WeightKind::i8
@@ -146,7 +145,8 @@ PackedWeight plan_int(const IntSource& source, int activation_bits) {
     return plan;
 }
 
-void pack_int(const IntSource& source, const PackedWeight& plan, char* panels, float* scale, float* bias) {
+void pack_int(const IntSource& source, char* panels, float* scale, float* bias) {
+    const PackedWeight plan = plan_int(source);
     const IntShape shape = int_shape(plan);
     parallel_for(num_panels(plan), [&](int64_t panel) {
         for (int64_t output = panel * PANEL; output < (panel + 1) * PANEL; ++output)

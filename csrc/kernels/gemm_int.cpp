@@ -5,7 +5,7 @@
 // than that a panel is taken in blocks of BLOCK_BYTES, which stay in the first-level cache while all tiles use them;
 // meanwhile each tile fetches its share of the next block. Totals wait in memory between the blocks.
 #include "../linear_int.hpp"
-#include "activations.hpp"
+#include "gemm.hpp"
 #include "leaves.hpp"
 #include "simd.hpp"
 
@@ -25,12 +25,8 @@ namespace {
 #define PANDO_UNROLL _Pragma("GCC unroll 8")
 #endif
 
-#if PANDO_VECTOR_BYTES == 64
-constexpr int TILE_VECTORS = 4, TILE_ROWS = 6, TILE_ROWS_NIBBLES = 6;
-#else
-constexpr int TILE_VECTORS = 2, TILE_ROWS = 3, TILE_ROWS_NIBBLES = 3;
-#endif
-constexpr int MAX_TILE_ROWS = 6;
+// Where bytes are widened to 16 bits first, that takes half of the 16 registers.
+constexpr int INT_TILE_ROWS = W == 16 ? TILE_ROWS : 3;
 constexpr int64_t BLOCK_BYTES = 16 << 10;
 constexpr int64_t LARGE_BLOCK_BYTES = 64 << 10;
 constexpr int64_t MANY_TILES = 6;
@@ -105,8 +101,8 @@ inline vi dot(vi acc, vu bytes, const Quads& quads) {
 
 struct Tile {
     const char* weights;                 // of the block
-    const int8_t* values[MAX_TILE_ROWS]; // of each row: its first input in the block
-    const GroupSums* sums[MAX_TILE_ROWS];
+    const int8_t* values[INT_TILE_ROWS]; // of each row: its first input in the block
+    const GroupSums* sums[INT_TILE_ROWS];
     char* totals; // [rows][PANEL] int32 or float
     int64_t groups, group_steps;
     bool first; // block of its panel
@@ -120,7 +116,6 @@ struct Form {
     static constexpr bool grouped = GROUPED, nibbles = NIBBLES, offsets = OFFSETS;
     static constexpr int64_t head_bytes = !GROUPED ? 0 : PANEL * (OFFSETS ? 4 : 2);
     static constexpr int64_t step_inputs = NIBBLES ? 8 : 4;
-    static constexpr int tile_rows = NIBBLES ? TILE_ROWS_NIBBLES : TILE_ROWS;
 };
 
 template <int R>
@@ -278,109 +273,42 @@ void multiply_rows(const Tile& tile, int64_t rows) {
 #if PANDO_VECTOR_BYTES == 64
     case 4: return multiply_tile<F, 4>(tile);
     case 5: return multiply_tile<F, 5>(tile);
-    case 6:
-        if constexpr (F::tile_rows >= 6) return multiply_tile<F, 6>(tile);
-        break;
+    case 6: return multiply_tile<F, 6>(tile);
 #endif
     }
 }
 
-// ---- the results of a panel ----
+// ---- the sums of a panel ----
 
-struct Finish {
-    const PackedWeight* weight;
-    char* totals; // [rows * terms][PANEL]
-    int64_t rows, terms;
-    const GroupSums* const* sums; // of each row and term
-    int64_t panel;
-    char* out; // of the first row
-    int64_t out_stride;
-    bool accumulate;
-};
-
-// Totals to float results, in place: a row's terms added, factors and bias applied.
+// Totals [rows * TERMS][PANEL] to float sums [rows][PANEL] in the same memory, with the factors applied.
 template <bool INTEGERS, int TERMS>
-void scale_totals(const Finish& f) {
-    const float* factors = f.weight->scale + f.panel * PANEL;
-    const float* bias = f.weight->bias == nullptr ? nullptr : f.weight->bias + f.panel * PANEL;
-    for (int64_t row = 0; row < f.rows; ++row) {
-        const float first = f.sums[row * TERMS]->scale, second = f.sums[row * TERMS + TERMS - 1]->scale;
-        char* total = f.totals + row * TERMS * PANEL * 4;
+void scale_totals(const PackedWeight& w, int64_t panel, int64_t rows, const GroupSums* const* sums, char* totals) {
+    const float* factors = w.scale + panel * PANEL;
+    for (int64_t row = 0; row < rows; ++row) {
+        const float first = sums[row * TERMS]->scale, second = sums[row * TERMS + TERMS - 1]->scale;
+        const char* from = totals + row * TERMS * PANEL * 4;
+        float* to = reinterpret_cast<float*>(totals) + row * PANEL;
         for (int64_t i = 0; i < PANEL; i += W) {
             const auto term = [&](int64_t t, float scale) {
-                const char* at = total + (t * PANEL + i) * 4;
+                const char* at = from + (t * PANEL + i) * 4;
                 if constexpr (INTEGERS) return __builtin_convertvector(reinterpret_cast<vi>(load_bytes(at)), vf) * scale;
                 return load(reinterpret_cast<const float*>(at));
             };
             vf value = term(0, first);
             if constexpr (TERMS == 2) value += term(1, second);
-            value *= load(factors + i);
-            if (bias != nullptr) value += load(bias + i);
-            store(reinterpret_cast<float*>(total) + i, value);
+            store(to + i, value * load(factors + i));
         }
     }
 }
 
-void scale_panel(const Finish& f) {
-    if (f.weight->kind == WeightKind::i8) return f.terms == 1 ? scale_totals<true, 1>(f) : scale_totals<true, 2>(f);
-    return f.terms == 1 ? scale_totals<false, 1>(f) : scale_totals<false, 2>(f);
-}
-
-template <class T, class Value>
-inline void write_row(const Finish& f, int64_t row, int64_t column, int64_t count, const Value& value) {
-    T* out = reinterpret_cast<T*>(f.out) + row * f.out_stride + column;
-    const bool accumulate = f.accumulate;
-    for_row(
-        count,
-        [&](int64_t i) {
-            vf result = value(i);
-            if (accumulate) result += load(out + i);
-            store(out + i, result);
-        },
-        [&](int64_t i, int64_t rest) {
-            vf result = value(i);
-            if (accumulate) result += load_first(out + i, rest);
-            store_first(out + i, result, rest);
-        });
-}
-
-struct Plain {};
-
-template <class T, class Kind>
-void finish_rows(const Finish& f) {
-    const int64_t each = columns_per_panel(*f.weight), column = f.panel * each;
-    const int64_t count = smaller(each, num_columns(*f.weight) - column);
-    for (int64_t row = 0; row < f.rows; ++row) {
-        const float* results = reinterpret_cast<const float*>(f.totals) + row * f.terms * PANEL;
-        write_row<T>(f, row, column, count, [&](int64_t i) {
-            if constexpr (__is_same(Kind, Plain)) {
-                return load(results + i);
-            } else {
-                return Kind::of(load(results + i), load(results + PANEL / 2 + i));
-            }
-        });
+void scale_panel(const PackedWeight& w, int64_t panel, int64_t rows, int64_t terms, const GroupSums* const* sums,
+                 char* totals) {
+    if (w.kind == WeightKind::i8) {
+        return terms == 1 ? scale_totals<true, 1>(w, panel, rows, sums, totals)
+                          : scale_totals<true, 2>(w, panel, rows, sums, totals);
     }
-}
-
-template <class T>
-void finish(const Finish& f) {
-    if (f.weight->activation == NO_ACTIVATION) return finish_rows<T, Plain>(f);
-    switch (static_cast<Activation>(f.weight->activation)) {
-    case Activation::silu: return finish_rows<T, Silu>(f);
-    case Activation::gelu_tanh: return finish_rows<T, GeluTanh>(f);
-    case Activation::gelu: return finish_rows<T, Gelu>(f);
-    case Activation::relu2: return finish_rows<T, Relu2>(f);
-    case Activation::swiglu_oai: return finish_rows<T, SwigluOai>(f);
-    }
-}
-
-void finish_panel(const Finish& f, DType dtype) {
-    scale_panel(f);
-    switch (dtype) {
-    case DType::f32: return finish<float>(f);
-    case DType::bf16: return finish<bf16>(f);
-    case DType::f16: return finish<f16>(f);
-    }
+    return terms == 1 ? scale_totals<false, 1>(w, panel, rows, sums, totals)
+                      : scale_totals<false, 2>(w, panel, rows, sums, totals);
 }
 
 // ---- panels ----
@@ -416,7 +344,7 @@ struct RowTerms {
 
 template <class F>
 void multiply_panel(const IntShape& shape, const char* panel, const RowTerms& rows) {
-    const int64_t num_tiles = (rows.count + F::tile_rows - 1) / F::tile_rows;
+    const int64_t num_tiles = (rows.count + INT_TILE_ROWS - 1) / INT_TILE_ROWS;
     const Blocks blocks = blocks_of<F>(shape, num_tiles);
     Tile tile;
     for (int64_t unit = 0; unit < blocks.units; unit += blocks.per_block) {
@@ -614,12 +542,10 @@ void int_multiply(const PanelArgs& args, const PanelTask& task, char* scratch) {
         rows.sums[i] = reinterpret_cast<const GroupSums*>(row + sums_at(w, shape)) + i % terms * shape.groups;
     }
     const auto product = panel_product(w);
-    const int64_t width = args.out_dtype == DType::f32 ? 4 : 2;
-    Finish f{&w, rows.totals, num_rows, terms, rows.sums, 0, args.out + task.row_begin * args.out_stride * width,
-             args.out_stride, args.accumulate};
-    for (f.panel = task.panel_begin; f.panel < task.panel_end; ++f.panel) {
-        product(shape, w.panels + f.panel * shape.panel_bytes, rows);
-        finish_panel(f, args.out_dtype);
+    for (int64_t panel = task.panel_begin; panel < task.panel_end; ++panel) {
+        product(shape, w.panels + panel * shape.panel_bytes, rows);
+        scale_panel(w, panel, num_rows, terms, rows.sums, rows.totals);
+        finish_rows(args, panel, reinterpret_cast<const float*>(rows.totals), task.row_begin, num_rows);
     }
 }
 

@@ -5,9 +5,23 @@ namespace PANDO_LEVEL {
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    norm, rope, activation, attention_scratch, attend, attention_merge, sample_scratch, sample, logprob,
+    norm,
+    rope,
+    activation,
+    attention_scratch,
+    attend,
+    attention_merge,
+    sample_scratch,
+    sample,
+    logprob,
+    // gemm_float.cpp
+    {float_takes, float_row_bytes, float_prepare, float_scratch, float_multiply},
+    combine,
     // gemm_int.cpp
     {int_takes, int_row_bytes, int_prepare, int_scratch, int_multiply},
+    // limits.cpp
+    burn,
+    read_through,
 };
 
 } // namespace PANDO_LEVEL

@@ -13,24 +13,21 @@ from pando.errors import ConfigError
 from pando.kernels import reference
 from pando.kernels.ops import OpTable
 
-INTERFACE = 1
+INTERFACE = 2
 """The signatures this module calls; a compiled module of another number is stale."""
 
 LOAD_ERROR: str | None = None
 """Why there are no compiled kernels; None if there are."""
 
 try:
-    from pando.kernels import _native
+    from pando.kernels import _native, cpu_linear
 except ImportError as error:
     LOAD_ERROR = str(error)
 else:
     if _native.interface != INTERFACE:
         LOAD_ERROR = f"it was built from other sources: interface {_native.interface}, not {INTERFACE}"
 
-NOT_NATIVE = {
-    "pack_linear": "torch's own matrix product",
-    "pack_experts": "expert by expert on torch's matrix products",
-}
+NOT_NATIVE: dict[str, str] = {}
 """Ops that stay torch in the native table, with the reason."""
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -76,10 +73,11 @@ def table(isa: str) -> OpTable:
     if obstacle:
         raise ConfigError(f"instruction set {isa!r} can not be used: {obstacle}", param="isa")
     ops = _Ops(list(found).index(isa))
+    packer = cpu_linear.Packer(list(found).index(isa))
     return OpTable(
         name=f"cpu-{isa}",
-        pack_linear=reference.pack_linear,
-        pack_experts=reference.pack_experts,
+        pack_linear=packer.pack_linear,
+        pack_experts=packer.pack_experts,
         rms_norm=ops.rms_norm,
         add_rms_norm=ops.add_rms_norm,
         rope_=ops.rope_,

@@ -78,7 +78,7 @@ def test_a_missing_head_means_tied(tmp_path: Path) -> None:
     expected = logits(edit_weights(folder, tensors))
     del tensors["lm_head.weight"]
     model = load_model(edit_weights(folder, tensors), dtype="float32", ops=OPS)
-    assert model.head.linear.weight is model.embed.weight
+    assert model.spec.tied
     assert torch.equal(full_logits(model, OPS, IDS), expected)
 
 

@@ -11,6 +11,7 @@ import torch
 
 from pando.kernels import op_table
 from pando.kernels.ops import OpTable
+from pando.layers.linear import Linear
 from pando.layers.shapes import LayerShape
 from pando.models.build import build_model
 from pando.models.decoder import DecoderModel, ModelInfo
@@ -196,14 +197,21 @@ def without_sinks(model: DecoderModel) -> None:
         layer.attention.params = replace(layer.attention.params, sinks=None)
 
 
+def without_bias(linear: Linear, model: DecoderModel) -> None:
+    packed = linear.packed
+    bias = packed(torch.zeros(1, model.hidden_size))
+    assert bias.any()
+    linear.packed = lambda x: packed(x) - bias  # type: ignore[assignment]
+
+
 def without_qkv_bias(model: DecoderModel) -> None:
     for layer in model.layers:
-        layer.attention.qkv.bias = None
+        without_bias(layer.attention.qkv, model)
 
 
 def without_router_bias(model: DecoderModel) -> None:
     for layer in model.layers:
-        layer.mlp.router.bias = None  # type: ignore[attr-defined]
+        without_bias(layer.mlp.router, model)  # type: ignore[attr-defined]
 
 
 WRONG_MODELS = {

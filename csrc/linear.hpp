@@ -143,6 +143,9 @@ int64_t panel_bytes(WeightKind kind, int64_t n, int64_t k, int activation);
 // first: the memory is touched here for the first time.
 void pack_float(WeightKind kind, const FloatSource& source, int64_t n, int64_t k, int activation, char* panels);
 
+// The row of a source of n outputs that a slot of a panel holds, -1 for padding.
+int64_t source_row(int64_t n, int activation, int64_t panel, int64_t slot);
+
 // Something per output [n] (a bias, a scale) in panel order [padded n], zeros in the padding.
 void pack_outputs(const float* source, int64_t n, int activation, float* out);
 

@@ -68,14 +68,12 @@ struct IntSource {
     const uint8_t* values; // [n, k]; signed for 8 bits
     const float* scale;    // [n, groups]
     const float* offset;   // the same, or null
-    const float* bias;     // [n] or null
 };
 
 // Kind, sizes and has_offsets of the packed weight. Throws std::invalid_argument if the scheme can not be packed.
 PackedWeight plan_int(const IntSource& source);
 
-// Fills the buffers of the planned weight, on all threads: num_panels * panel_bytes, and one float per padded output for
-// scale and, unless source.bias is null, bias.
-void pack_int(const IntSource& source, char* panels, float* scale, float* bias);
+// Fills the buffers of the planned weight, on all threads: num_panels * panel_bytes, and a float per padded output.
+void pack_int(const IntSource& source, char* panels, float* scale);
 
 } // namespace pando

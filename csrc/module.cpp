@@ -298,16 +298,8 @@ void read_through(int level, Pointer data, int64_t bytes) {
 // ---- quantised weights: linear_int.hpp ----
 
 IntSource int_source(int64_t n, int64_t k, int64_t group, int bits, int activation, Pointer values, Pointer scale,
-                     Pointer offset, Pointer bias) {
-    return {n,
-            k,
-            group,
-            bits,
-            activation,
-            at<const uint8_t>(values),
-            at<const float>(scale),
-            at<const float>(offset),
-            at<const float>(bias)};
+                     Pointer offset) {
+    return {n, k, group, bits, activation, at<const uint8_t>(values), at<const float>(scale), at<const float>(offset)};
 }
 
 // (kind, whether groups have offsets, bytes of the panels, padded outputs).
@@ -318,9 +310,9 @@ std::tuple<int, bool, int64_t, int64_t> plan_quantized(const IntSource& source) 
     return {static_cast<int>(plan.kind), plan.has_offsets, panels * int_shape(plan).panel_bytes, panels * PANEL};
 }
 
-void pack_quantized(const IntSource& source, Pointer panels, Pointer scale, Pointer bias) {
+void pack_quantized(const IntSource& source, Pointer panels, Pointer scale) {
     const nb::gil_scoped_release unlocked;
-    pack_int(source, at<char>(panels), at<float>(scale), at<float>(bias));
+    pack_int(source, at<char>(panels), at<float>(scale));
 }
 
 void define_linear(nb::module_& m) {

@@ -16,15 +16,6 @@
 
 namespace pando {
 
-namespace {
-
-using packing::bf16;
-using packing::f16;
-
-// Inputs written at once: their part of a panel stays in the first-level cache while 64 rows are scattered into it.
-constexpr int64_t CHUNK = 64;
-
-// The row of the source a slot of a panel holds, -1 for padding.
 int64_t source_row(int64_t n, int activation, int64_t panel, int64_t slot) {
     if (activation == NO_ACTIVATION) {
         const int64_t row = panel * PANEL + slot;
@@ -33,6 +24,14 @@ int64_t source_row(int64_t n, int activation, int64_t panel, int64_t slot) {
     const int64_t half = PANEL / 2, row = panel * half + slot % half;
     return row < n / 2 ? row + (slot < half ? 0 : n / 2) : -1;
 }
+
+namespace {
+
+using packing::bf16;
+using packing::f16;
+
+// Inputs written at once: their part of a panel stays in the first-level cache while 64 rows are scattered into it.
+constexpr int64_t CHUNK = 64;
 
 template <class From, class To>
 void convert(const From* from, To* to, int64_t n) {

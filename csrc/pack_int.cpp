@@ -18,15 +18,6 @@ constexpr int HALF_EXPONENT = 14;       // the largest scale of an output lies i
 
 int64_t num_groups(const IntSource& source) { return (source.k + source.group - 1) / source.group; }
 
-// The row of the source that an output in panel order is, or -1 for padding.
-int64_t source_row(const PackedWeight& plan, int64_t output) {
-    if (plan.activation == NO_ACTIVATION) return output < plan.n ? output : -1;
-    const int64_t half = PANEL / 2, inside = output % PANEL;
-    const int64_t column = output / PANEL * half + inside % half;
-    if (column >= plan.n / 2) return -1;
-    return inside < half ? column : plan.n / 2 + column;
-}
-
 // What an offset is beyond the zero that the panel's integers already have.
 float residual(const IntSource& source, int64_t row, int64_t group) {
     const int64_t at = row * num_groups(source) + group;
@@ -110,10 +101,9 @@ void pack_group(const IntSource& source, const IntShape& shape, int64_t row, int
 }
 
 void pack_output(const IntSource& source, const PackedWeight& plan, const IntShape& shape, int64_t output,
-                 char* panel, float* scale, float* bias) {
-    const int64_t row = source_row(plan, output), inside = output % PANEL;
+                 char* panel, float* scale) {
+    const int64_t inside = output % PANEL, row = source_row(plan.n, plan.activation, output / PANEL, inside);
     scale[output] = row < 0 ? 0.0f : factor(source, plan.has_offsets, row);
-    if (source.bias != nullptr) bias[output] = row < 0 ? 0.0f : source.bias[row];
     for (int64_t group = 0; group < shape.groups; ++group) {
         char* at = panel + group * shape.group_bytes;
         if (row < 0) {
@@ -145,12 +135,12 @@ PackedWeight plan_int(const IntSource& source) {
     return plan;
 }
 
-void pack_int(const IntSource& source, char* panels, float* scale, float* bias) {
+void pack_int(const IntSource& source, char* panels, float* scale) {
     const PackedWeight plan = plan_int(source);
     const IntShape shape = int_shape(plan);
     parallel_for(num_panels(plan), [&](int64_t panel) {
         for (int64_t output = panel * PANEL; output < (panel + 1) * PANEL; ++output)
-            pack_output(source, plan, shape, output, panels + panel * shape.panel_bytes, scale, bias);
+            pack_output(source, plan, shape, output, panels + panel * shape.panel_bytes, scale);
     });
 }
 

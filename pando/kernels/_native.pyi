@@ -176,7 +176,7 @@ def pack(
 def panel_bytes(kind: int, n: int, k: int, activation: int, /) -> int: ...
 
 class QuantizedSource:
-    """Pointers to a `QuantizedWeight`: values, scale and offset (0: none), and a bias [n] float32 (0: none)."""
+    """Pointers to a `QuantizedWeight`: values, scale and offset (0: none)."""
 
     def __init__(
         self,
@@ -188,12 +188,11 @@ class QuantizedSource:
         values: int,
         scale: int,
         offset: int,
-        bias: int,
         /,
     ) -> None: ...
 
 def plan_quantized(source: QuantizedSource, /) -> tuple[int, bool, int, int]: ...
-def pack_quantized(source: QuantizedSource, panels: int, scale: int, bias: int, /) -> None: ...
+def pack_quantized(source: QuantizedSource, panels: int, scale: int, /) -> None: ...
 def pack_outputs(source: int, n: int, activation: int, out: int, /) -> None: ...
 
 # ---- limits of the machine, for benchmarks ----

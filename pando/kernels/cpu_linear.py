@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from pando.errors import ConfigError
-from pando.kernels import _native, reference
+from pando.kernels import _native, cpu_quantized, reference
 from pando.kernels.ops import PackedExperts, PackedLinear
-from pando.kernels.weights import Weight
+from pando.kernels.weights import QuantizedWeight, Weight
 
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """DType of csrc/kernels.hpp, and WeightKind of csrc/linear.hpp for float weights."""
@@ -165,7 +165,12 @@ class Packer:
         activation: str | None = None,
         out_dtype: torch.dtype | None = None,
     ) -> PackedLinear:
-        """Panels of a float weight on the CPU; anything else stays with the reference. Raises ConfigError, too."""
+        """Panels of a weight on the CPU; what there are no kernels for stays with the reference. Raises ConfigError."""
+        if isinstance(weight, QuantizedWeight):
+            try:
+                return self._pack_quantized(weight, bias, activation, out_dtype)
+            except ValueError:
+                return reference.pack_linear(weight, bias, activation=activation, out_dtype=out_dtype)
         if not _is_native(weight):
             return reference.pack_linear(weight, bias, activation=activation, out_dtype=out_dtype)
         assert isinstance(weight, Tensor)
@@ -192,9 +197,7 @@ class Packer:
     def _pack(
         self, weight: Tensor, bias: Tensor | None, activation: str | None, out_dtype: torch.dtype | None
     ) -> NativeLinear:
-        kind, (n, k), code = CODES[weight.dtype], weight.shape, activation_code(activation)
-        if code >= 0 and n % 2:
-            raise ConfigError(f"a gate and an up part of {n} outputs together do not divide evenly", param="activation")
+        kind, (n, k), code = CODES[weight.dtype], weight.shape, checked_activation(activation, weight.shape[0])
         if weight.stride(1) != 1:
             weight = weight.contiguous()
         panels = self._panels.take(_native.panel_bytes(kind, n, k, code))
@@ -203,6 +206,22 @@ class Packer:
         bias_at = 0 if bias is None else memory[1].data_ptr()
         handle = _native.Weight(kind, n, k, k, code, 16, panels.data_ptr(), bias_at, 0, False)
         return NativeLinear(self._level, handle, (n if code < 0 else n // 2, k), memory, out_dtype)
+
+    def _pack_quantized(
+        self, weight: QuantizedWeight, bias: Tensor | None, activation: str | None, out_dtype: torch.dtype | None
+    ) -> NativeLinear:
+        (n, k), code = weight.shape, checked_activation(activation, weight.shape[0])
+        panel_bias = None if bias is None else per_output(bias, n, code)
+        handle, memory = cpu_quantized.pack_quantized(weight, panel_bias, code, self._panels.take)
+        return NativeLinear(self._level, handle, (n if code < 0 else n // 2, k), memory, out_dtype)
+
+
+def checked_activation(kind: str | None, n: int) -> int:
+    """The code of an activation of n outputs. Raises ConfigError, too, if they are no gate and up part."""
+    code = activation_code(kind)
+    if code >= 0 and n % 2:
+        raise ConfigError(f"a gate and an up part of {n} outputs together do not divide evenly", param="activation")
+    return code
 
 
 def activation_code(kind: str | None) -> int:

@@ -37,8 +37,7 @@ void run_pass(const PanelKernels& kernels, const LinearArgs& args) {
     const int64_t row_bytes = kernels.row_bytes(weight), panels = num_panels(weight);
     char* prepared = thread_scratch(Scratch::plan, static_cast<size_t>(args.rows * row_bytes));
     prepare_rows(kernels, args, row_bytes, prepared);
-    const PanelArgs call{&weight,  prepared,        row_bytes,      args.out_dtype,
-                         args.out, args.out_stride, args.accumulate};
+    const PanelArgs call{&weight, prepared, row_bytes, args.out_dtype, args.out, args.out_stride, args.accumulate};
     const int64_t row_blocks = ceil_div(args.rows, TASK_ROWS), rows = ceil_div(args.rows, row_blocks);
     const size_t scratch_bytes = static_cast<size_t>(kernels.scratch(weight, rows));
     if (args.rows * weight.n * weight.k < SMALL) {

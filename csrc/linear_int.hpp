@@ -8,12 +8,13 @@
 // i8 panel: [steps][PANEL][4] bytes. g8 and g4 panel, one stream of memory for one prefetcher:
 //
 //   [groups] of { scale  float16 [PANEL]
-//                 offset float16 [PANEL]          if the weight has offsets
+//                 shift  float16 [PANEL]          if the weight has offsets
 //                 bytes  [steps][PANEL][4] }
 //
 // A step is 4 inputs (g4: 8, byte j holds input j in its low and input j + 4 in its high half). A group is padded to
 // whole steps. The scale of a group is its float16 times the factor of the output (PackedWeight::scale), a power of
-// two, so that float16 and bfloat16 scales are kept exactly; offsets count from the zero above.
+// two, so that float16 and bfloat16 scales are kept exactly. An offset is kept as what it adds to the integer, beyond
+// the zero above: exact for zero points that are integers, and nothing at all for symmetric weights.
 //
 // Activations are rounded once per call: 8 bits, q = x / s to nearest even with s = max |x| / 127 per row and group; or
 // 16 bits, q = 256 * high + low with s = max |x| / 32639, so that both are signed bytes. The two terms are two rows of
@@ -30,7 +31,7 @@ struct IntShape {
     int64_t groups; // 1 for i8
     int64_t group_steps;
     int64_t step_inputs;
-    int64_t head_bytes; // scales and offsets of a group
+    int64_t head_bytes; // scales and shifts of a group
     int32_t zero;
     int64_t padded_group;  // inputs
     int64_t padded_inputs; // bytes of a term, see below
@@ -57,7 +58,7 @@ static inline IntShape int_shape(const PackedWeight& w) {
 struct GroupSums {
     int32_t start; // -zero * (sum of the values)
     float scale;   // NaN if the group has an infinity or a NaN; its values are 0 then
-    float sum;     // scale * (sum of the values)
+    float sum;     // of the values
 };
 
 // A quantised weight as it comes, see QuantizedWeight in pando/kernels/weights.py. Contiguous.

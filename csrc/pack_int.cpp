@@ -14,6 +14,7 @@ namespace pando {
 namespace {
 
 constexpr int64_t MAX_INPUTS = 1 << 17; // of a group: its product stays below 2^31
+constexpr float MAX_SHIFT = 60000.0f;   // of a float16, in units of the scale
 constexpr int HALF_EXPONENT = 14;       // the largest scale of an output lies in [2^14, 2^15) of its factor
 
 int64_t num_groups(const IntSource& source) { return (source.k + source.group - 1) / source.group; }
@@ -51,30 +52,37 @@ uint16_t half_from(float x) {
     return static_cast<uint16_t>(sign | ((bits >> 13) - (112u << 10)));
 }
 
-// The number an output's group scales and offsets are divided by.
+// A group as it is packed: w = scale * (integer - zero + shift).
+struct GroupScale {
+    float scale, shift;
+    bool flat; // all integers are zero
+};
+
+// A scale that is nothing beside the offset gives way to it.
+GroupScale group_scale(const IntSource& source, int64_t row, int64_t group) {
+    const float scale = source.scale[row * num_groups(source) + group], rest = residual(source, row, group);
+    const float shift = rest == 0.0f ? 0.0f : rest / scale;
+    if (std::fabs(shift) > MAX_SHIFT) return {rest, 1.0f, true};
+    return {scale, shift, false};
+}
+
+// The number an output's group scales are divided by.
 float factor(const IntSource& source, bool has_offsets, int64_t row) {
     const int64_t groups = num_groups(source);
     if (groups == 1 && !has_offsets) return source.scale[row];
     float largest = 0.0f;
-    for (int64_t group = 0; group < groups; ++group) {
-        largest = std::fmax(largest, std::fabs(source.scale[row * groups + group]));
-        largest = std::fmax(largest, std::fabs(residual(source, row, group)));
-    }
+    for (int64_t group = 0; group < groups; ++group)
+        largest = std::fmax(largest, std::fabs(group_scale(source, row, group).scale));
     if (largest == 0.0f || !std::isfinite(largest)) return 1.0f;
     int exponent;
     std::frexp(largest, &exponent); // largest = m * 2^exponent, m in [0.5, 1)
     return std::ldexp(1.0f, std::max(exponent - HALF_EXPONENT - 1, -126));
 }
 
-void pack_head(const IntSource& source, const PackedWeight& plan, int64_t row, int64_t group, float factor,
-               char* head) {
-    const float scale = source.scale[row * num_groups(source) + group];
-    const bool single = num_groups(source) == 1 && !plan.has_offsets;
-    const uint16_t scale_bits = half_from(single ? 1.0f : scale / factor);
-    std::memcpy(head, &scale_bits, 2);
-    if (!plan.has_offsets) return;
-    const uint16_t offset_bits = half_from(residual(source, row, group) / factor);
-    std::memcpy(head + PANEL * 2, &offset_bits, 2);
+void pack_head(const GroupScale& group, bool has_offsets, float factor, char* head) {
+    const uint16_t scale = half_from(group.scale / factor), shift = half_from(group.shift);
+    std::memcpy(head, &scale, 2);
+    if (has_offsets) std::memcpy(head + PANEL * 2, &shift, 2);
 }
 
 // Up to four values as bytes of a word; missing ones are 0.
@@ -88,31 +96,36 @@ uint32_t word(const uint8_t* values, int64_t count) {
     return bytes;
 }
 
-void pack_group(const IntSource& source, const IntShape& shape, int64_t row, int64_t group, char* out) {
+void pack_group(const IntSource& source, const IntShape& shape, int64_t row, int64_t group, bool flat, char* out) {
     const int64_t first = group * source.group, count = std::min(source.group, source.k - first);
     const uint8_t* values = source.values + row * source.k + first;
     for (int64_t step = 0; step < shape.group_steps; ++step, out += STEP_BYTES) {
         const int64_t at = step * shape.step_inputs;
         const uint32_t low = word(values + at, count - at);
-        const uint32_t packed =
-            source.bits == 4 ? low | word(values + at + 4, count - at - 4) << 4 : low ^ 0x80808080u;
+        const uint32_t zeros = source.bits == 4 ? 0x88888888u : 0x80808080u;
+        const uint32_t packed = flat               ? zeros
+                                : source.bits == 4 ? low | word(values + at + 4, count - at - 4) << 4
+                                                   : low ^ 0x80808080u;
         std::memcpy(out, &packed, 4);
     }
 }
 
-void pack_output(const IntSource& source, const PackedWeight& plan, const IntShape& shape, int64_t output,
-                 char* panel, float* scale) {
+void pack_output(const IntSource& source, const PackedWeight& plan, const IntShape& shape, int64_t output, char* panel,
+                 float* scale) {
     const int64_t inside = output % PANEL, row = source_row(plan.n, plan.activation, output / PANEL, inside);
     scale[output] = row < 0 ? 0.0f : factor(source, plan.has_offsets, row);
     for (int64_t group = 0; group < shape.groups; ++group) {
         char* at = panel + group * shape.group_bytes;
         if (row < 0) {
-            for (int64_t head = 0; head < shape.head_bytes; head += PANEL * 2) std::memset(at + head + inside * 2, 0, 2);
+            for (int64_t head = 0; head < shape.head_bytes; head += PANEL * 2)
+                std::memset(at + head + inside * 2, 0, 2);
             for (int64_t step = 0; step < shape.group_steps; ++step)
                 std::memset(at + shape.head_bytes + step * STEP_BYTES + inside * 4, 0, 4);
         } else {
-            if (shape.head_bytes > 0) pack_head(source, plan, row, group, scale[output], at + inside * 2);
-            pack_group(source, shape, row, group, at + shape.head_bytes + inside * 4);
+            GroupScale one{scale[output], 0.0f, false};
+            if (shape.groups > 1 || plan.has_offsets) one = group_scale(source, row, group);
+            if (shape.head_bytes > 0) pack_head(one, plan.has_offsets, scale[output], at + inside * 2);
+            pack_group(source, shape, row, group, one.flat, at + shape.head_bytes + inside * 4);
         }
     }
 }
@@ -129,9 +142,7 @@ PackedWeight plan_int(const IntSource& source) {
     plan.group = source.group;
     plan.activation = source.activation;
     plan.has_offsets = has_residuals(source);
-    plan.kind = source.bits == 4                        ? WeightKind::g4
-                : groups == 1 && !plan.has_offsets ? WeightKind::i8
-                                                        : WeightKind::g8;
+    plan.kind = source.bits == 4 ? WeightKind::g4 : groups == 1 && !plan.has_offsets ? WeightKind::i8 : WeightKind::g8;
     return plan;
 }
 

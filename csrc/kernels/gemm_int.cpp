@@ -121,15 +121,15 @@ struct Form {
 template <int R>
 inline void accumulate(vi (&acc)[R][TILE_VECTORS], const vu (&bytes)[TILE_VECTORS], const int8_t* const (&values)[R],
                        int64_t at) {
-PANDO_UNROLL
+    PANDO_UNROLL
     for (int r = 0; r < R; ++r) {
         const Quads quads = broadcast(load_word(values[r] + at));
-PANDO_UNROLL
+        PANDO_UNROLL
         for (int c = 0; c < TILE_VECTORS; ++c) acc[r][c] = dot(acc[r][c], bytes[c], quads);
     }
 }
 
-// Adds a group's product to the totals: total += (product * scale) * row scale (+ offset * row sum).
+// Adds a group's product to the totals: total += ((product + shift * row sum) * scale) * row scale.
 template <class F, int R, class Total>
 inline void add_group(const Tile& tile, int64_t group, const f16* scales, const vi (&acc)[R][TILE_VECTORS],
                       const Total& total) {
@@ -142,10 +142,10 @@ inline void add_group(const Tile& tile, int64_t group, const f16* scales, const 
         const vf row_scale = splat(sums.scale), row_sum = splat(sums.sum);
         PANDO_UNROLL
         for (int c = 0; c < TILE_VECTORS; ++c) {
-            const vf product = __builtin_convertvector(acc[r][c], vf) * scale[c];
-            vf value = total.get(r, c) + product * row_scale;
-            if constexpr (F::offsets) value += load(scales + PANEL + c * W) * row_sum;
-            total.set(r, c, value);
+            vf product = __builtin_convertvector(acc[r][c], vf);
+            if constexpr (F::offsets) product += load(scales + PANEL + c * W) * row_sum;
+            product *= scale[c];
+            total.set(r, c, total.get(r, c) + product * row_scale);
         }
     }
 }
@@ -291,7 +291,8 @@ void scale_totals(const PackedWeight& w, int64_t panel, int64_t rows, const Grou
         for (int64_t i = 0; i < PANEL; i += W) {
             const auto term = [&](int64_t t, float scale) {
                 const char* at = from + (t * PANEL + i) * 4;
-                if constexpr (INTEGERS) return __builtin_convertvector(reinterpret_cast<vi>(load_bytes(at)), vf) * scale;
+                if constexpr (INTEGERS)
+                    return __builtin_convertvector(reinterpret_cast<vi>(load_bytes(at)), vf) * scale;
                 return load(reinterpret_cast<const float*>(at));
             };
             vf value = term(0, first);
@@ -394,7 +395,9 @@ inline vi max_signed(vi a, vi b) {
 template <class T>
 uint32_t largest_bits(const T* x, int64_t n) {
     vi largest{}, other{};
-    const auto include = [](vi& best, vf v) { best = max_signed(best, reinterpret_cast<vi>(bits_of(v) & 0x7fffffffu)); };
+    const auto include = [](vi& best, vf v) {
+        best = max_signed(best, reinterpret_cast<vi>(bits_of(v) & 0x7fffffffu));
+    };
     int64_t i = 0;
     for (; i + 2 * W <= n; i += 2 * W) {
         include(largest, load(x + i));
@@ -488,15 +491,15 @@ void prepare_row(const PackedWeight& w, const T* x, char* prepared) {
         int8_t* out = values + group * shape.padded_group;
         int32_t totals[2] = {};
         if (finite) {
-            const auto round = scale > 1e-30f && scale < 1e30f ? round_group<T, TERMS, true> : round_group<T, TERMS, false>;
+            const auto round =
+                scale > 1e-30f && scale < 1e30f ? round_group<T, TERMS, true> : round_group<T, TERMS, false>;
             round(x + first, n, scale < 1e-38f ? 1e-38f : scale, out, shape.padded_inputs, totals);
         }
         for (int term = 0; term < TERMS; ++term) {
             const int64_t from = finite ? n : 0;
             memset(out + term * shape.padded_inputs + from, 0, static_cast<size_t>(shape.padded_group - from));
             const float own = TERMS == 2 && term == 0 ? 256.0f * scale : scale;
-            sums[term * shape.groups + group] = {-shape.zero * totals[term], own,
-                                                 own * static_cast<float>(totals[term])};
+            sums[term * shape.groups + group] = {-shape.zero * totals[term], own, static_cast<float>(totals[term])};
         }
     }
 }

@@ -31,7 +31,7 @@ constexpr int64_t BLOCK_BYTES = 16 << 10;
 constexpr int64_t LARGE_BLOCK_BYTES = 64 << 10;
 constexpr int64_t MANY_TILES = 6;
 // How far ahead a single tile fetches its weights.
-constexpr int64_t FETCH_AHEAD = 4 << 10;
+constexpr int64_t FETCH_AHEAD = 12 << 10;
 
 typedef int8_t vb __attribute__((vector_size(W)));
 
@@ -108,6 +108,7 @@ struct Tile {
     bool first; // block of its panel
     const char* fetch;
     int64_t fetch_lines; // per step
+    bool fetch_heads;    // of groups FETCH_AHEAD, too
 };
 
 // I8: int32 totals. Grouped: float totals, group by group.
@@ -229,7 +230,9 @@ inline void multiply_columns(const Tile& tile, int64_t column) {
         }
     }
     for (int64_t group = 0; group < tile.groups; ++group) {
-        for (int64_t line = 0; line < F::head_bytes; line += 64) __builtin_prefetch(weights + FETCH_AHEAD + line);
+        if (tile.fetch_heads) {
+            for (int64_t line = 0; line < F::head_bytes; line += 64) __builtin_prefetch(weights + FETCH_AHEAD + line);
+        }
         // Or the compiler keeps the totals in registers that the products need.
         asm volatile("" ::: "memory");
         vi acc[R][TILE_VECTORS];
@@ -355,6 +358,7 @@ void multiply_panel(const IntShape& shape, const char* panel, const RowTerms& ro
         tile.groups = F::grouped ? units : 1;
         tile.group_steps = F::grouped ? shape.group_steps : units;
         tile.first = unit == 0;
+        tile.fetch_heads = num_tiles == 1;
         const int64_t lines = units * blocks.unit_bytes / 64;
         const int64_t lines_per_step = num_tiles == 1 ? 4 : (lines + steps * num_tiles - 1) / (steps * num_tiles);
         for (int64_t i = 0; i < num_tiles; ++i) {
@@ -393,7 +397,7 @@ inline vi max_signed(vi a, vi b) {
 
 // The largest magnitude of a row's elements, as bits: infinities and NaN are above all numbers.
 template <class T>
-uint32_t largest_bits(const T* x, int64_t n) {
+__attribute__((always_inline)) inline uint32_t largest_bits(const T* x, int64_t n) {
     vi largest{}, other{};
     const auto include = [](vi& best, vf v) {
         best = max_signed(best, reinterpret_cast<vi>(bits_of(v) & 0x7fffffffu));
@@ -454,7 +458,7 @@ inline void store_first(int8_t* p, vi x, int64_t n) {
 
 // Values and their sums of one group of n inputs; each term `stride` bytes after the one before.
 template <class T, int TERMS, bool ORDINARY>
-void round_group(const T* x, int64_t n, float divisor, int8_t* values, int64_t stride, int32_t (&totals)[2]) {
+__attribute__((always_inline)) inline void round_group(const T* x, int64_t n, float divisor, int8_t* values, int64_t stride, int32_t (&totals)[2]) {
     const float inverse = 1.0f / divisor;
     vi sum[2] = {};
     const auto put = [&](vi q, int64_t i, int64_t count) {
@@ -476,32 +480,61 @@ void round_group(const T* x, int64_t n, float divisor, int8_t* values, int64_t s
     for (int term = 0; term < TERMS; ++term) totals[term] = sum_lanes(sum[term]);
 }
 
+// Where a row's rounded groups go.
+struct RoundedRow {
+    IntShape shape;
+    int8_t* values;
+    GroupSums* sums;
+};
+
+template <class T, int TERMS>
+__attribute__((noinline)) void round_unusual_group(const T* x, int64_t n, float divisor, int8_t* values, int64_t stride,
+                                                   int32_t (&totals)[2]) {
+    round_group<T, TERMS, false>(x, n, divisor, values, stride, totals);
+}
+
+// A group of n inputs; x is that of the group.
+template <class T, int TERMS>
+__attribute__((always_inline)) inline void prepare_group(const T* x, int64_t n, int64_t group, const RoundedRow& row) {
+    const uint32_t bits = largest_bits(x, n);
+    const bool finite = bits < 0x7f800000u;
+    float largest;
+    memcpy(&largest, &bits, 4);
+    const float scale = finite ? largest / (TERMS == 1 ? 127.0f : 32639.0f) : __builtin_nanf("");
+    int8_t* out = row.values + group * row.shape.padded_group;
+    int32_t totals[2] = {};
+    if (scale > 1e-30f && scale < 1e30f) {
+        round_group<T, TERMS, true>(x, n, scale, out, row.shape.padded_inputs, totals);
+    } else if (finite) {
+        round_unusual_group<T, TERMS>(x, n, scale < 1e-38f ? 1e-38f : scale, out, row.shape.padded_inputs, totals);
+    }
+    for (int term = 0; term < TERMS; ++term) {
+        const int64_t from = finite ? n : 0, rest = row.shape.padded_group - from;
+        if (rest > 0) memset(out + term * row.shape.padded_inputs + from, 0, static_cast<size_t>(rest));
+        const float own = TERMS == 2 && term == 0 ? 256.0f * scale : scale;
+        row.sums[term * row.shape.groups + group] = {-row.shape.zero * totals[term], own,
+                                                     static_cast<float>(totals[term])};
+    }
+}
+
+// Whole groups of a size that the compiler knows. Returns how many.
+template <class T, int TERMS, int N>
+int64_t prepare_groups(const T* x, int64_t k, const RoundedRow& row) {
+    for (int64_t group = 0; group < k / N; ++group) prepare_group<T, TERMS>(x + group * N, N, group, row);
+    return k / N;
+}
+
 template <class T, int TERMS>
 void prepare_row(const PackedWeight& w, const T* x, char* prepared) {
     const IntShape shape = int_shape(w);
-    int8_t* values = reinterpret_cast<int8_t*>(prepared);
-    GroupSums* sums = reinterpret_cast<GroupSums*>(prepared + sums_at(w, shape));
-    for (int64_t group = 0; group < shape.groups; ++group) {
-        const int64_t first = group * w.group, n = smaller(w.group, w.k - first);
-        const uint32_t bits = largest_bits(x + first, n);
-        const bool finite = bits < 0x7f800000u;
-        float largest;
-        memcpy(&largest, &bits, 4);
-        const float scale = finite ? largest / (TERMS == 1 ? 127.0f : 32639.0f) : __builtin_nanf("");
-        int8_t* out = values + group * shape.padded_group;
-        int32_t totals[2] = {};
-        if (finite) {
-            const auto round =
-                scale > 1e-30f && scale < 1e30f ? round_group<T, TERMS, true> : round_group<T, TERMS, false>;
-            round(x + first, n, scale < 1e-38f ? 1e-38f : scale, out, shape.padded_inputs, totals);
-        }
-        for (int term = 0; term < TERMS; ++term) {
-            const int64_t from = finite ? n : 0;
-            memset(out + term * shape.padded_inputs + from, 0, static_cast<size_t>(shape.padded_group - from));
-            const float own = TERMS == 2 && term == 0 ? 256.0f * scale : scale;
-            sums[term * shape.groups + group] = {-shape.zero * totals[term], own, static_cast<float>(totals[term])};
-        }
-    }
+    const RoundedRow row{shape, reinterpret_cast<int8_t*>(prepared),
+                         reinterpret_cast<GroupSums*>(prepared + sums_at(w, shape))};
+    int64_t group = w.group == 32    ? prepare_groups<T, TERMS, 32>(x, w.k, row)
+                    : w.group == 64  ? prepare_groups<T, TERMS, 64>(x, w.k, row)
+                    : w.group == 128 ? prepare_groups<T, TERMS, 128>(x, w.k, row)
+                                     : 0;
+    for (; group < shape.groups; ++group)
+        prepare_group<T, TERMS>(x + group * w.group, smaller(w.group, w.k - group * w.group), group, row);
 }
 
 template <class T>

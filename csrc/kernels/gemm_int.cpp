@@ -27,6 +27,11 @@ namespace {
 
 // Where bytes are widened to 16 bits first, that takes half of the 16 registers.
 constexpr int INT_TILE_ROWS = W == 16 ? TILE_ROWS : 3;
+// Short groups of 4 bits add to their totals often. Three rows of totals stay in registers, which in many tiles is worth
+// more than unpacking a weight for more rows at once; longer groups and bytes gain nothing.
+constexpr int GROUP_TILE_ROWS = 3;
+constexpr int64_t SHORT_GROUP_STEPS = 8;
+constexpr int MAX_REGISTER_TOTALS = W == 16 ? GROUP_TILE_ROWS * TILE_VECTORS : 2;
 constexpr int64_t BLOCK_BYTES = 16 << 10;
 constexpr int64_t LARGE_BLOCK_BYTES = 64 << 10;
 constexpr int64_t MANY_TILES = 6;
@@ -214,7 +219,7 @@ inline void multiply_steps(const Tile& tile, int64_t input, const char* weights,
 // The outputs of TILE_VECTORS vectors from `column` on.
 template <class F, int R>
 inline void multiply_columns(const Tile& tile, int64_t column) {
-    constexpr bool in_registers = F::grouped && R * TILE_VECTORS <= 8;
+    constexpr bool in_registers = F::grouped && R * TILE_VECTORS <= MAX_REGISTER_TOTALS;
     const MemoryTotals memory{tile.totals + column * 4};
     const char* weights = tile.weights;
     const char* fetch = tile.fetch;
@@ -348,7 +353,9 @@ struct RowTerms {
 
 template <class F>
 void multiply_panel(const IntShape& shape, const char* panel, const RowTerms& rows) {
-    const int64_t num_tiles = (rows.count + INT_TILE_ROWS - 1) / INT_TILE_ROWS;
+    const bool low = F::nibbles && shape.group_steps <= SHORT_GROUP_STEPS && rows.count > INT_TILE_ROWS;
+    const int64_t tile_rows = low ? GROUP_TILE_ROWS : INT_TILE_ROWS;
+    const int64_t num_tiles = (rows.count + tile_rows - 1) / tile_rows;
     const Blocks blocks = blocks_of<F>(shape, num_tiles);
     Tile tile;
     for (int64_t unit = 0; unit < blocks.units; unit += blocks.per_block) {

@@ -181,6 +181,18 @@ void penalties(Pointer logits, int64_t rows, int64_t vocab, Pointer history, int
     run_penalties(args, rows);
 }
 
+void scan(int level, Pointer logits, int64_t rows, int64_t vocab, Pointer argmax, Pointer finite) {
+    const ScanArgs args{at<const float>(logits), vocab, at<int64_t>(argmax), at<uint8_t>(finite)};
+    const Unlocked unlocked(rows * vocab);
+    run_scan(level_kernels(level), args, rows);
+}
+
+void mask(int level, Pointer logits, int64_t rows, int64_t vocab, Pointer bits, int64_t stride) {
+    const MaskArgs args{at<float>(logits), vocab, at<const int32_t>(bits), stride};
+    const Unlocked unlocked(rows * vocab);
+    run_mask(level_kernels(level), args, rows);
+}
+
 void logprobs(int level, Pointer logits, int64_t rows, int64_t vocab, Pointer token_ids, Pointer out) {
     const LogprobArgs args{at<const float>(logits), vocab, at<const int64_t>(token_ids), at<float>(out)};
     const Unlocked unlocked(rows * vocab);
@@ -207,5 +219,7 @@ NB_MODULE(_native, m) {
     m.def("attention", &attention);
     m.def("sample", &sample);
     m.def("penalties", &penalties);
+    m.def("scan", &scan);
+    m.def("mask", &mask);
     m.def("logprobs", &logprobs);
 }

@@ -20,26 +20,39 @@ namespace pando {
 
 namespace {
 
-// How often the caller looks whether its helpers are done before it sleeps: a few microseconds.
-constexpr int LOOKS = 2000;
+// How often a thread looks before it sleeps, with a pause of some nanoseconds between two looks: a caller whose helpers
+// finish their last pieces, and a helper between two regions of one step (a few hundred microseconds, see Hot).
+constexpr int CALLER_LOOKS = 2000;
+constexpr int HELPER_LOOKS = 20000;
+
+std::atomic<int> hot_scopes{0};
 
 inline void relax() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
 #endif
 }
 
+// A region's work. It lives in the pool, so that a late helper may look at it at any time.
 struct Region {
-    int64_t n;
-    void (*body)(void*, int64_t);
-    void* context;
+    std::atomic<int64_t> n{0};
     std::atomic<int64_t> next{0};
+    void (*body)(void*, int64_t) = nullptr;
+    void* context = nullptr;
+
+    bool has_more() const { return next.load(std::memory_order_relaxed) < n.load(std::memory_order_relaxed); }
 
     void work() {
-        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) body(context, i);
+        const int64_t end = n.load(std::memory_order_relaxed);
+        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < end;) body(context, i);
     }
 };
 
+// A helper counts itself into inside_ and only then looks at open_; the caller closes the region and only then waits
+// for inside_ to become 0. Both are sequentially consistent: a helper either sees the region open and is waited for, or
+// sees it closed. Sleep is entered under the mutex, by the same argument on sleeping_ and open_.
 class Pool {
   public:
     explicit Pool(int threads) : wanted_(threads) {
@@ -61,52 +74,73 @@ class Pool {
 
     int wanted() const { return wanted_; }
 
-    void run(Region& region) {
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            region_ = &region;
-        }
-        const int64_t useful = region.n - 1;
+    void run(int64_t n, void (*body)(void*, int64_t), void* context) {
+        region_.n.store(n, std::memory_order_relaxed);
+        region_.next.store(0, std::memory_order_relaxed);
+        region_.body = body;
+        region_.context = context;
+        open_.store(true);
+        if (sleeping_.load() > 0) wake(n - 1);
+        region_.work();
+        open_.store(false);
+        for (int look = 0; look < CALLER_LOOKS && inside_.load() > 0; ++look) relax();
+        if (inside_.load() == 0) return;
+        std::unique_lock<std::mutex> lock(mutex_);
+        waiting_.store(true);
+        done_.wait(lock, [this] { return inside_.load() == 0; });
+        waiting_.store(false);
+    }
+
+  private:
+    void wake(int64_t useful) {
+        std::lock_guard<std::mutex> lock(mutex_);
         if (useful >= static_cast<int64_t>(helpers_.size())) {
             wake_.notify_all();
         } else {
             for (int64_t i = 0; i < useful; ++i) wake_.notify_one();
         }
-        region.work();
-        {
-            // From here on nobody can join; those inside finish the pieces they hold.
-            std::lock_guard<std::mutex> lock(mutex_);
-            region_ = nullptr;
-        }
-        for (int look = 0; look < LOOKS && inside_.load(std::memory_order_acquire) > 0; ++look) relax();
-        std::unique_lock<std::mutex> lock(mutex_);
-        done_.wait(lock, [this] { return inside_.load(std::memory_order_acquire) == 0; });
     }
 
-  private:
     void help() {
-        std::unique_lock<std::mutex> lock(mutex_);
         for (;;) {
-            wake_.wait(lock, [this] { return stopping_ || open(); });
+            for (int look = 0; look < HELPER_LOOKS && hot_scopes.load(std::memory_order_relaxed) > 0; ++look) {
+                if (has_work()) {
+                    take_part();
+                    look = 0;
+                }
+                relax();
+            }
+            std::unique_lock<std::mutex> lock(mutex_);
+            sleeping_.fetch_add(1);
+            wake_.wait(lock, [this] { return stopping_ || has_work(); });
+            sleeping_.fetch_sub(1);
             if (stopping_) return;
-            Region* region = region_;
-            inside_.fetch_add(1, std::memory_order_relaxed);
             lock.unlock();
-            region->work();
-            lock.lock();
-            if (inside_.fetch_sub(1, std::memory_order_release) == 1) done_.notify_one();
+            take_part();
         }
     }
 
-    bool open() const { return region_ != nullptr && region_->next.load(std::memory_order_relaxed) < region_->n; }
+    bool has_work() const { return open_.load() && region_.has_more(); }
+
+    void take_part() {
+        inside_.fetch_add(1);
+        if (open_.load()) region_.work();
+        if (inside_.fetch_sub(1) == 1 && waiting_.load()) {
+            std::lock_guard<std::mutex> lock(mutex_); // the caller is asleep or has not looked yet
+            done_.notify_one();
+        }
+    }
 
     const int wanted_;
     std::vector<std::thread> helpers_;
     std::mutex mutex_;
     std::condition_variable wake_;
     std::condition_variable done_;
-    Region* region_ = nullptr;
+    Region region_;
+    std::atomic<bool> open_{false};
     std::atomic<int> inside_{0};
+    std::atomic<int> sleeping_{0};
+    std::atomic<bool> waiting_{false};
     bool stopping_ = false;
 };
 
@@ -137,6 +171,7 @@ void after_fork_in_child() {
     const int wanted = state->wanted.load();
     state = new State;
     state->wanted = wanted;
+    hot_scopes = 0;
 }
 
 [[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, after_fork_in_child);
@@ -176,10 +211,9 @@ void set_num_threads(int n) {
 }
 
 void run_parallel(int64_t n, void (*body)(void*, int64_t), void* context) {
-    Region region{n, body, context};
     const int threads = num_threads();
     if (n <= 1 || threads == 1 || !state->busy.try_lock()) {
-        region.work();
+        for (int64_t i = 0; i < n; ++i) body(context, i);
         return;
     }
     std::lock_guard<std::mutex> lock(state->busy, std::adopt_lock);
@@ -188,8 +222,11 @@ void run_parallel(int64_t n, void (*body)(void*, int64_t), void* context) {
         state->pool = nullptr;
         state->pool = new Pool(threads);
     }
-    state->pool->run(region);
+    state->pool->run(n, body, context);
 }
+
+Hot::Hot() { hot_scopes.fetch_add(1); }
+Hot::~Hot() { hot_scopes.fetch_sub(1); }
 
 char* thread_scratch(Scratch purpose, size_t bytes) {
     return buffers[static_cast<int>(purpose)].at_least(bytes, false);

@@ -1,15 +1,17 @@
 // The Python face of Program.
-#include "bindings.hpp"
+#include "bind_program.hpp"
 #include "isa.hpp"
 #include "program.hpp"
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstdint>
 #include <stdexcept>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 namespace nb = nanobind;
@@ -71,7 +73,7 @@ struct BoundProgram {
 
 } // namespace
 
-void bind_program(nb::module_& m) {
+void define_program(nb::module_& m) {
     nb::class_<BoundProgram>(m, "Program")
         .def(nb::init<int, int, int64_t>())
         .def("bind", &BoundProgram::bind)

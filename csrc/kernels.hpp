@@ -178,6 +178,20 @@ struct LogprobArgs {
     float* out;
 };
 
+// Products of rows with the panels of one family of weight kinds; linear.hpp has the types.
+struct PackedWeight;
+struct PanelArgs;
+struct PanelTask;
+struct CombineArgs;
+enum class WeightKind : int;
+struct PanelKernels {
+    bool (*takes)(const PackedWeight&, DType x); // rows of x are multiplied as they are, without prepare
+    int64_t (*row_bytes)(const PackedWeight&);   // of a prepared row, a multiple of 64
+    void (*prepare)(const PackedWeight&, DType x, const char* row, char* prepared);
+    int64_t (*scratch)(const PackedWeight&, int64_t rows); // bytes one multiply() of so many rows needs
+    void (*multiply)(const PanelArgs&, const PanelTask&, char* scratch);
+};
+
 // Leaves that read indices return false if one was out of range; that entry is skipped, so memory stays intact.
 struct Kernels {
     void (*norm)(const NormArgs&, int64_t begin, int64_t end);
@@ -193,6 +207,14 @@ struct Kernels {
     void (*scan)(const ScanArgs&, int64_t begin, int64_t end);
     void (*mask)(const MaskArgs&, int64_t begin, int64_t end);
     void (*logprob)(const LogprobArgs&, int64_t begin, int64_t end);
+
+    // gemm_float.cpp
+    PanelKernels float_panels;
+    void (*combine)(const CombineArgs&, int64_t begin, int64_t end);
+
+    // limits.cpp
+    int64_t (*burn)(WeightKind, int64_t rounds, float* sink); // operations done, a multiply-add being two
+    void (*read_through)(const char* data, int64_t bytes, float* sink);
 };
 
 } // namespace pando

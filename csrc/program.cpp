@@ -1,7 +1,6 @@
 #include "program.hpp"
 
 #include "drivers.hpp"
-#include "threads.hpp"
 
 #include <cstdlib>
 #include <new>
@@ -219,7 +218,6 @@ void Program::run(const StepArgs& step) {
         next += bytes_of(widths_[i]);
     }
     const Frame frame{kernels_, step, dtype_, widths_.data(), data.data()};
-    const Hot awake;
     for (const auto& instruction : instructions_) instruction->run(frame);
 }
 

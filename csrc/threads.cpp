@@ -1,6 +1,7 @@
 #include "threads.hpp"
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <cstring>
@@ -20,42 +21,37 @@ namespace pando {
 
 namespace {
 
-// How often a thread looks before it sleeps, with a pause of some nanoseconds between two looks: a caller whose helpers
-// finish their last pieces, and a helper between two regions of one step (a few hundred microseconds, see Hot).
-constexpr int CALLER_LOOKS = 2000;
-constexpr int HELPER_LOOKS = 20000;
+// How often the caller looks whether its helpers are done before it sleeps: a few microseconds.
+constexpr int LOOKS = 2000;
 
-std::atomic<int> hot_scopes{0};
+// How long a helper looks for the next region before it sleeps. Waking a thread takes 20 to 50 microseconds where the
+// processor is a virtual one, as long as the product of one row with a small weight; the next is usually that near.
+constexpr std::chrono::microseconds PATIENCE{100};
 
 inline void relax() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
 #endif
 }
 
-// A region's work. It lives in the pool, so that a late helper may look at it at any time.
 struct Region {
-    std::atomic<int64_t> n{0};
+    int64_t n;
+    void (*body)(void*, int64_t);
+    void* context;
     std::atomic<int64_t> next{0};
-    void (*body)(void*, int64_t) = nullptr;
-    void* context = nullptr;
-
-    bool has_more() const { return next.load(std::memory_order_relaxed) < n.load(std::memory_order_relaxed); }
 
     void work() {
-        const int64_t end = n.load(std::memory_order_relaxed);
-        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < end;) body(context, i);
+        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) body(context, i);
     }
 };
 
-// A helper counts itself into inside_ and only then looks at open_; the caller closes the region and only then waits
-// for inside_ to become 0. Both are sequentially consistent: a helper either sees the region open and is waited for, or
-// sees it closed. Sleep is entered under the mutex, by the same argument on sleeping_ and open_.
+// Who runs a region opens it (region_, then opened_), helps, closes it and waits until nobody is inside. A helper says
+// that it is inside before it looks whether the region is still open: all of these are sequentially consistent, so a
+// helper that found the region open is waited for. The same order makes sleeping safe: a helper counts itself as a
+// sleeper before it looks at opened_ for the last time, and a region is opened before the sleepers are counted.
 class Pool {
   public:
-    explicit Pool(int threads) : wanted_(threads) {
+    Pool(int threads, bool patient) : wanted_(threads), patient_(patient) {
         try {
             for (int i = 1; i < threads; ++i) helpers_.emplace_back([this] { help(); });
         } catch (const std::system_error&) {
@@ -74,27 +70,31 @@ class Pool {
 
     int wanted() const { return wanted_; }
 
-    void run(int64_t n, void (*body)(void*, int64_t), void* context) {
-        region_.n.store(n, std::memory_order_relaxed);
-        region_.next.store(0, std::memory_order_relaxed);
-        region_.body = body;
-        region_.context = context;
-        open_.store(true);
-        if (sleeping_.load() > 0) wake(n - 1);
-        region_.work();
-        open_.store(false);
-        for (int look = 0; look < CALLER_LOOKS && inside_.load() > 0; ++look) relax();
-        if (inside_.load() == 0) return;
-        std::unique_lock<std::mutex> lock(mutex_);
-        waiting_.store(true);
-        done_.wait(lock, [this] { return inside_.load() == 0; });
-        waiting_.store(false);
+    void run(Region& region) {
+        region_ = &region;
+        ++opened_;
+        wake_sleepers(region.n - 1);
+        region.work();
+        // From here on nobody can join; those inside finish the pieces they hold.
+        region_ = nullptr;
+        for (int look = 0; look < LOOKS && inside_ > 0; ++look) relax();
+        if (inside_ == 0) return;
+        waiting_ = true;
+        {
+            std::unique_lock<std::mutex> lock(mutex_);
+            done_.wait(lock, [this] { return inside_ == 0; });
+        }
+        waiting_ = false;
     }
 
   private:
-    void wake(int64_t useful) {
-        std::lock_guard<std::mutex> lock(mutex_);
-        if (useful >= static_cast<int64_t>(helpers_.size())) {
+    void wake_sleepers(int64_t useful) {
+        const int64_t sleepers = sleepers_;
+        if (sleepers == 0) return;
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+        } // whoever counted itself before is waiting by now
+        if (useful >= sleepers) {
             wake_.notify_all();
         } else {
             for (int64_t i = 0; i < useful; ++i) wake_.notify_one();
@@ -102,59 +102,72 @@ class Pool {
     }
 
     void help() {
-        for (;;) {
-            for (int look = 0; look < HELPER_LOOKS && hot_scopes.load(std::memory_order_relaxed) > 0; ++look) {
-                if (has_work()) {
-                    take_part();
-                    look = 0;
-                }
-                relax();
+        for (uint64_t seen = 0; !stopping_;) {
+            if (opened_ == seen) {
+                if (!patient_ || !look(seen)) sleep(seen);
+                continue;
             }
-            std::unique_lock<std::mutex> lock(mutex_);
-            sleeping_.fetch_add(1);
-            wake_.wait(lock, [this] { return stopping_ || has_work(); });
-            sleeping_.fetch_sub(1);
-            if (stopping_) return;
-            lock.unlock();
-            take_part();
+            seen = opened_;
+            ++inside_;
+            if (Region* region = region_) region->work();
+            if (--inside_ == 0 && waiting_) {
+                {
+                    std::lock_guard<std::mutex> lock(mutex_);
+                }
+                done_.notify_one();
+            }
         }
     }
 
-    bool has_work() const { return open_.load() && region_.has_more(); }
+    // True as soon as a region was opened after `seen`, false after a while.
+    bool look(uint64_t seen) const {
+        const auto end = std::chrono::steady_clock::now() + PATIENCE;
+        do {
+            for (int i = 0; i < 32; ++i) {
+                if (opened_.load(std::memory_order_relaxed) != seen) return true;
+                relax();
+            }
+        } while (!stopping_ && std::chrono::steady_clock::now() < end);
+        return false;
+    }
 
-    void take_part() {
-        inside_.fetch_add(1);
-        if (open_.load()) region_.work();
-        if (inside_.fetch_sub(1) == 1 && waiting_.load()) {
-            std::lock_guard<std::mutex> lock(mutex_); // the caller is asleep or has not looked yet
-            done_.notify_one();
-        }
+    void sleep(uint64_t seen) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        ++sleepers_;
+        wake_.wait(lock, [&] { return stopping_ || opened_ != seen; });
+        --sleepers_;
     }
 
     const int wanted_;
+    const bool patient_;
     std::vector<std::thread> helpers_;
     std::mutex mutex_;
     std::condition_variable wake_;
     std::condition_variable done_;
-    Region region_;
-    std::atomic<bool> open_{false};
-    std::atomic<int> inside_{0};
-    std::atomic<int> sleeping_{0};
+    std::atomic<Region*> region_{nullptr};
+    std::atomic<uint64_t> opened_{0};
+    std::atomic<int64_t> inside_{0};
+    std::atomic<int64_t> sleepers_{0};
     std::atomic<bool> waiting_{false};
-    bool stopping_ = false;
+    std::atomic<bool> stopping_{false};
 };
+
+// Processors this process may use.
+int usable_processors() {
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
+#endif
+    const unsigned n = std::thread::hardware_concurrency();
+    return n > 0 ? static_cast<int>(n) : 1;
+}
 
 int default_threads() {
     if (const char* text = std::getenv("OMP_NUM_THREADS")) {
         const int n = std::atoi(text);
         if (n >= 1) return n;
     }
-#if defined(__linux__)
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set) > 0 ? CPU_COUNT(&set) : 1;
-#endif
-    const unsigned n = std::thread::hardware_concurrency();
-    return n > 0 ? static_cast<int>(n) : 1;
+    return usable_processors();
 }
 
 // Never destroyed: helpers may be asleep in it while the process ends. A forked child starts without helpers and with
@@ -171,7 +184,6 @@ void after_fork_in_child() {
     const int wanted = state->wanted.load();
     state = new State;
     state->wanted = wanted;
-    hot_scopes = 0;
 }
 
 [[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, after_fork_in_child);
@@ -211,22 +223,20 @@ void set_num_threads(int n) {
 }
 
 void run_parallel(int64_t n, void (*body)(void*, int64_t), void* context) {
+    Region region{n, body, context};
     const int threads = num_threads();
     if (n <= 1 || threads == 1 || !state->busy.try_lock()) {
-        for (int64_t i = 0; i < n; ++i) body(context, i);
+        region.work();
         return;
     }
     std::lock_guard<std::mutex> lock(state->busy, std::adopt_lock);
     if (state->pool == nullptr || state->pool->wanted() != threads) {
         delete state->pool;
         state->pool = nullptr;
-        state->pool = new Pool(threads);
+        state->pool = new Pool(threads, threads <= usable_processors());
     }
-    state->pool->run(n, body, context);
+    state->pool->run(region);
 }
-
-Hot::Hot() { hot_scopes.fetch_add(1); }
-Hot::~Hot() { hot_scopes.fetch_sub(1); }
 
 char* thread_scratch(Scratch purpose, size_t bytes) {
     return buffers[static_cast<int>(purpose)].at_least(bytes, false);

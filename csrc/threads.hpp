@@ -1,7 +1,7 @@
 // A small pool for the kernels. The caller works, too, and never waits for a thread that has not started, so a busy
-// machine costs nothing but the help. Idle threads sleep, they do not spin, but for moments inside a step (Hot). One
-// region runs at a time; a second caller (another Python thread) runs its own serially: nothing to deadlock with,
-// OpenMP included.
+// machine costs nothing but the help. Idle threads look for the next region for 0.1 ms, if there is a processor for
+// each, and then sleep. One region runs at a time; a second caller (another Python thread) runs its own serially:
+// nothing to deadlock with, OpenMP included.
 #pragma once
 
 #include <cstddef>
@@ -23,16 +23,6 @@ void parallel_for(int64_t n, const Body& body) {
     run_parallel(
         n, [](void* context, int64_t i) { (*static_cast<const Body*>(context))(i); }, const_cast<Body*>(&body));
 }
-
-// While one exists, helpers wait for the next region awake for some hundred microseconds before they sleep: a step is
-// many short regions, and waking a thread costs as much as a small one.
-class Hot {
-  public:
-    Hot();
-    ~Hot();
-    Hot(const Hot&) = delete;
-    Hot& operator=(const Hot&) = delete;
-};
 
 // At least `bytes` of memory of this thread, aligned to 64; valid until the next call with the same purpose. Grows
 // only.

@@ -25,5 +25,17 @@ void scan(const ScanArgs&, int64_t begin, int64_t end);
 void mask(const MaskArgs&, int64_t begin, int64_t end);
 void logprob(const LogprobArgs&, int64_t begin, int64_t end);
 
+// gemm_float.cpp
+bool float_takes(const PackedWeight&, DType x);
+int64_t float_row_bytes(const PackedWeight&);
+void float_prepare(const PackedWeight&, DType x, const char* row, char* prepared);
+int64_t float_scratch(const PackedWeight&, int64_t rows);
+void float_multiply(const PanelArgs&, const PanelTask&, char* scratch);
+void combine(const CombineArgs&, int64_t begin, int64_t end);
+
+// limits.cpp
+int64_t burn(WeightKind, int64_t rounds, float* sink);
+void read_through(const char* data, int64_t bytes, float* sink);
+
 } // namespace PANDO_LEVEL
 } // namespace pando

@@ -124,6 +124,67 @@ def scan(level: int, logits: int, rows: int, vocab: int, argmax: int, finite: in
 def mask(level: int, logits: int, rows: int, vocab: int, mask: int, mask_stride: int, /) -> None: ...
 def logprobs(level: int, logits: int, rows: int, vocab: int, token_ids: int, out: int, /) -> None: ...
 
+# ---- linear maps (csrc/linear.hpp): a weight points to memory that its maker keeps ----
+
+class Weight:
+    def __init__(
+        self,
+        kind: int,
+        n: int,
+        k: int,
+        group: int,
+        activation: int,
+        activation_bits: int,
+        panels: int,
+        bias: int,
+        scale: int,
+        group_scales: int,
+        group_offsets: int,
+        sums: int,
+        /,
+    ) -> None: ...
+
+class Experts:
+    def __init__(self, gate_up: list[Weight], down: list[Weight], /) -> None: ...
+
+def linear(
+    level: int,
+    weight: Weight,
+    x_dtype: int,
+    x: int,
+    rows: int,
+    x_stride: int,
+    out_dtype: int,
+    out: int,
+    out_stride: int,
+    accumulate: bool,
+    /,
+) -> None: ...
+def experts(
+    level: int,
+    experts: Experts,
+    dtype: int,
+    x: int,
+    tokens: int,
+    x_stride: int,
+    ids: int,
+    weights: int,
+    top_k: int,
+    out: int,
+    out_stride: int,
+    /,
+) -> None: ...
+def pack(
+    kind: int, dtype: int, source: int, row_stride: int, n: int, k: int, activation: int, panels: int, /
+) -> None: ...
+def panel_bytes(kind: int, n: int, k: int, activation: int, /) -> int: ...
+def pack_outputs(source: int, n: int, activation: int, out: int, /) -> None: ...
+
+# ---- limits of the machine, for benchmarks ----
+
+def burn(level: int, kind: int, rounds: int, /) -> int: ...
+def read_through(level: int, data: int, num_bytes: int, /) -> None: ...
+
 class Program:
     def __init__(self, level: int, dtype: int, width: int, /) -> None: ...
     def bind(self, layers: list[tuple[int, int, int, int, int, int]], num_slots: int, /) -> None: ...

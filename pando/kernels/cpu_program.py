@@ -7,25 +7,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pando.kernels import cpu_linear
+from pando.kernels import _native
+from pando.kernels.cpu_linear import CODES, NativeLinear
 from pando.kernels.ops import HeadsShape, PackedLinear, StepTensors
-
-try:
-    from pando.kernels import _native
-except ImportError:
-    pass  # pando.kernels.cpu says why, and makes no program
-
-_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 class NativeProgram:
     """`Program` of one instruction-set level. Keeps every tensor alive whose address it was given."""
 
     def __init__(self, level: int, dtype: torch.dtype, width: int) -> None:
-        self._native = _native.Program(level, _CODES[dtype], width)
+        self._native = _native.Program(level, CODES[dtype], width)
         self._dtype = dtype
         self._kept: list[object] = []
-        self._caches: tuple[Tensor, ...] = ()
+        self._bound: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] = (), ()
 
     def buffer(self, width: int) -> int:
         """A new buffer of `width` elements per token."""
@@ -37,7 +31,7 @@ class NativeProgram:
 
     def linear(self, source: int, target: int, packed: PackedLinear, accumulate: bool) -> bool:
         """target = packed(source), or target += it; False if this linear map has no native form."""
-        if not isinstance(packed, cpu_linear.NativeLinear) or packed.out_dtype not in (None, self._dtype):
+        if not isinstance(packed, NativeLinear) or packed.out_dtype not in (None, self._dtype):
             return False
         self._kept.append(packed)
         self._native.linear(source, target, packed.handle, accumulate)
@@ -73,7 +67,7 @@ class NativeProgram:
         assert residual_TM.dtype is self._dtype and residual_TM.is_contiguous(), residual_TM.dtype
         assert step.positions.shape == step.out_loc.shape == (tokens,), (step.positions.shape, tokens)
         assert step.cu_q_lens.shape == (rows + 1,) and step.page_table.shape[0] == rows, (step.page_table.shape, rows)
-        if self._caches is not step.k_caches:
+        if self._bound[0] is not step.k_caches or self._bound[1] is not step.v_caches:
             self._bind(step.k_caches, step.v_caches)
         result = torch.empty_like(residual_TM)
         self._native.run(
@@ -96,12 +90,11 @@ class NativeProgram:
     def _bind(self, k_caches: tuple[Tensor, ...], v_caches: tuple[Tensor, ...]) -> None:
         assert all(cache.dtype is self._dtype and cache.stride(2) == 1 for cache in (*k_caches, *v_caches))
         layers = [
-            (k.data_ptr(), v.data_ptr(), *k.stride()[:2], *v.stride()[:2])
+            (k.data_ptr(), v.data_ptr(), k.stride(0), k.stride(1), v.stride(0), v.stride(1))
             for k, v in zip(k_caches, v_caches, strict=True)
         ]
         self._native.bind(layers, min(cache.shape[0] for cache in (*k_caches, *v_caches)))
-        self._caches = k_caches
-        self._kept_caches = v_caches
+        self._bound = k_caches, v_caches
 
     def _float_pointer(self, tensor: Tensor) -> int:
         kept = tensor.float().contiguous()

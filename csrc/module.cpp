@@ -317,6 +317,7 @@ void define_linear(nb::module_& m) {
     m.def("pack", &pack);
     m.def("panel_bytes", &bytes_of_panels);
     m.def("pack_outputs", &pack_per_output);
+    m.def("huge_pages", [](Pointer data, int64_t bytes) { ask_for_huge_pages(at<char>(data), bytes); });
     m.def("burn", &burn);
     m.def("read_through", &read_through);
 }

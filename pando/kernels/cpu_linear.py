@@ -28,10 +28,13 @@ CHUNK_BYTES = 32 << 20
 """Small weights share chunks of this size, so that huge pages serve them, too."""
 
 ALIGNMENT = 4096
+"""Bytes a weight starts at a multiple of."""
+
+HUGE_PAGE = 2 << 20
 
 
 class PanelMemory:
-    """Memory for packed weights, handed out from large chunks. A chunk lives as long as any tensor cut from it."""
+    """Memory for packed weights, cut from large chunks. A chunk lives as long as any tensor cut from it."""
 
     def __init__(self) -> None:
         self._chunk = torch.empty(0, dtype=torch.uint8)
@@ -40,16 +43,20 @@ class PanelMemory:
     def take(self, num_bytes: int) -> Tensor:
         """Uninitialised bytes [num_bytes] uint8, aligned to 4,096."""
         if num_bytes > CHUNK_BYTES // 2:
-            return _aligned(torch.empty(num_bytes + ALIGNMENT, dtype=torch.uint8))[:num_bytes]
+            return _chunk(num_bytes)
         if self._used + num_bytes > len(self._chunk):
-            self._chunk, self._used = _aligned(torch.empty(CHUNK_BYTES + ALIGNMENT, dtype=torch.uint8)), 0
+            self._chunk, self._used = _chunk(CHUNK_BYTES), 0
         begin = self._used
         self._used += -(-num_bytes // ALIGNMENT) * ALIGNMENT
         return self._chunk[begin : begin + num_bytes]
 
 
-def _aligned(buffer: Tensor) -> Tensor:
-    return buffer[-buffer.data_ptr() % ALIGNMENT :]
+def _chunk(num_bytes: int) -> Tensor:
+    """Memory from the start of a huge page; none of it is touched."""
+    buffer = torch.empty(num_bytes + HUGE_PAGE, dtype=torch.uint8)
+    chunk = buffer[-buffer.data_ptr() % HUGE_PAGE :][:num_bytes]
+    _native.huge_pages(chunk.data_ptr(), num_bytes)
+    return chunk
 
 
 class NativeLinear:

@@ -15,7 +15,7 @@ constexpr int64_t ROWS_BYTES = 512 << 10;
 constexpr int64_t MIN_ROWS = 48, MAX_ROWS = 192; // of a task, where the batch has so many
 constexpr int64_t TILE = 6;
 // Tasks per thread, so that all finish at about the same time; more only make each read further into its neighbour.
-constexpr int64_t TASKS_PER_THREAD = 48;
+constexpr int64_t TASKS_PER_THREAD = 16;
 // Bytes of panels below which a product is not worth waking a thread for, and elements of rows to prepare.
 constexpr int64_t SMALL_BYTES = 96 << 10;
 constexpr int64_t SMALL_ELEMENTS = 1 << 15;

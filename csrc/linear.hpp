@@ -139,8 +139,11 @@ struct FloatSource {
 // Bytes of the panels of a float kind.
 int64_t panel_bytes(WeightKind kind, int64_t n, int64_t k, int activation);
 
-// Fills the panels of a float kind from [n, k] on all threads, converting from another dtype. Asks for huge pages
-// first: the memory is touched here for the first time.
+// For memory not touched yet: first touches cost a page fault each, and panels are streamed. A matter of speed only, so
+// that a refusal is no error.
+void ask_for_huge_pages(char* data, int64_t bytes);
+
+// Fills the panels of a float kind from [n, k] on all threads, converting from another dtype.
 void pack_float(WeightKind kind, const FloatSource& source, int64_t n, int64_t k, int activation, char* panels);
 
 // The row of a source of n outputs that a slot of a panel holds, -1 for padding.

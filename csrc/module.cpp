@@ -1,5 +1,6 @@
 // The Python face of the kernels: plain integers in (pointers, sizes, strides in elements), nothing kept, nothing
 // allocated for Python. pando.kernels.cpu is the only caller and checks dtypes, devices and layouts first.
+#include "bind_program.hpp"
 #include "drivers.hpp"
 #include "isa.hpp"
 #include "linear_int.hpp"
@@ -185,6 +186,18 @@ void penalties(Pointer logits, int64_t rows, int64_t vocab, Pointer history, int
     run_penalties(args, rows);
 }
 
+void scan(int level, Pointer logits, int64_t rows, int64_t vocab, Pointer argmax, Pointer finite) {
+    const ScanArgs args{at<const float>(logits), vocab, at<int64_t>(argmax), at<uint8_t>(finite)};
+    const Unlocked unlocked(rows * vocab);
+    run_scan(level_kernels(level), args, rows);
+}
+
+void mask(int level, Pointer logits, int64_t rows, int64_t vocab, Pointer bits, int64_t stride) {
+    const MaskArgs args{at<float>(logits), vocab, at<const int32_t>(bits), stride};
+    const Unlocked unlocked(rows * vocab);
+    run_mask(level_kernels(level), args, rows);
+}
+
 void logprobs(int level, Pointer logits, int64_t rows, int64_t vocab, Pointer token_ids, Pointer out) {
     const LogprobArgs args{at<const float>(logits), vocab, at<const int64_t>(token_ids), at<float>(out)};
     const Unlocked unlocked(rows * vocab);
@@ -326,6 +339,7 @@ void define_linear(nb::module_& m) {
     nb::class_<IntSource>(m, "QuantizedSource").def(nb::new_(&int_source));
     m.def("plan_quantized", &plan_quantized);
     m.def("pack_quantized", &pack_quantized);
+    m.def("huge_pages", [](Pointer data, int64_t bytes) { ask_for_huge_pages(at<char>(data), bytes); });
     m.def("burn", &burn);
     m.def("read_through", &read_through);
 }
@@ -344,6 +358,9 @@ NB_MODULE(_native, m) {
     m.def("attention", &attention);
     m.def("sample", &sample);
     m.def("penalties", &penalties);
+    m.def("scan", &scan);
+    m.def("mask", &mask);
     m.def("logprobs", &logprobs);
     define_linear(m);
+    define_program(m);
 }

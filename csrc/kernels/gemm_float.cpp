@@ -14,9 +14,11 @@ namespace PANDO_LEVEL {
 
 namespace {
 
-// Bytes of a panel a block of inputs takes when there is more than one tile: this block, fetched once, serves all
-// tiles out of the first-level cache while the next one comes in.
-constexpr int64_t BLOCK_BYTES = 24 << 10;
+// Bytes of a panel a block of inputs takes when there is more than one tile: it is fetched once and serves all tiles
+// out of the first-level cache. Of the largest there is hardly room for the next one beside it, but spills are rarer;
+// up to FEW_TILES the bus is what matters, and the next block has to come in meanwhile.
+constexpr int64_t BLOCK_BYTES = W == 16 ? 32 << 10 : 16 << 10, FEW_BLOCK_BYTES = 16 << 10;
+constexpr int64_t FEW_TILES = 5;
 // How far ahead a single tile fetches.
 constexpr int64_t STREAM_BYTES = 4 << 10;
 
@@ -183,13 +185,20 @@ struct Shares {
     Ahead of(int64_t run) const { return {from + run * each * 64, run * each < total ? lines : 0}; }
 };
 
+// Blocks of about the same size, each a multiple of four steps: a short last one would not be worth its spills.
+int64_t block_steps(int64_t steps, int64_t most) {
+    const int64_t blocks = larger(1, (steps + most - 1) / most);
+    return larger(4, round_up((steps + blocks - 1) / blocks, 4));
+}
+
 template <class Kind>
 void multiply_panel(const PanelArgs& args, const PanelTask& task, int64_t panel, float* sums) {
     constexpr int64_t GROUPS = PANEL / TILE_COLUMNS;
     const Tiles tiles(task.row_end - task.row_begin);
     const int64_t steps = (args.weight->k + Kind::INPUTS - 1) / Kind::INPUTS;
     const int64_t runs = tiles.count * GROUPS;
-    const int64_t block = runs == 1 ? larger(1, steps) : BLOCK_BYTES / Kind::STEP_BYTES;
+    const int64_t most = (tiles.count <= FEW_TILES ? FEW_BLOCK_BYTES : BLOCK_BYTES) / Kind::STEP_BYTES;
+    const int64_t block = runs == 1 ? larger(1, steps) : block_steps(steps, most);
     const char* w = args.weight->panels + panel * steps * Kind::STEP_BYTES;
     const char* x = args.x + task.row_begin * args.x_stride;
     for (int64_t from = 0; from == 0 || from < steps; from += block) {

@@ -34,7 +34,9 @@ struct Floats {
 
 template <class Kind>
 float chains(int64_t rounds) {
-    vf sums[CHAINS] = {}, a = splat(1e-20f), b = splat(1e-20f);
+    const vf a = splat(1e-20f), b = splat(1e-20f);
+    vf sums[CHAINS];
+    for (int c = 0; c < CHAINS; ++c) sums[c] = splat(static_cast<float>(c)); // equal sums would be computed once
     for (int64_t i = 0; i < rounds; ++i) {
 #pragma GCC unroll 24
         for (int c = 0; c < CHAINS; ++c) sums[c] = Kind::product(sums[c], a, b);

@@ -28,10 +28,13 @@ CHUNK_BYTES = 32 << 20
 """Small weights share chunks of this size, so that huge pages serve them, too."""
 
 ALIGNMENT = 4096
+"""Bytes a weight starts at a multiple of."""
+
+HUGE_PAGE = 2 << 20
 
 
 class PanelMemory:
-    """Memory for packed weights, handed out from large chunks. A chunk lives as long as any tensor cut from it."""
+    """Memory for packed weights, cut from large chunks. A chunk lives as long as any tensor cut from it."""
 
     def __init__(self) -> None:
         self._chunk = torch.empty(0, dtype=torch.uint8)
@@ -40,25 +43,30 @@ class PanelMemory:
     def take(self, num_bytes: int) -> Tensor:
         """Uninitialised bytes [num_bytes] uint8, aligned to 4,096."""
         if num_bytes > CHUNK_BYTES // 2:
-            return _aligned(torch.empty(num_bytes + ALIGNMENT, dtype=torch.uint8))[:num_bytes]
+            return _chunk(num_bytes)
         if self._used + num_bytes > len(self._chunk):
-            self._chunk, self._used = _aligned(torch.empty(CHUNK_BYTES + ALIGNMENT, dtype=torch.uint8)), 0
+            self._chunk, self._used = _chunk(CHUNK_BYTES), 0
         begin = self._used
         self._used += -(-num_bytes // ALIGNMENT) * ALIGNMENT
         return self._chunk[begin : begin + num_bytes]
 
 
-def _aligned(buffer: Tensor) -> Tensor:
-    return buffer[-buffer.data_ptr() % ALIGNMENT :]
+def _chunk(num_bytes: int) -> Tensor:
+    """Memory from the start of a huge page; none of it is touched."""
+    buffer = torch.empty(num_bytes + HUGE_PAGE, dtype=torch.uint8)
+    chunk = buffer[-buffer.data_ptr() % HUGE_PAGE :][:num_bytes]
+    _native.huge_pages(chunk.data_ptr(), num_bytes)
+    return chunk
 
 
 class NativeLinear:
     """`PackedLinear` on panels.
 
     handle: the weight as native code takes it; valid as long as this object. out_features: columns of the result.
+    out_dtype: of the result; None = that of x.
     """
 
-    __slots__ = ("handle", "in_features", "out_features", "num_bytes", "_level", "_out_dtype", "_memory")
+    __slots__ = ("handle", "in_features", "out_features", "num_bytes", "out_dtype", "_level", "_memory")
 
     def __init__(
         self,
@@ -69,7 +77,7 @@ class NativeLinear:
         out_dtype: torch.dtype | None = None,
     ) -> None:
         """shape: (columns of the result, inputs). memory: what the handle points to."""
-        self.handle, self._level, self._out_dtype = handle, level, out_dtype
+        self.handle, self._level, self.out_dtype = handle, level, out_dtype
         self.out_features, self.in_features = shape
         self._memory = tuple(memory)
         self.num_bytes = sum(part.nbytes for part in memory)
@@ -78,7 +86,7 @@ class NativeLinear:
         """[..., K] -> [..., columns]. Raises ValueError for a dtype, device or width the kernels do not take."""
         shape = x.shape
         rows = x if x.dim() == 2 else x.reshape(-1, shape[-1])
-        out = torch.empty((rows.shape[0], self.out_features), dtype=self._out_dtype or x.dtype)
+        out = torch.empty((rows.shape[0], self.out_features), dtype=self.out_dtype or x.dtype)
         self._run(rows, out, False)
         return out if x.dim() == 2 else out.view(*shape[:-1], self.out_features)
 

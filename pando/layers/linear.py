@@ -15,7 +15,7 @@ class Linear:
     activation: the rows are a gate, then an up part, and the result is act(gate) * up (see `PackLinear`).
     """
 
-    __slots__ = ("packed",)
+    __slots__ = ("in_features", "packed")
 
     def __init__(
         self,
@@ -26,6 +26,7 @@ class Linear:
         activation: str | None = None,
         out_dtype: torch.dtype | None = None,
     ) -> None:
+        self.in_features = weight.shape[1]
         self.packed: PackedLinear = ops.pack_linear(weight, bias, activation=activation, out_dtype=out_dtype)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from pando.layers.norm import LayerNorm, NoNorm, Norm, RMSNorm, Scale
 from pando.layers.rotary import Rotary
 from pando.layers.shapes import LayerShape, MoeShape, RopeShape
 from pando.models.decoder import Branch, DecoderLayer, DecoderModel, ModelInfo
+from pando.models.fused import fuse
 from pando.models.spec import Spec
 from pando.models.weights import Loader
 
@@ -75,7 +76,7 @@ def build_model(spec: Spec, loader: Loader, ops: OpTable, context_length: int, i
     for layer in range(spec.num_layers, spec.num_layers + spec.draft_layers):
         loader.skip("^" + re.escape(spec.layer_prefix(layer)))
     loader.finish()
-    return DecoderModel(
+    model = DecoderModel(
         spec,
         Embedding(embed, spec.embed_multiplier),
         layers,
@@ -85,6 +86,9 @@ def build_model(spec: Spec, loader: Loader, ops: OpTable, context_length: int, i
         cache_plan(spec, str(loader.dtype).removeprefix("torch.")),
         info,
     )
+    if not spec.parallel:
+        model.fused = fuse(layers, norm, builder.rotaries, loader.dtype, ops)
+    return model
 
 
 def cache_plan(spec: Spec, dtype: str) -> CachePlan:

@@ -2,6 +2,7 @@
 // All throw std::invalid_argument on an index out of range; nothing outside the tensors is ever touched.
 #pragma once
 
+#include "attention_plan.hpp"
 #include "kernels.hpp"
 
 namespace pando {
@@ -10,7 +11,6 @@ void run_norm(const Kernels&, const NormArgs&, int64_t rows);
 void run_rope(const Kernels&, const RopeArgs&, int64_t tokens);
 void run_activation(const Kernels&, const ActivationArgs&, int64_t rows);
 void run_store(const StoreArgs&, int64_t tokens);
-void run_attention(const Kernels&, const AttentionArgs&);
 void run_sample(const Kernels&, const SampleArgs&, int64_t rows);
 void run_penalties(const PenaltyArgs&, int64_t rows);
 void run_logprobs(const Kernels&, const LogprobArgs&, int64_t rows);

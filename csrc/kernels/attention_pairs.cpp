@@ -8,8 +8,7 @@
 //   total       = the same as a column of V that is 1 everywhere: the rounded weights are normalised exactly
 //
 //   few rows (decode): lanes are keys for the scores and dims for the values. Keys are transposed 16 at a time on the
-//     way from memory, values are used as they come; a task takes several KV heads and fetches the next block of keys
-//     while it works on this one.
+//     way from memory, values are used as they come; a task takes several KV heads, which lie side by side in memory.
 //   many rows (prefill, rows that share a prefix): lanes are query rows throughout, so neither keys nor values need be
 //     transposed and softmax needs no sums across lanes. Queries are transposed once per task, outputs at its end.
 //
@@ -157,7 +156,7 @@ struct Walk {
 };
 
 inline void fetch(const bf16* row, int64_t dim) {
-    for (int64_t i = 0; i < dim; i += 32) __builtin_prefetch(row + i, 0, 2);
+    for (int64_t i = 0; i < dim; i += 32) __builtin_prefetch(row + i, 0, 3);
 }
 
 bool first_part(const AttentionTask& task, int64_t begin) {
@@ -171,10 +170,10 @@ struct Few {
     float* acc;        // [heads][rows][value_size]
     float* top;        // [heads][rows]
     float* total;      // [heads][rows]
-    uint32_t* packed;  // [pairs][KEYS] of one head
-    float* scores;     // [rows][KEYS]
-    uint32_t* weights; // [rows][KEY_PAIRS]
-    float* shrink;     // [rows]
+    uint32_t* packed;  // [heads][pairs][KEYS]
+    float* scores;     // [rows][KEYS] of one head
+    uint32_t* weights; // [heads][rows][KEY_PAIRS]
+    float* shrink;     // [heads][rows]
 };
 
 // Dims (2c, 2c+1) of 32 come out of two unpacks as halves of 128-bit lanes; these put them in order.
@@ -185,15 +184,35 @@ inline void write_halves(float* out, vf low, vf high) {
     store(out + W, _mm512_permutex2var_ps(low, second, high));
 }
 
-// The keys of one head as [pair][key], the next block's fetched meanwhile.
-void pack_keys(const Pad& pad, int64_t offset, int64_t head_dim, int64_t count, uint32_t* packed) {
+// Fetches what comes two steps after head `head` of the 16 tokens from n: tokens are visited 16 at a time, one head of
+// them after the other. (Fetching more at once, or in another order, is slower: a core has room for some twenty
+// fetches.)
+void fetch_ahead(const bf16* const* tokens, const bf16* const* next, int64_t n, int64_t count, int64_t head,
+                 int64_t heads, int64_t offset, int64_t stride, int64_t dim) {
+    head += 2;
+    while (head >= heads) {
+        head -= heads;
+        n += 16;
+    }
+    if (n >= count) {
+        n = (n - round_up(count, 16)) & (KEYS - 16);
+        tokens = next;
+    }
+    for (int i = 0; i < 16; ++i) fetch(tokens[n + i] + offset + head * stride, dim);
+}
+
+// The keys of every head as [pair][key].
+void pack_keys(const AttentionArgs& args, const AttentionTask& task, const Pad& pad, int64_t count, uint32_t* packed) {
+    const int64_t heads = task.kv_head_end - task.kv_head_begin, offset = task.kv_head_begin * args.k_head_stride;
     for (int64_t n = 0; n < count; n += 16) {
-        const char* rows[16];
-        for (int64_t i = 0; i < 16; ++i) {
-            rows[i] = reinterpret_cast<const char*>(pad.keys[n + i] + offset);
-            fetch(pad.next_keys[n + i] + offset, head_dim);
+        for (int64_t head = 0; head < heads; ++head) {
+            fetch_ahead(pad.keys, pad.next_keys, n, count, head, heads, offset, args.k_head_stride, args.head_dim);
+            const char* rows[16];
+            for (int i = 0; i < 16; ++i) {
+                rows[i] = reinterpret_cast<const char*>(pad.keys[n + i] + offset + head * args.k_head_stride);
+            }
+            transpose_rows(rows, args.head_dim, packed + head * pad.pairs * KEYS + n, KEYS);
         }
-        transpose_rows(rows, head_dim, packed + n, KEYS);
     }
 }
 
@@ -265,31 +284,36 @@ void weigh_few(const AttentionArgs& args, const Seen& seen, float* scores, float
     }
 }
 
-// acc[r][32 C dims from i] for R rows; `rest` of the last 32 exist. The next block's values are fetched meanwhile.
+// Of one head: pairs of keys [begin, end) of a block of `count` keys.
+struct Mix {
+    float* acc;              // [rows][value_size]
+    float* total;            // [rows]
+    const uint32_t* weights; // [rows][KEY_PAIRS]
+    const float* shrink;     // [rows]
+    int64_t offset;          // of the head's values
+    int64_t begin, end, count;
+};
+
+// acc[r][32 C dims from i] for R rows; `rest` of the last 32 exist.
 template <int R, int C, bool WHOLE>
-void mix_few(const Pad& pad, const Few& few, float* acc, float* totals, int64_t m, int64_t offset, int64_t i,
-             int64_t count, int64_t rest) {
+void mix_few(const Pad& pad, const Mix& mix, int64_t m, int64_t i, int64_t rest) {
     vf total[R][2 * C], sum[R];
     const Pairs ones = reinterpret_cast<Pairs>(_mm512_set1_epi32(0x3f803f80));
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-        const float* row = acc + (m + r) * pad.value_size + i;
-        sum[r] = splat(totals[m + r]) * few.shrink[m + r];
+        const float shrink = mix.begin == 0 ? mix.shrink[m + r] : 1.0f;
+        const float* row = mix.acc + (m + r) * pad.value_size + i;
+        sum[r] = splat(mix.total[m + r]) * shrink;
 #pragma GCC unroll 8
-        for (int c = 0; c < 2 * C; ++c) total[r][c] = load(row + c * W) * few.shrink[m + r];
+        for (int c = 0; c < 2 * C; ++c) total[r][c] = load(row + c * W) * shrink;
     }
-    const int64_t pairs = (count + 1) / 2;
-    for (int64_t j = 0; j < pairs; ++j) {
-        const bf16* one = pad.values[2 * j] + offset + i;
-        const bf16* two = 2 * j + 1 < count ? pad.values[2 * j + 1] + offset + i : pad.zeros;
-        if (m == 0) {
-            fetch(pad.next_values[2 * j] + offset + i, WHOLE ? C * 32 : rest);
-            fetch(pad.next_values[2 * j + 1] + offset + i, WHOLE ? C * 32 : rest);
-        }
+    for (int64_t j = mix.begin; j < mix.end; ++j) {
+        const bf16* one = pad.values[2 * j] + mix.offset + i;
+        const bf16* two = 2 * j + 1 < mix.count ? pad.values[2 * j + 1] + mix.offset + i : pad.zeros;
         Pairs weight[R];
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
-            weight[r] = broadcast(few.weights + (m + r) * KEY_PAIRS + j);
+            weight[r] = broadcast(mix.weights + (m + r) * KEY_PAIRS + j);
             sum[r] = add_products(sum[r], weight[r], ones);
         }
 #pragma GCC unroll 4
@@ -307,23 +331,28 @@ void mix_few(const Pad& pad, const Few& few, float* acc, float* totals, int64_t 
     }
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-        float* row = acc + (m + r) * pad.value_size + i;
+        float* row = mix.acc + (m + r) * pad.value_size + i;
 #pragma GCC unroll 8
         for (int c = 0; c < 2 * C; ++c) store(row + c * W, total[r][c]);
-        // All pieces of a row compute the same total; the first one's is kept once no other needs the old one.
-        if (i == 0) few.scores[(m + r) * KEYS] = sum[r][0];
+        // Every piece of a row computes the same total; the last one's is kept, when no other needs the old one.
+        if (i + 32 * C >= pad.value_size) mix.total[m + r] = sum[r][0];
     }
 }
 
 template <int R>
-void mix_few(const Pad& pad, const Few& few, float* acc, float* totals, int64_t m, int64_t offset, int64_t v_dim,
-             int64_t count) {
+void mix_few(const Pad& pad, const Mix& mix, int64_t m, int64_t v_dim) {
     constexpr int C = R > 2 ? 2 : 4;
     int64_t i = 0;
-    for (; i + 32 * C <= v_dim; i += 32 * C) mix_few<R, C, true>(pad, few, acc, totals, m, offset, i, count, 0);
-    for (; i + 32 <= v_dim; i += 32) mix_few<R, 1, true>(pad, few, acc, totals, m, offset, i, count, 0);
-    if (i < v_dim) mix_few<R, 1, false>(pad, few, acc, totals, m, offset, i, count, v_dim - i);
-    for (int r = 0; r < R; ++r) totals[m + r] = few.scores[(m + r) * KEYS];
+    for (; i + 32 * C <= v_dim; i += 32 * C) mix_few<R, C, true>(pad, mix, m, i, 0);
+    for (; i + 32 <= v_dim; i += 32) mix_few<R, 1, true>(pad, mix, m, i, 0);
+    if (i < v_dim) mix_few<R, 1, false>(pad, mix, m, i, v_dim - i);
+}
+
+void mix_few(const Pad& pad, const Mix& mix, int64_t v_dim) {
+    int64_t m = 0;
+    for (; m + 4 <= pad.rows; m += 4) mix_few<4>(pad, mix, m, v_dim);
+    for (; m + 2 <= pad.rows; m += 2) mix_few<2>(pad, mix, m, v_dim);
+    if (m < pad.rows) mix_few<1>(pad, mix, m, v_dim);
 }
 
 void start_few(const AttentionArgs& args, const Pad& pad, const Few& few, int64_t kv_head, int64_t at, bool first) {
@@ -335,28 +364,47 @@ void start_few(const AttentionArgs& args, const Pad& pad, const Few& few, int64_
     }
 }
 
-void block_few(const AttentionArgs& args, const Pad& pad, const Few& few, int64_t kv_head, int64_t at, int64_t begin,
-               int64_t count) {
-    const uint32_t* queries = few.queries + at * pad.pairs;
-    pack_keys(pad, kv_head * args.k_head_stride, args.head_dim, count, few.packed);
+void score_head(const AttentionArgs& args, const Pad& pad, const Few& few, int64_t head, int64_t begin,
+                int64_t count) {
+    const uint32_t* queries = few.queries + head * pad.rows * pad.pairs;
+    const uint32_t* packed = few.packed + head * pad.pairs * KEYS;
     int64_t m = 0;
     for (; m + 4 <= pad.rows; m += 4) {
-        score_few<4>(queries + m * pad.pairs, few.packed, pad.pairs, count, few.scores + m * KEYS);
+        score_few<4>(queries + m * pad.pairs, packed, pad.pairs, count, few.scores + m * KEYS);
     }
     for (; m + 2 <= pad.rows; m += 2) {
-        score_few<2>(queries + m * pad.pairs, few.packed, pad.pairs, count, few.scores + m * KEYS);
+        score_few<2>(queries + m * pad.pairs, packed, pad.pairs, count, few.scores + m * KEYS);
     }
-    if (m < pad.rows) score_few<1>(queries + m * pad.pairs, few.packed, pad.pairs, count, few.scores + m * KEYS);
+    if (m < pad.rows) score_few<1>(queries + m * pad.pairs, packed, pad.pairs, count, few.scores + m * KEYS);
     const float unit = unit_of(args);
     for (m = 0; m < pad.rows; ++m) {
-        weigh_few(args, seen_by(args, pad.info[m], begin, count), few.scores + m * KEYS, unit, few.top[at + m],
-                  few.shrink[m], few.weights + m * KEY_PAIRS);
+        const int64_t at = head * pad.rows + m;
+        weigh_few(args, seen_by(args, pad.info[m], begin, count), few.scores + m * KEYS, unit, few.top[at],
+                  few.shrink[at], few.weights + at * KEY_PAIRS);
     }
-    float* acc = few.acc + at * pad.value_size;
-    const int64_t offset = kv_head * args.v_head_stride;
-    for (m = 0; m + 4 <= pad.rows; m += 4) mix_few<4>(pad, few, acc, few.total + at, m, offset, args.v_dim, count);
-    for (; m + 2 <= pad.rows; m += 2) mix_few<2>(pad, few, acc, few.total + at, m, offset, args.v_dim, count);
-    if (m < pad.rows) mix_few<1>(pad, few, acc, few.total + at, m, offset, args.v_dim, count);
+}
+
+void block_few(const AttentionArgs& args, const AttentionTask& task, const Pad& pad, const Few& few, int64_t begin,
+               int64_t count) {
+    const int64_t heads = task.kv_head_end - task.kv_head_begin;
+    pack_keys(args, task, pad, count, few.packed);
+    for (int64_t head = 0; head < heads; ++head) score_head(args, pad, few, head, begin, count);
+    for (int64_t j = 0; 2 * j < count; j += 8) { // values in the same order as keys
+        for (int64_t head = 0; head < heads; ++head) {
+            const int64_t at = head * pad.rows;
+            const Mix mix{few.acc + at * pad.value_size,
+                          few.total + at,
+                          few.weights + at * KEY_PAIRS,
+                          few.shrink + at,
+                          (task.kv_head_begin + head) * args.v_head_stride,
+                          j,
+                          smaller(j + 8, (count + 1) / 2),
+                          count};
+            fetch_ahead(pad.values, pad.next_values, 2 * j, count, head, heads,
+                        task.kv_head_begin * args.v_head_stride, args.v_head_stride, args.v_dim);
+            mix_few(pad, mix, args.v_dim);
+        }
+    }
 }
 
 void finish_few(const AttentionArgs& args, const AttentionTask& task, const Pad& pad, const Few& few, int64_t kv_head,
@@ -382,10 +430,10 @@ bool attend_few(const AttentionArgs& args, const AttentionTask& task, Pad& pad, 
     few.acc = reinterpret_cast<float*>(carve(scratch, all * pad.value_size * 4));
     few.top = reinterpret_cast<float*>(carve(scratch, all * 4));
     few.total = reinterpret_cast<float*>(carve(scratch, all * 4));
-    few.packed = reinterpret_cast<uint32_t*>(carve(scratch, pad.pairs * KEYS * 4));
+    few.packed = reinterpret_cast<uint32_t*>(carve(scratch, heads * pad.pairs * KEYS * 4));
     few.scores = reinterpret_cast<float*>(carve(scratch, pad.rows * KEYS * 4));
-    few.weights = reinterpret_cast<uint32_t*>(carve(scratch, pad.rows * KEY_PAIRS * 4));
-    few.shrink = reinterpret_cast<float*>(carve(scratch, pad.rows * 4));
+    few.weights = reinterpret_cast<uint32_t*>(carve(scratch, all * KEY_PAIRS * 4));
+    few.shrink = reinterpret_cast<float*>(carve(scratch, all * 4));
     for (int64_t at = 0; at < all; ++at) {
         const QueryRow& row = pad.info[at % pad.rows];
         const int64_t head = (task.kv_head_begin + at / pad.rows) * group_size(args) + row.lane;
@@ -396,22 +444,17 @@ bool attend_few(const AttentionArgs& args, const AttentionTask& task, Pad& pad, 
     }
     Walk walk{args, task, pad};
     if (!walk.find(task.key_begin)) return false;
-    for (int64_t n = 0; n < KEYS; ++n) {
-        for (int64_t head = task.kv_head_begin; head < task.kv_head_end; ++head) {
-            fetch(pad.next_keys[n] + head * args.k_head_stride, args.head_dim);
-            fetch(pad.next_values[n] + head * args.v_head_stride, args.v_dim);
-        }
-    }
     int64_t part = task.key_begin;
     for (int64_t begin = task.key_begin, end; begin < task.key_end; begin = end) {
         end = walk.block_end(begin);
         if (!walk.advance(end)) return false;
         const bool last = end == part_end(task, part);
-        for (int64_t head = 0; head < heads; ++head) {
-            const int64_t kv_head = task.kv_head_begin + head, at = head * pad.rows;
-            if (begin == part) start_few(args, pad, few, kv_head, at, first_part(task, begin));
-            block_few(args, pad, few, kv_head, at, begin, end - begin);
-            if (last) finish_few(args, task, pad, few, kv_head, at, part, partials);
+        for (int64_t head = 0; head < heads && begin == part; ++head) {
+            start_few(args, pad, few, task.kv_head_begin + head, head * pad.rows, first_part(task, begin));
+        }
+        block_few(args, task, pad, few, begin, end - begin);
+        for (int64_t head = 0; head < heads && last; ++head) {
+            finish_few(args, task, pad, few, task.kv_head_begin + head, head * pad.rows, part, partials);
         }
         if (last) part = end;
     }
@@ -727,7 +770,7 @@ int64_t attention_pairs_scratch(const AttentionArgs& args) {
     const int64_t pairs = (args.head_dim + 1) / 2, value_size = round_up(args.v_dim, 2 * W);
     const int64_t rows = larger(ROWS, group_size(args)), few = ATTENTION_JOINT_ROWS, all = few * args.kv_heads;
     const int64_t pad = rows * int64_t{sizeof(QueryRow)} + 4 * KEYS * 8 + larger(value_size, args.head_dim) * 2;
-    const int64_t decode = all * (pairs + value_size + 2) + pairs * KEYS + few * (KEYS + KEY_PAIRS + 1);
+    const int64_t decode = all * (pairs + value_size + KEY_PAIRS + 3) + args.kv_heads * pairs * KEYS + few * KEYS;
     const int64_t blocks = pairs * ROWS + KEYS * key_stride(args) + KEY_PAIRS * value_size +
                            larger(KEYS * ROWS, 16 * value_size) + KEY_PAIRS * ROWS + value_size * ROWS + 3 * ROWS;
     return pad + larger(decode, blocks) * 4 + 20 * 64;

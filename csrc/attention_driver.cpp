@@ -19,6 +19,9 @@ constexpr int64_t SMALL_ATTENTION = 1 << 19;
 // Tasks there should be for every thread: what is left over when the others are done is a small part then.
 constexpr int64_t TASKS_PER_THREAD = 4;
 
+// Dims of the KV heads one task takes together: a block of their keys stays in the second-level cache.
+constexpr int64_t JOINT_DIMS = 1024;
+
 std::atomic<bool> sharing{true};
 
 [[noreturn]] void out_of_range(const char* what) { throw std::invalid_argument(std::string(what) + " out of range"); }
@@ -42,9 +45,13 @@ struct Kind {
 };
 
 Kind kind_of(const AttentionArgs& args) {
-    return {args.page_table, args.cu_q_lens, args.kv_lens,   args.num_rows,     args.num_tokens, args.heads,
-            args.kv_heads,   args.v_dim,     args.window,    args.page_size,    args.table_stride,
-            num_threads(),   sharing.load(), args.tree_mask != nullptr};
+    return {args.page_table,   args.cu_q_lens,
+            args.kv_lens,      args.num_rows,
+            args.num_tokens,   args.heads,
+            args.kv_heads,     args.v_dim,
+            args.window,       args.page_size,
+            args.table_stride, num_threads(),
+            sharing.load(),    args.tree_mask != nullptr};
 }
 
 // Rows of a batch, or parts of rows, that one task may serve.
@@ -155,7 +162,8 @@ void AttentionPlan::Cut::add_row(const AttentionArgs& args, int64_t row, int64_t
     members.push_back({static_cast<int32_t>(row), static_cast<int32_t>(begin), static_cast<int32_t>(queries), own, own,
                        static_cast<int32_t>(queries), mask, 0});
     const int64_t group = args.heads / args.kv_heads, low = first_key(args, own);
-    if (queries == 0 || (queries > 1 && queries * group > ATTENTION_QUERY_ROWS) || keys - low <= ATTENTION_SPLIT) return;
+    if (queries == 0 || (queries > 1 && queries * group > ATTENTION_QUERY_ROWS) || keys - low <= ATTENTION_SPLIT)
+        return;
     parts[row] = static_cast<int32_t>(round_up_div(keys, ATTENTION_SPLIT) - low / ATTENTION_SPLIT);
     members.back().partial = partial_floats;
     partial_floats += parts[row] * args.heads * queries * attention_entry_size(args);
@@ -168,7 +176,8 @@ void AttentionPlan::Cut::share(const AttentionArgs& args, size_t begin, size_t e
     const auto long_enough = [&](int32_t row, int32_t n) { return shareable(members[row]) > n; };
     const int32_t from = part;
     for (; end - begin >= 2; ++part) {
-        const auto first = order.begin() + static_cast<int64_t>(begin), last = order.begin() + static_cast<int64_t>(end);
+        const auto first = order.begin() + static_cast<int64_t>(begin),
+                   last = order.begin() + static_cast<int64_t>(end);
         const bool together = std::all_of(first, last, [&](int32_t row) {
             return long_enough(row, part) && compare_pages(args, *first, row, part) == 0;
         });
@@ -267,19 +276,19 @@ void AttentionPlan::Cut::add_tasks(const AttentionArgs& args) {
     const int64_t wanted = kind.threads * TASKS_PER_THREAD;
     const int64_t parts_per_task = std::min<int64_t>(16, std::max<int64_t>(1, units / wanted));
     const int64_t cuts = units >= wanted ? 1 : round_up_div(wanted, std::max<int64_t>(1, units));
-    const int64_t joint_heads = std::max<int64_t>(1, args.kv_heads / cuts);
+    const int64_t together = std::max<int64_t>(1, JOINT_DIMS / std::max<int64_t>(1, args.head_dim));
+    const int64_t joint_heads = std::max<int64_t>(1, std::min(together, args.kv_heads / cuts));
     for (const Segment& segment : segments) {
         const int64_t heads = segment.query_rows <= ATTENTION_JOINT_ROWS ? joint_heads : 1;
         for (int64_t head = 0; head < args.kv_heads; head += heads) {
             int32_t begin = segment.key_begin;
             for (int64_t part = segment.part_begin; part < segment.part_end; part += parts_per_task) {
                 const int64_t last = std::min<int64_t>(segment.part_end, part + parts_per_task);
-                const int32_t end = last == segment.part_end
-                                        ? segment.key_end
-                                        : static_cast<int32_t>(last * ATTENTION_SPLIT);
-                tasks.push_back({members.data() + segment.member_begin, segment.num_members,
-                                 static_cast<int32_t>(head), static_cast<int32_t>(std::min(args.kv_heads, head + heads)),
-                                 begin, end, segment.first_part, segment.split});
+                const int32_t end =
+                    last == segment.part_end ? segment.key_end : static_cast<int32_t>(last * ATTENTION_SPLIT);
+                tasks.push_back({members.data() + segment.member_begin, segment.num_members, static_cast<int32_t>(head),
+                                 static_cast<int32_t>(std::min(args.kv_heads, head + heads)), begin, end,
+                                 segment.first_part, segment.split});
                 begin = end;
             }
         }
@@ -324,8 +333,8 @@ void run_attention(const Kernels& kernels, const AttentionArgs& args, AttentionP
     std::atomic<bool> valid{true};
     // Whoever brings the last part of a row's KV head adds them up: no second region, no waiting.
     const auto close = [&](const AttentionTask& task) {
-        const int32_t done = static_cast<int32_t>(round_up_div(task.key_end, ATTENTION_SPLIT) -
-                                                  task.key_begin / ATTENTION_SPLIT);
+        const int32_t done =
+            static_cast<int32_t>(round_up_div(task.key_end, ATTENTION_SPLIT) - task.key_begin / ATTENTION_SPLIT);
         for (int32_t i = 0; i < task.num_members; ++i) {
             const int32_t row = task.members[i].row;
             for (int32_t head = task.kv_head_begin; head < task.kv_head_end; ++head) {

@@ -38,7 +38,7 @@ template <class T>
 struct Work {
     using Query = typename Dot<T>::Query;
     int64_t kv_head;
-    const QueryRow* info; // [rows]
+    const QueryRow* info;                 // [rows]
     int64_t rows, query_size, value_size; // sizes padded to whole vectors
     Query* queries;                       // [rows][query_size]
     float* acc;                           // [rows][value_size]

@@ -82,9 +82,8 @@ inline void transpose(const char* const* rows, int64_t offset, uint32_t* out, in
         }
         const __m512 a = _mm512_unpacklo_ps(z[0], z[1]), b = _mm512_unpackhi_ps(z[0], z[1]);
         const __m512 d = _mm512_unpacklo_ps(z[2], z[3]), e = _mm512_unpackhi_ps(z[2], z[3]);
-        const auto put = [&](int pair, __m512d x) __attribute__((always_inline)) {
-            _mm512_storeu_pd(out + (c * 4 + pair) * stride, x);
-        };
+        const auto put = [&](int pair, __m512d x)
+                             __attribute__((always_inline)) { _mm512_storeu_pd(out + (c * 4 + pair) * stride, x); };
         put(0, _mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(d)));
         put(1, _mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(d)));
         put(2, _mm512_unpacklo_pd(_mm512_castps_pd(b), _mm512_castps_pd(e)));
@@ -364,8 +363,7 @@ void start_few(const AttentionArgs& args, const Pad& pad, const Few& few, int64_
     }
 }
 
-void score_head(const AttentionArgs& args, const Pad& pad, const Few& few, int64_t head, int64_t begin,
-                int64_t count) {
+void score_head(const AttentionArgs& args, const Pad& pad, const Few& few, int64_t head, int64_t begin, int64_t count) {
     const uint32_t* queries = few.queries + head * pad.rows * pad.pairs;
     const uint32_t* packed = few.packed + head * pad.pairs * KEYS;
     int64_t m = 0;
@@ -400,8 +398,8 @@ void block_few(const AttentionArgs& args, const AttentionTask& task, const Pad& 
                           j,
                           smaller(j + 8, (count + 1) / 2),
                           count};
-            fetch_ahead(pad.values, pad.next_values, 2 * j, count, head, heads,
-                        task.kv_head_begin * args.v_head_stride, args.v_head_stride, args.v_dim);
+            fetch_ahead(pad.values, pad.next_values, 2 * j, count, head, heads, task.kv_head_begin * args.v_head_stride,
+                        args.v_head_stride, args.v_dim);
             mix_few(pad, mix, args.v_dim);
         }
     }
@@ -439,7 +437,8 @@ bool attend_few(const AttentionArgs& args, const AttentionTask& task, Pad& pad, 
         const int64_t head = (task.kv_head_begin + at / pad.rows) * group_size(args) + row.lane;
         uint32_t* query = few.queries + at * pad.pairs;
         query[pad.pairs - 1] = 0;
-        memcpy(query, reinterpret_cast<const bf16*>(args.q) + row.token * args.q_token_stride + head * args.q_head_stride,
+        memcpy(query,
+               reinterpret_cast<const bf16*>(args.q) + row.token * args.q_token_stride + head * args.q_head_stride,
                static_cast<size_t>(args.head_dim) * 2);
     }
     Walk walk{args, task, pad};
@@ -577,7 +576,8 @@ void weigh_many(const AttentionArgs& args, const Many& many, int64_t count) {
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
         vf best[2] = {splat(HIDDEN), splat(HIDDEN)};
-        for (int64_t n = 0; n < count; ++n) best[n & 1] = _mm512_max_ps(load(many.scores + (n * V + v) * W), best[n & 1]);
+        for (int64_t n = 0; n < count; ++n)
+            best[n & 1] = _mm512_max_ps(load(many.scores + (n * V + v) * W), best[n & 1]);
         const vf largest = _mm512_max_ps(best[0], best[1]) * unit, top = load(many.top + v * W);
         const vf now = select(largest > top, largest, top);
         base[v] = select(now == splat(HIDDEN), vf{}, now);
@@ -591,8 +591,7 @@ void weigh_many(const AttentionArgs& args, const Many& many, int64_t count) {
         for (int v = 0; v < V; ++v) {
             const float* at = many.scores + (2 * j * V + v) * W;
             const vf a = power_of_two(_mm512_fmsub_ps(load(at), unit, base[v]));
-            const vf b =
-                2 * j + 1 < count ? power_of_two(_mm512_fmsub_ps(load(at + V * W), unit, base[v])) : vf{};
+            const vf b = 2 * j + 1 < count ? power_of_two(_mm512_fmsub_ps(load(at + V * W), unit, base[v])) : vf{};
             const __m512i two = _mm512_permutexvar_epi16(woven, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
             _mm512_storeu_si512(many.weights + (j * V + v) * W, two);
             total[v] = add_products(total[v], reinterpret_cast<Pairs>(two), ones);

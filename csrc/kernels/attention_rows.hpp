@@ -113,7 +113,8 @@ inline int64_t part_end(const AttentionTask& task, int64_t begin) {
 
 template <class T>
 T* out_row(const AttentionArgs& args, const QueryRow& row, int64_t kv_head) {
-    return reinterpret_cast<T*>(args.out) + (row.token * args.heads + kv_head * group_size(args) + row.lane) * args.v_dim;
+    return reinterpret_cast<T*>(args.out) +
+           (row.token * args.heads + kv_head * group_size(args) + row.lane) * args.v_dim;
 }
 
 template <class T>

@@ -343,8 +343,15 @@ class _Ops:
         tensors = (q_THD, k_cache_SKD, v_cache_SKD, page_table_RP, cu_q_lens, kv_lens)
         code = _attention_code(*tensors, sinks, tree_mask)
         if code is None:
-            options = {"page_size": page_size, "scale": scale, "window": window, "softcap": softcap}
-            return reference.paged_attention(*tensors, **options, sinks=sinks, tree_mask=tree_mask)
+            return reference.paged_attention(
+                *tensors,
+                page_size=page_size,
+                scale=scale,
+                window=window,
+                softcap=softcap,
+                sinks=sinks,
+                tree_mask=tree_mask,
+            )
         assert plan is None or isinstance(plan, _native.AttentionPlan), plan
         tokens, heads, head_dim = q_THD.shape
         slots, kv_heads, v_dim = v_cache_SKD.shape

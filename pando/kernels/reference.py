@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pando.core.sampling import GREEDY_TEMPERATURE
 from pando.errors import ConfigError
-from pando.kernels.ops import AttentionPlan, OpTable, PackLinear, PackedLinear
+from pando.kernels.ops import AttentionPlan, OpTable, PackedLinear, PackLinear
 from pando.kernels.weights import Weight
 
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu2", "swiglu_oai")

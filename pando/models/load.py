@@ -15,6 +15,7 @@ from pando.models.hf_config import HFConfig
 from pando.models.registry import spec_of
 from pando.models.spec import Spec
 from pando.models.weights import DummySource, Loader, Progress, SafetensorsSource
+from pando.quant.on_load import ON_LOAD
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -75,6 +76,7 @@ def load_model(
     dtype: str = "auto",
     device: str = "cpu",
     ops: OpTable,
+    quantization: str = "auto",
     load_format: str = "auto",
     revision: str | None = None,
     progress: Progress | None = None,
@@ -83,19 +85,20 @@ def load_model(
 ) -> DecoderModel:
     """Load a model onto a device.
 
-    dtype: float32, bfloat16, float16, or auto = the checkpoint's. load_format: auto (safetensors) or dummy (random
-    weights of the config's shape). progress: called with (fraction, tensor name). context_length: the longest sequence
-    that will be served (only longrope models care); None = the model's. Raises ModelNotFound, UnsupportedModel or
-    ConfigError.
+    dtype: float32, bfloat16, float16, or auto = the checkpoint's. quantization: as `Config.quantization`. load_format:
+    auto (safetensors) or dummy (random weights of the config's shape). progress: called with (fraction, tensor name).
+    context_length: the longest sequence that will be served (only longrope models care); None = the model's. Raises
+    ModelNotFound, UnsupportedModel or ConfigError.
     """
     folder = path if isinstance(path, Path) else resolve_model_path(path, revision)
     spec, config = load_spec(folder)
-    source = DummySource(seed) if load_format == "dummy" else SafetensorsSource(folder)
-    loader = Loader(source, resolve_dtype(dtype, config), torch.device(device), progress)
+    resolved = resolve_dtype(dtype, config)
+    source = DummySource(seed, dtype=resolved) if load_format == "dummy" else SafetensorsSource(folder)
+    loader = Loader(source, resolved, torch.device(device), progress)
     loader.skip(NOT_LANGUAGE_MODEL)
     info = ModelInfo(read_eos_token_ids(folder, config), config.values)
     with torch.inference_mode():
-        return build_model(spec, loader, ops, context_length or spec.max_position, info)
+        return build_model(spec, loader, ops, context_length or spec.max_position, info, ON_LOAD[quantization])
 
 
 NOT_LANGUAGE_MODEL = r"(^|\.)(vision_tower|vision_model|visual|multi_modal_projector|audio_tower)\."

@@ -1,4 +1,4 @@
-"""What quantisation costs: perplexity and exact answers of a model on held-out exercises, logit error on random weights.
+"""What quantisation costs: perplexity and right answers on held-out exercises, logit error on random weights.
 
     python -m benchmarks.quality                      # the built-in model, every mode
     python -m benchmarks.quality --tasks all --count 100

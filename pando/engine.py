@@ -126,7 +126,9 @@ def _plan(config: Config, model: DecoderModel, device: Device, ops: OpTable) -> 
     if on_cpu and config.chunked_prefill_size is None:
         probe = MemoryPlan(512, min(512, model.max_position), 1, 512, 0, 0, 0, 0)
         rate = warm_up(*_runner(config, probe, model, device, ops), device)
-    facts = ModelFacts.of(ModelSize.of(model.spec), dtype_name(model.dtype), matrix_bits(config.quantization))
+    facts = ModelFacts.of(
+        ModelSize.of(model.spec), dtype_name(model.dtype), matrix_bits(config.quantization, model.config_dict)
+    )
     return plan_memory(config, facts, device.free_bytes(), on_cpu=on_cpu, tokens_per_second=rate)
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from pando.core.config import BUILTIN_MODEL
+from pando.core.config import BUILTIN_MODEL, ROUND_ON_LOAD, STORED_FORMATS
 from pando.errors import ConfigError, ModelNotFound
 from pando.kernels.ops import OpTable
 from pando.models.build import build_model
 from pando.models.decoder import DecoderModel, ModelInfo
 from pando.models.hf_config import HFConfig
+from pando.models.quantized import QuantizedSource
 from pando.models.registry import spec_of
 from pando.models.spec import Spec
-from pando.models.weights import DummySource, Loader, Progress, SafetensorsSource
-from pando.quant.on_load import ON_LOAD
+from pando.models.weights import DummySource, Loader, Progress, SafetensorsSource, WeightSource
+from pando.quant.formats import stored_format
+from pando.quant.on_load import AS_STORED, ON_LOAD
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -92,13 +95,58 @@ def load_model(
     """
     folder = path if isinstance(path, Path) else resolve_model_path(path, revision)
     spec, config = load_spec(folder)
+    rounding = ON_LOAD.get(quantization, AS_STORED)
+    check_quantization(quantization, config)
     resolved = resolve_dtype(dtype, config)
-    source = DummySource(seed, dtype=resolved) if load_format == "dummy" else SafetensorsSource(folder)
+    source = _dummy(config, resolved, seed) if load_format == "dummy" else open_weights(folder, config)
     loader = Loader(source, resolved, torch.device(device), progress)
     loader.skip(NOT_LANGUAGE_MODEL)
     info = ModelInfo(read_eos_token_ids(folder, config), config.values)
     with torch.inference_mode():
-        return build_model(spec, loader, ops, context_length or spec.max_position, info, ON_LOAD[quantization])
+        return build_model(spec, loader, ops, context_length or spec.max_position, info, rounding)
+
+
+def open_weights(path: Path, config: HFConfig) -> WeightSource:
+    """The tensors of a model folder, through the format its config names where they are quantised."""
+    files = SafetensorsSource(path)
+    settings = quantization_settings(config)
+    return files if settings is None else QuantizedSource(files, stored_format(settings, config.source))
+
+
+def _dummy(config: HFConfig, dtype: torch.dtype, seed: int) -> DummySource:
+    if quantization_settings(config) is not None:
+        raise ConfigError(
+            f"{config.source}: load_format dummy makes plain weights up; take quantization_config out of the config "
+            "and use --quantization int8, w8a8 or int4",
+            param="load_format",
+        )
+    return DummySource(seed, dtype=dtype)
+
+
+def quantization_settings(config: HFConfig) -> Mapping[str, object] | None:
+    """`quantization_config`, of the whole model or of its text part; None for a plain checkpoint."""
+    for part in (config, config.section("text_config")):
+        if part is not None and (settings := part.section("quantization_config")) is not None:
+            return settings.values
+    return None
+
+
+def check_quantization(quantization: str, config: HFConfig) -> None:
+    """Raise ConfigError if the option asks for something this checkpoint is not."""
+    settings = quantization_settings(config)
+    stored = None if settings is None else str(settings.get("quant_method"))
+    if quantization in ROUND_ON_LOAD and stored is not None:
+        raise ConfigError(
+            f"{config.source}: the weights are already quantised ({stored}), --quantization {quantization} would round "
+            "them twice; leave it out",
+            param="quantization",
+        )
+    if quantization in STORED_FORMATS and quantization != stored:
+        raise ConfigError(
+            f"{config.source}: --quantization {quantization} asks for a checkpoint of that kind, but the weights are "
+            f"{stored or 'plain'}; leave it out" + ("" if stored else ", or use int8, w8a8 or int4"),
+            param="quantization",
+        )
 
 
 NOT_LANGUAGE_MODEL = r"(^|\.)(vision_tower|vision_model|visual|multi_modal_projector|audio_tower)\."

@@ -20,6 +20,7 @@ from torch import Tensor
 from pando.errors import ConfigError
 from pando.models.mapped import Entry, MappedFile, safetensors_entries
 from pando.quant.order import InputWeight, OrderedWeight, on_device
+from pando.quant.source import WeightProblem
 
 Progress = Callable[[float, str], None]
 """Called with (fraction in 0..1, what is going on)."""
@@ -30,10 +31,6 @@ SINGLE_FILE = "model.safetensors"
 
 Change = Callable[[Tensor], Tensor]
 """Rearranges a stored tensor: a transpose, a permutation of rows."""
-
-
-class WeightProblem(ConfigError):
-    """What is wrong with one tensor: its name, and what was expected."""
 
 
 class WeightSource(Protocol):

@@ -21,8 +21,8 @@ class MatrixBits:
 
 
 def grouped_bits(bits: int, group_size: int, *, offset: bool = True) -> float:
-    """Bits of an element in groups with a float32 scale, and a float32 offset if there are any."""
-    return bits + (64 if offset else 32) / group_size
+    """Bits of an element in groups with a 16-bit scale, and a 16-bit offset if there are any."""
+    return bits + (32 if offset else 16) / group_size
 
 
 BITS_ON_LOAD: Mapping[str, MatrixBits] = {
@@ -33,6 +33,27 @@ BITS_ON_LOAD: Mapping[str, MatrixBits] = {
 """Of the modes that round on load."""
 
 
-def matrix_bits(quantization: str) -> MatrixBits | None:
-    """Bits under a value of `--quantization`; None where matrices have the model's dtype."""
-    return BITS_ON_LOAD.get(quantization)
+def matrix_bits(quantization: str, config: Mapping[str, object]) -> MatrixBits | None:
+    """Bits under a value of `--quantization`, or of a checkpoint whose `config` says that it is quantised.
+
+    None where matrices have the model's dtype. A head that a checkpoint leaves plain counts as 16 bits.
+    """
+    text = config.get("text_config")
+    settings = config.get("quantization_config") or (
+        text.get("quantization_config") if isinstance(text, dict) else None
+    )
+    if not isinstance(settings, Mapping):
+        return BITS_ON_LOAD.get(quantization)
+    if settings.get("quant_method") == "compressed-tensors":
+        groups = settings.get("config_groups")
+        first = next(iter(groups.values()), {}) if isinstance(groups, Mapping) else {}
+        weights = first.get("weights") or {}
+        return MatrixBits(_stored(weights.get("num_bits"), weights.get("group_size")), 16)
+    bits = _stored(settings.get("bits"), settings.get("group_size"))
+    return MatrixBits(bits, _stored(settings.get("head_bits", 16), None))
+
+
+def _stored(bits: object, group_size: object) -> float:
+    """Bits of an element by what a checkpoint's config says; 4 in rows where it says nothing."""
+    width = float(bits) if isinstance(bits, int | float) else 4
+    return width if not isinstance(group_size, int) or group_size <= 0 else width + 32 / group_size

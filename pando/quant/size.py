@@ -57,3 +57,9 @@ def _stored(bits: object, group_size: object) -> float:
     """Bits of an element by what a checkpoint's config says; 4 in rows where it says nothing."""
     width = float(bits) if isinstance(bits, int | float) else 4
     return width if not isinstance(group_size, int) or group_size <= 0 else width + 32 / group_size
+
+
+def _section(values: Mapping[str, object], name: str) -> Mapping[str, object]:
+    """A nested object; empty if there is none."""
+    value = values.get(name)
+    return value if isinstance(value, Mapping) else {}

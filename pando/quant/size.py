@@ -38,16 +38,13 @@ def matrix_bits(quantization: str, config: Mapping[str, object]) -> MatrixBits |
 
     None where matrices have the model's dtype. A head that a checkpoint leaves plain counts as 16 bits.
     """
-    text = config.get("text_config")
-    settings = config.get("quantization_config") or (
-        text.get("quantization_config") if isinstance(text, dict) else None
-    )
-    if not isinstance(settings, Mapping):
+    text = _section(config, "text_config")
+    settings = _section(config, "quantization_config") or _section(text, "quantization_config")
+    if not settings:
         return BITS_ON_LOAD.get(quantization)
     if settings.get("quant_method") == "compressed-tensors":
-        groups = settings.get("config_groups")
-        first = next(iter(groups.values()), {}) if isinstance(groups, Mapping) else {}
-        weights = first.get("weights") or {}
+        groups = _section(settings, "config_groups")
+        weights = _section(_section(groups, next(iter(groups), "")), "weights")
         return MatrixBits(_stored(weights.get("num_bits"), weights.get("group_size")), 16)
     bits = _stored(settings.get("bits"), settings.get("group_size"))
     return MatrixBits(bits, _stored(settings.get("head_bits", 16), None))

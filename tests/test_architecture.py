@@ -32,6 +32,7 @@ ROOMS: tuple[Room, ...] = (
     Room("env", 0, False, "environment variables"),
     Room("log", 0, False, "log lines"),
     Room("registry", 0, False, "names to factories"),
+    Room("gguf", 1, False, "heads of GGUF files: metadata, where the tensors are"),
     Room("core", 1, False, "contracts: sampling parameters, options, messages, batches"),
     Room("tokenizer", 2, False, "text to tokens and back, chat templates, incremental detokenisation"),
     Room("grammar", 2, False, "what an output must match"),

@@ -139,8 +139,11 @@ class _Builder:
         spec, loader = self.spec, self.loader
         name = head_name(spec, loader.names)
         weight: InputWeight = embed
+        embedding = spec.top_name("embed_tokens") + ".weight"
         if spec.tied:
             loader.skip("^" + re.escape(name) + "$")
+            if loader.source.is_quantized(embedding):
+                weight = loader.weight(embedding, spec.vocab_size, spec.hidden_size)
         else:
             weight = loader.weight(name, spec.vocab_size, spec.hidden_size)
         bias = loader.tensor(name.removesuffix("weight") + "bias", spec.vocab_size) if spec.head_bias else None

@@ -9,9 +9,11 @@ import torch
 
 from pando.core.config import BUILTIN_MODEL, ROUND_ON_LOAD, STORED_FORMATS
 from pando.errors import ConfigError, ModelNotFound
+from pando.gguf import GGUFFile
 from pando.kernels.ops import OpTable
 from pando.models.build import build_model
 from pando.models.decoder import DecoderModel, ModelInfo
+from pando.models.gguf import GGUFSource, gguf_config, is_gguf
 from pando.models.hf_config import HFConfig
 from pando.models.quantized import QuantizedSource
 from pando.models.registry import spec_of
@@ -34,6 +36,8 @@ HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
 def resolve_model_path(name_or_path: str, revision: str | None = None) -> Path:
     """Folder of a model: the built-in one by name, a local folder, or a hub id (downloaded into the shared cache).
 
+    Of a GGUF model it is the file.
+
     Raises ModelNotFound, saying what was tried.
     """
     if name_or_path == BUILTIN_MODEL and not Path(name_or_path).is_dir():
@@ -43,13 +47,25 @@ def resolve_model_path(name_or_path: str, revision: str | None = None) -> Path:
         return folder
     path = Path(name_or_path).expanduser()
     if path.is_dir():
+        return _one_gguf(path) or path
+    if path.is_file() and is_gguf(path):
         return path
     if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") != 1:
         raise ModelNotFound(
-            f"{name_or_path!r} is no local folder and no hub id (owner/name); the built-in model is {BUILTIN_MODEL!r}",
+            f"{name_or_path!r} is no local folder, GGUF file or hub id (owner/name); the built-in model is "
+            f"{BUILTIN_MODEL!r}",
             param="model_path",
         )
     return _download(name_or_path, revision)
+
+
+def _one_gguf(folder: Path) -> Path | None:
+    """The GGUF file of a folder that holds one and no config.json."""
+    files = [] if (folder / "config.json").is_file() else sorted(p for p in folder.iterdir() if is_gguf(p))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise ModelNotFound(f"{folder} holds several GGUF files ({names}); name one of them", param="model_path")
+    return files[0] if files else None
 
 
 def _download(hub_id: str, revision: str | None) -> Path:
@@ -68,8 +84,8 @@ def _download(hub_id: str, revision: str | None) -> Path:
 
 
 def load_spec(path: Path) -> tuple[Spec, HFConfig]:
-    """Spec and raw config of a model folder, without its weights."""
-    config = HFConfig.from_file(path / "config.json")
+    """Spec and raw config of a model folder or GGUF file, without its weights."""
+    config = gguf_config(GGUFFile(path)) if is_gguf(path) else HFConfig.from_file(path / "config.json")
     return spec_of(config), config
 
 
@@ -107,7 +123,9 @@ def load_model(
 
 
 def open_weights(path: Path, config: HFConfig) -> WeightSource:
-    """The tensors of a model folder, through the format its config names where they are quantised."""
+    """The tensors of a GGUF file, or of a folder through the format its config names where they are quantised."""
+    if is_gguf(path):
+        return GGUFSource(GGUFFile(path))
     files = SafetensorsSource(path)
     settings = quantization_settings(config)
     return files if settings is None else QuantizedSource(files, stored_format(settings, config.source))

@@ -36,7 +36,7 @@ class QuantizedSource:
 
     def tensor(self, name: str, shape: Sequence[int], change: Change | None = None) -> Tensor:
         """A float tensor; a quantised matrix (an embedding) is expanded. Raises WeightProblem."""
-        if name.removesuffix(WEIGHT) not in self._modules:
+        if not self.is_quantized(name):
             return self.files.tensor(name, shape, change)
         if len(shape) != 2 or change is not None:
             raise WeightProblem(f"{name} is quantised, which is not supported where {list(shape)} is expected")
@@ -45,10 +45,13 @@ class QuantizedSource:
 
     def weight(self, name: str, rows: int, columns: int) -> InputWeight:
         """A matrix, quantised where the checkpoint has it so. Raises WeightProblem."""
-        module = name.removesuffix(WEIGHT)
-        if module in self._modules:
-            return self.form.weight(self.files, module, rows, columns)
+        if self.is_quantized(name):
+            return self.form.weight(self.files, name.removesuffix(WEIGHT), rows, columns)
         return self.files.weight(name, rows, columns)
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether a name stands for a quantised module."""
+        return name.endswith(WEIGHT) and name.removesuffix(WEIGHT) in self._modules
 
     def release(self) -> None:
         """Give back the pages of all files."""

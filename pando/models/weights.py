@@ -45,6 +45,9 @@ class WeightSource(Protocol):
     def weight(self, name: str, rows: int, columns: int) -> InputWeight:
         """A matrix [rows, columns], quantised if the checkpoint has it so. Raises WeightProblem."""
 
+    def is_quantized(self, name: str) -> bool:
+        """Whether `weight` gives a quantised matrix."""
+
     def release(self) -> None:
         """What has been read so far is used; its pages can be given back."""
 
@@ -86,6 +89,10 @@ class SafetensorsSource:
     def weight(self, name: str, rows: int, columns: int) -> Tensor:
         """A matrix. Raises WeightProblem."""
         return self.tensor(name, (rows, columns))
+
+    def is_quantized(self, name: str) -> bool:
+        """Nothing is."""
+        return False
 
     def release(self) -> None:
         """Give back the pages of all files."""
@@ -140,6 +147,10 @@ class DummySource:
     def weight(self, name: str, rows: int, columns: int) -> Tensor:
         """A matrix of noise."""
         return self.tensor(name, (rows, columns))
+
+    def is_quantized(self, name: str) -> bool:
+        """Nothing is."""
+        return False
 
     def release(self) -> None:
         """Nothing is kept."""

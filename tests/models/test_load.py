@@ -187,7 +187,7 @@ def test_a_local_folder_resolves_to_itself(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "nowhere", "a/b/c"])
 def test_a_name_that_is_neither_folder_nor_hub_id(name: str) -> None:
-    with pytest.raises(ModelNotFound, match="no local folder and no hub id"):
+    with pytest.raises(ModelNotFound, match="no local folder, GGUF file or hub id"):
         resolve_model_path(name)
 
 

@@ -147,9 +147,7 @@ class _Builder:
         else:
             weight = loader.weight(name, spec.vocab_size, spec.hidden_size)
         bias = loader.tensor(name.removesuffix("weight") + "bias", spec.vocab_size) if spec.head_bias else None
-        if not isinstance(weight, OrderedWeight):
-            weight = self.rounding.round_head(weight)
-        return Linear.fused([weight], bias, self.ops, out_dtype=torch.float32)
+        return Linear.fused([self.rounding.round_head(weight)], bias, self.ops, out_dtype=torch.float32)
 
     def norm(self, name: str, size: int) -> Norm:
         """A norm of the family's kind from its checkpoint name."""
@@ -188,11 +186,8 @@ class _Builder:
         return Linear.fused(weights, vector, self.ops, activation=activation)
 
     def _weights(self, parts: Sequence[tuple[str, int]], columns: int) -> list[InputWeight]:
-        """Matrices of one fused projection; all of them are rounded or none."""
-        weights = [self.loader.weight(name, rows, columns) for name, rows in parts]
-        if not self.rounding.covers(sum(rows for _, rows in parts), columns):
-            return weights
-        return [w if isinstance(w, OrderedWeight) else self.rounding.round_linear(w) for w in weights]
+        """Matrices of one fused projection, rounded to one if that was asked for."""
+        return self.rounding.round_linear([self.loader.weight(name, rows, columns) for name, rows in parts])
 
     def _parts(self, index: int, whole: str, parts: dict[str, int]) -> list[tuple[str, int]]:
         """Tensors of a fused linear: one when the checkpoint stores it fused, else one per part."""
@@ -274,29 +269,33 @@ class _Builder:
         experts = layouts[spec.expert_layout](index, shape)
         return MoE(shape, router, correction, experts, self._shared(index, shape))
 
-    def _packed(self, gate_up: Sequence[Weight], down: Sequence[Weight], *biases: Tensor) -> PackedExperts:
-        """Experts one by one; those of a plain checkpoint are rounded here."""
-        rounding = self.rounding
-        if rounding.covers(*gate_up[0].shape) and rounding.covers(*down[0].shape):
-            gate_up, down = [rounding.round_linear(w) for w in gate_up], [rounding.round_linear(w) for w in down]
-        return self.ops.pack_experts(gate_up, down, self.spec.activation, *biases)
+    def _packed(
+        self, gate_up: Sequence[Sequence[InputWeight]], down: Sequence[InputWeight], *biases: Tensor
+    ) -> PackedExperts:
+        """Experts one by one, each with its gate and up part or both in one; those of plain checkpoints are rounded."""
+        gate_ups = [self._expert(parts) for parts in gate_up]
+        downs = [self._expert([weight]) for weight in down]
+        return self.ops.pack_experts(gate_ups, downs, self.spec.activation, *biases)
 
-    def _expert_weight(self, name: str, rows: int, columns: int) -> Weight:
-        weight = self.loader.weight(name + ".weight", rows, columns)
-        # The experts op takes no order of inputs: such a weight is multiplied as the floats it stands for.
-        return weight.dequantize().to(self.loader.dtype) if isinstance(weight, OrderedWeight) else weight
+    def _expert(self, parts: Sequence[InputWeight]) -> Weight:
+        """One matrix of an expert. The experts op takes no order of inputs: such a weight is multiplied as floats."""
+        rounded = self.rounding.round_linear(parts)
+        plain = [w.dequantize().to(self.loader.dtype) if isinstance(w, OrderedWeight) else w for w in rounded]
+        return concatenate(plain)
 
     def _experts(self, index: int, shape: MoeShape) -> PackedExperts:
         """One tensor per expert and projection on disk."""
         names, hidden, inner = self.spec.names, self.spec.hidden_size, shape.intermediate
-        gate_up: list[Weight] = []
-        down: list[Weight] = []
-        for expert in range(shape.num_experts):
-            prefix = self.spec.layer_name(index, "expert").format(e=expert)
-            halves = [self._expert_weight(f"{prefix}.{names[r]}", inner, hidden) for r in ("expert_gate", "expert_up")]
-            gate_up.append(concatenate(halves))
-            down.append(self._expert_weight(f"{prefix}.{names['expert_down']}", hidden, inner))
-        return self._packed(gate_up, down)
+        base = self.spec.layer_name(index, "expert")
+
+        def weight(expert: int, role: str, rows: int, columns: int) -> InputWeight:
+            return self.loader.weight(f"{base.format(e=expert)}.{names[role]}.weight", rows, columns)
+
+        experts = range(shape.num_experts)
+        return self._packed(
+            [[weight(e, role, inner, hidden) for role in ("expert_gate", "expert_up")] for e in experts],
+            [weight(e, "expert_down", hidden, inner) for e in experts],
+        )
 
     def _stacked_experts(self, index: int, shape: MoeShape) -> PackedExperts:
         """All experts in one tensor, as they are multiplied: [E, 2I, M], [E, M, I]."""
@@ -305,7 +304,7 @@ class _Builder:
             self.spec.layer_name(index, "experts_gate_up") + ".weight", size, 2 * inner, hidden
         )
         down = self.loader.tensor(self.spec.layer_name(index, "experts_down") + ".weight", size, hidden, inner)
-        return self._packed(list(gate_up), list(down))
+        return self._packed([[part] for part in gate_up], list(down))
 
     def _gpt_oss_experts(self, index: int, shape: MoeShape) -> PackedExperts:
         """All experts in one tensor, transposed, gate and up columns interleaved: [E, M, 2I], [E, I, M]."""
@@ -324,7 +323,10 @@ class _Builder:
         down = loader.tensor(f"{base}.down_proj", size, hidden, inner, change=rows)
         gate_up_bias = loader.tensor(f"{base}.gate_up_proj_bias", size, 2 * inner, change=halves)
         return self._packed(
-            list(gate_up), list(down), gate_up_bias, loader.tensor(f"{base}.down_proj_bias", size, hidden)
+            [[part] for part in gate_up],
+            list(down),
+            gate_up_bias,
+            loader.tensor(f"{base}.down_proj_bias", size, hidden),
         )
 
     def _shared(self, index: int, shape: MoeShape) -> SharedExpert | None:

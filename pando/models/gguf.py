@@ -216,10 +216,7 @@ class GGUFSource:
         return name in self._stored and self._stored[name][0].type in BLOCK_TYPES
 
     def tensor(self, name: str, shape: Sequence[int], change: Change | None = None) -> Tensor:
-        """A float tensor; blocks are expanded. Raises WeightProblem."""
-        if self.is_quantized(name) and len(shape) == 2 and change is None:
-            weight = self.weight(name, *shape)
-            return weight if isinstance(weight, Tensor) else weight.dequantize()
+        """A float tensor. Raises WeightProblem."""
         stored = self._plain(name, shape)
         if self._architecture.startswith("gemma") and name.endswith("norm.weight"):
             return stored.float() - 1  # the file has 1 + w, the families keep w

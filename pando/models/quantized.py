@@ -35,13 +35,10 @@ class QuantizedSource:
         return self._names
 
     def tensor(self, name: str, shape: Sequence[int], change: Change | None = None) -> Tensor:
-        """A float tensor; a quantised matrix (an embedding) is expanded. Raises WeightProblem."""
-        if not self.is_quantized(name):
-            return self.files.tensor(name, shape, change)
-        if len(shape) != 2 or change is not None:
+        """A float tensor. Raises WeightProblem."""
+        if self.is_quantized(name):
             raise WeightProblem(f"{name} is quantised, which is not supported where {list(shape)} is expected")
-        weight = self.weight(name, *shape)
-        return weight if isinstance(weight, Tensor) else weight.dequantize()
+        return self.files.tensor(name, shape, change)
 
     def weight(self, name: str, rows: int, columns: int) -> InputWeight:
         """A matrix, quantised where the checkpoint has it so. Raises WeightProblem."""

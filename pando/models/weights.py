@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pando.errors import ConfigError
 from pando.models.mapped import Entry, MappedFile, safetensors_entries
-from pando.quant.order import InputWeight, OrderedWeight, on_device
+from pando.quant.order import InputWeight, OrderedWeight, expand, on_device
 from pando.quant.source import WeightProblem
 
 Progress = Callable[[float, str], None]
@@ -183,23 +183,24 @@ class Loader:
 
     def tensor(self, name: str, *shape: int, change: Change | None = None) -> Tensor:
         """One tensor; `change` first rearranges what is stored. A problem is reported by `finish`, not here."""
-        try:
-            stored = self.source.tensor(name, shape, change)
-        except WeightProblem as problem:
-            self._problems.append(problem.message)
-            stored = torch.zeros(shape)
-        self._used(name)
+        if len(shape) == 2 and change is None and self.source.is_quantized(name):
+            return expand(self.weight(name, *shape), self.dtype).to(self.device)
+        stored = self._stored(name, shape, change)
         return stored.to(self.device, self.dtype).contiguous()
 
     def float32(self, name: str, *shape: int, change: Change | None = None) -> Tensor:
         """One tensor in float32 that belongs to the caller: norm weights, sinks."""
+        stored = self._stored(name, shape, change)
+        return stored.to(self.device, torch.float32, copy=True).contiguous()
+
+    def _stored(self, name: str, shape: Sequence[int], change: Change | None) -> Tensor:
         try:
             stored = self.source.tensor(name, shape, change)
         except WeightProblem as problem:
             self._problems.append(problem.message)
-            stored = torch.zeros(shape)
+            stored = torch.zeros(tuple(shape))
         self._used(name)
-        return stored.to(self.device, torch.float32, copy=True).contiguous()
+        return stored
 
     def weight(self, name: str, rows: int, columns: int) -> InputWeight:
         """A matrix [rows, columns] as the checkpoint has it: a float tensor in the target dtype, or quantised."""

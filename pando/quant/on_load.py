@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
 
-from pando.kernels.weights import QuantizedWeight, Weight
+from pando.kernels.weights import QuantizedWeight
+from pando.quant.order import InputWeight
 from pando.quant.rounding import four_bits, per_output
 from pando.quant.size import INT4_GROUP, MIN_SIDE
 
-Rounding = Callable[[Tensor], QuantizedWeight]
+Rounding = Callable[[Sequence[Tensor]], QuantizedWeight]
+"""Matrices [n_i, K] of one input -> one weight, rows one after another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,23 +28,21 @@ class OnLoad:
     linear: Rounding | None = None
     head: Rounding | None = None
 
-    def covers(self, rows: int, columns: int) -> bool:
-        """Whether a projection of this shape is rounded."""
-        return self.linear is not None and min(rows, columns) >= MIN_SIDE
+    def round_linear(self, parts: Sequence[InputWeight]) -> list[InputWeight]:
+        """The parts of a fused projection or an expert; what the checkpoint itself has quantised stays as it is."""
+        return _rounded(parts, self.linear)
 
-    def round_linear(self, weight: Weight) -> Weight:
-        """A projection or an expert; what the checkpoint itself has quantised stays as it is."""
-        return _rounded(weight, self.linear)
-
-    def round_head(self, weight: Weight) -> Weight:
+    def round_head(self, weight: InputWeight) -> InputWeight:
         """The output head."""
-        return _rounded(weight, self.head)
+        return _rounded([weight], self.head)[0]
 
 
-def _rounded(weight: Weight, rounding: Rounding | None) -> Weight:
-    if rounding is None or isinstance(weight, QuantizedWeight) or min(weight.shape) < MIN_SIDE:
-        return weight
-    return rounding(weight)
+def _rounded(parts: Sequence[InputWeight], rounding: Rounding | None) -> list[InputWeight]:
+    plain = [part for part in parts if isinstance(part, Tensor)]
+    rows, columns = sum(part.shape[0] for part in parts), parts[0].shape[1]
+    if rounding is None or len(plain) != len(parts) or min(rows, columns) < MIN_SIDE:
+        return list(parts)
+    return [rounding(plain)]
 
 
 AS_STORED = OnLoad()

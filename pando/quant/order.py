@@ -38,6 +38,9 @@ class OrderedWeight:
         return OrderedWeight(self.weight.rows(index), self.order)
 
 
+EXPAND_AT_ONCE = 1 << 20
+"""Elements."""
+
 InputWeight = Weight | OrderedWeight
 """What a checkpoint may hold for a matrix [N, K]."""
 
@@ -46,3 +49,14 @@ def on_device(weight: QuantizedWeight, device: torch.device) -> QuantizedWeight:
     """The weight with its tensors on a device."""
     offset = None if weight.offset is None else weight.offset.to(device)
     return replace(weight, values=weight.values.to(device), scale=weight.scale.to(device), offset=offset)
+
+
+def expand(weight: InputWeight, dtype: torch.dtype) -> Tensor:
+    """The floats a weight stands for, piece by piece: only the result is ever held whole."""
+    if isinstance(weight, Tensor):
+        return weight.to(dtype)
+    (rows, columns), step = weight.shape, max(1, EXPAND_AT_ONCE // weight.shape[1])
+    out = torch.empty(rows, columns, dtype=dtype)
+    for start in range(0, rows, step):
+        out[start : start + step] = weight.rows(slice(start, start + step)).dequantize()
+    return out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,49 +17,52 @@ FITS = 2
 through the extremes) to 8.6 % with two; a grid over six clipping ratios costs twice as much and reaches the same."""
 
 
-def _blocks(rows: int, columns: int) -> list[slice]:
-    """Row ranges of about `BLOCK` elements."""
+def _blocks(parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, slice]]:
+    """About `BLOCK` elements each of the parts, in float32, and their rows in the whole."""
+    done, columns = 0, parts[0].shape[1]
     step = max(1, BLOCK // columns)
-    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+    scratch = torch.empty(min(step, max(len(part) for part in parts)), columns, device=parts[0].device)
+    for part in parts:
+        for start in range(0, len(part), step):
+            block = part[start : start + step]
+            yield scratch[: len(block)].copy_(block), slice(done + start, done + start + len(block))
+        done += len(part)
 
 
-def per_output(weight: Tensor, activation_bits: int) -> QuantizedWeight:
-    """weight [N, K] as int8 with one scale per output: its largest |w| / 127, ties to even."""
-    rows, columns = weight.shape
-    values = torch.empty(rows, columns, dtype=torch.int8, device=weight.device)
-    scale = torch.empty(rows, 1, device=weight.device)
-    for block in _blocks(rows, columns):
-        wide = weight[block].float()
-        torch.div(torch.linalg.vector_norm(wide, torch.inf, -1, keepdim=True), 127, out=scale[block])
-        values[block] = torch.mul(wide, _reciprocal(scale[block])).round_()
+def per_output(parts: Sequence[Tensor], activation_bits: int) -> QuantizedWeight:
+    """Parts [n_i, K] of one weight as int8 with one scale per output: its largest |w| / 127, ties to even."""
+    rows, columns = sum(len(part) for part in parts), parts[0].shape[1]
+    values = torch.empty(rows, columns, dtype=torch.int8, device=parts[0].device)
+    scale = torch.empty(rows, 1, device=values.device)
+    for wide, block in _blocks(parts):
+        torch.div(wide.abs().amax(-1, keepdim=True), 127, out=scale[block])
+        values[block] = wide.mul_(_reciprocal(scale[block])).round_()
     return QuantizedWeight(values, scale, None, 8, columns, activation_bits)
 
 
-def four_bits(weight: Tensor, group_size: int, activation_bits: int) -> QuantizedWeight:
-    """weight [N, K] in 4 bits: each group of inputs of an output gets the line scale * v + offset, v in 0..15.
+def four_bits(parts: Sequence[Tensor], group_size: int, activation_bits: int) -> QuantizedWeight:
+    """Parts [n_i, K] of one weight in 4 bits: a group of inputs of an output gets scale * v + offset, v in 0..15.
 
-    It starts as the line through the group's extremes; then, `FITS` times, values are rounded to it and the line is
-    fitted to the weights by least squares.
+    That line starts as the one through the group's extremes; then, `FITS` times, values are rounded to it and the line
+    is fitted to the weights by least squares.
     """
-    rows, columns = weight.shape
-    values = torch.empty(rows, columns, dtype=torch.uint8, device=weight.device)
-    groups = -(-columns // group_size)
-    scale, offset = (torch.empty(rows, groups, device=weight.device) for _ in range(2))
-    full = columns // group_size * group_size
-    for block in _blocks(rows, columns):
+    rows, columns = sum(len(part) for part in parts), parts[0].shape[1]
+    values = torch.empty(rows, columns, dtype=torch.uint8, device=parts[0].device)
+    groups, full = -(-columns // group_size), columns // group_size * group_size
+    scale, offset = (torch.empty(rows, groups, device=values.device) for _ in range(2))
+    for wide, block in _blocks(parts):
         for start, stop, size in ((0, full, group_size), (full, columns, columns - full)):
             if start == stop:
                 continue
             line = slice(start // group_size, -(-stop // group_size))
-            wide = weight[block, start:stop].float().unflatten(-1, (-1, size))
-            codes, scale[block, line], offset[block, line] = _fit_lines(wide)
+            codes, scale[block, line], offset[block, line] = _fit_lines(wide[:, start:stop].unflatten(-1, (-1, size)))
             values[block, start:stop] = codes.flatten(-2)
     return QuantizedWeight(values, scale, offset, 4, group_size, activation_bits)
 
 
 def _fit_lines(wide_NGg: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Codes [N, G, g] in float32, scales [N, G] and offsets [N, G]."""
-    low, high = wide_NGg.aminmax(dim=-1, keepdim=True)
+    low, high = wide_NGg.amin(-1, keepdim=True), wide_NGg.amax(-1, keepdim=True)
     scale, offset = (high - low) / 15, low
     codes = torch.empty_like(wide_NGg)
     scratch = torch.empty_like(wide_NGg)

@@ -35,7 +35,10 @@ SPLITTINGS = {
     "llama-bpe": Splitting(_THREE_DIGITS, whole_tokens=True, adds_bos=True),
     "llama3": Splitting(_THREE_DIGITS, whole_tokens=True, adds_bos=True),
     "qwen2": Splitting(_ONE_DIGIT, nfc=True),
+    "command-r": Splitting(digits=True),
+    "refact": Splitting(digits=True),
     "smollm": Splitting(digits=True),
+    "starcoder": Splitting(digits=True),
 }
 """`tokenizer.ggml.pre` -> what it stands for."""
 

@@ -172,6 +172,21 @@ void run_rope(const Kernels& kernels, const RopeArgs& args, int64_t tokens) {
     if (!valid) out_of_range("positions");
 }
 
+void run_heads(const Kernels& kernels, const HeadsArgs& args, int64_t tokens) {
+    for (int64_t token = 0; token < tokens; ++token) {
+        if (args.out_loc[token] < 0 || args.out_loc[token] >= args.num_slots) out_of_range("out_loc");
+    }
+    std::atomic<bool> valid{true};
+    over_rows(tokens, args.token_stride, [&](int64_t begin, int64_t end) {
+        if (!kernels.heads(args, begin, end)) valid = false;
+    });
+    if (!valid) out_of_range("positions");
+}
+
+void run_blend(const Kernels& kernels, const BlendArgs& args, int64_t rows) {
+    over_rows(rows, args.size, [&](int64_t begin, int64_t end) { kernels.blend(args, begin, end); });
+}
+
 void run_activation(const Kernels& kernels, const ActivationArgs& args, int64_t rows) {
     over_rows(rows, args.size, [&](int64_t begin, int64_t end) { kernels.activation(args, begin, end); });
 }
@@ -236,6 +251,14 @@ void run_penalties(const PenaltyArgs& args, int64_t rows) {
         if (!tokens_valid(args.history + row * args.history_stride, len, args.vocab)) out_of_range("history");
     }
     for_each(rows, tokens < SMALL_SAMPLE, [&](int64_t row) { penalise(args, row); });
+}
+
+void run_scan(const Kernels& kernels, const ScanArgs& args, int64_t rows) {
+    over_rows(rows, args.vocab, [&](int64_t begin, int64_t end) { kernels.scan(args, begin, end); });
+}
+
+void run_mask(const Kernels& kernels, const MaskArgs& args, int64_t rows) {
+    over_rows(rows, args.vocab, [&](int64_t begin, int64_t end) { kernels.mask(args, begin, end); });
 }
 
 void run_logprobs(const Kernels& kernels, const LogprobArgs& args, int64_t rows) {

@@ -50,6 +50,15 @@ struct ActivationArgs {
     int64_t size; // of the output row
 };
 
+// out += in, or out *= factor where in is null. Rows are contiguous.
+struct BlendArgs {
+    DType dtype;
+    const char* in;
+    char* out;
+    int64_t size;
+    float factor;
+};
+
 struct StoreArgs {
     int64_t element_bytes;
     const char* k;
@@ -59,6 +68,27 @@ struct StoreArgs {
     int64_t k_token_stride, k_head_stride, v_token_stride, v_head_stride;
     int64_t k_slot_stride, k_slot_head_stride, v_slot_stride, v_slot_head_stride;
     int64_t heads, k_dim, v_dim, num_slots;
+    const int64_t* out_loc;
+};
+
+// What happens to the heads of a fused projection before attention, in one pass: query and key norms, rotary embedding,
+// keys and values into the cache. A token's row holds its query heads, its key heads, its value heads.
+struct HeadsArgs {
+    DType dtype;
+    char* qkv;
+    int64_t token_stride;
+    int64_t q_heads, kv_heads, head_dim, v_dim;
+    const float* q_norm; // [head_dim]; null: no norms
+    const float* k_norm;
+    float eps;
+    bool norm_after_rope;
+    const int64_t* positions;
+    const float* cos_sin; // null: no rotary embedding
+    int64_t max_position, rotary_dim;
+    bool interleaved;
+    char* k_cache;
+    char* v_cache;
+    int64_t k_slot_stride, k_slot_head_stride, v_slot_stride, v_slot_head_stride, num_slots;
     const int64_t* out_loc;
 };
 
@@ -113,6 +143,22 @@ struct SampleArgs {
     int64_t* out;
 };
 
+// The largest logit's id (the lowest on a tie) and whether all logits of a row are finite; either may be null.
+struct ScanArgs {
+    const float* logits;
+    int64_t vocab;
+    int64_t* argmax;
+    uint8_t* finite;
+};
+
+// logits[r, v] = -inf where bit v of mask row r is 0.
+struct MaskArgs {
+    float* logits;
+    int64_t vocab;
+    const int32_t* mask;
+    int64_t mask_stride; // words
+};
+
 struct PenaltyArgs {
     float* logits;
     int64_t vocab;
@@ -132,17 +178,43 @@ struct LogprobArgs {
     float* out;
 };
 
+// Products of rows with the panels of one family of weight kinds; linear.hpp has the types.
+struct PackedWeight;
+struct PanelArgs;
+struct PanelTask;
+struct CombineArgs;
+enum class WeightKind : int;
+struct PanelKernels {
+    bool (*takes)(const PackedWeight&, DType x); // rows of x are multiplied as they are, without prepare
+    int64_t (*row_bytes)(const PackedWeight&);   // of a prepared row, a multiple of 64
+    void (*prepare)(const PackedWeight&, DType x, const char* row, char* prepared);
+    int64_t (*scratch)(const PackedWeight&, int64_t rows); // bytes one multiply() of so many rows needs
+    void (*multiply)(const PanelArgs&, const PanelTask&, char* scratch);
+};
+
 // Leaves that read indices return false if one was out of range; that entry is skipped, so memory stays intact.
 struct Kernels {
     void (*norm)(const NormArgs&, int64_t begin, int64_t end);
     bool (*rope)(const RopeArgs&, int64_t begin, int64_t end);
+    bool (*heads)(const HeadsArgs&, int64_t begin, int64_t end);
+    void (*blend)(const BlendArgs&, int64_t begin, int64_t end);
     void (*activation)(const ActivationArgs&, int64_t begin, int64_t end);
     int64_t (*attention_scratch)(const AttentionArgs&); // bytes one attend() needs
     bool (*attend)(const AttentionArgs&, const AttentionTask&, char* scratch, float* partials);
     void (*attention_merge)(const AttentionArgs&, const AttentionTask& first, const float* partials);
     int64_t (*sample_scratch)(const SampleArgs&); // bytes one sample() needs
     void (*sample)(const SampleArgs&, int64_t row, char* scratch);
+    void (*scan)(const ScanArgs&, int64_t begin, int64_t end);
+    void (*mask)(const MaskArgs&, int64_t begin, int64_t end);
     void (*logprob)(const LogprobArgs&, int64_t begin, int64_t end);
+
+    // gemm_float.cpp
+    PanelKernels float_panels;
+    void (*combine)(const CombineArgs&, int64_t begin, int64_t end);
+
+    // limits.cpp
+    int64_t (*burn)(WeightKind, int64_t rounds, float* sink); // operations done, a multiply-add being two
+    void (*read_through)(const char* data, int64_t bytes, float* sink);
 };
 
 } // namespace pando

@@ -1,7 +1,9 @@
 // The Python face of the kernels: plain integers in (pointers, sizes, strides in elements), nothing kept, nothing
 // allocated for Python. pando.kernels.cpu is the only caller and checks dtypes, devices and layouts first.
+#include "bind_program.hpp"
 #include "drivers.hpp"
 #include "isa.hpp"
+#include "linear.hpp"
 #include "threads.hpp"
 
 #include <nanobind/nanobind.h>
@@ -9,6 +11,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <atomic>
 #include <optional>
 #include <string>
 #include <utility>
@@ -181,6 +184,18 @@ void penalties(Pointer logits, int64_t rows, int64_t vocab, Pointer history, int
     run_penalties(args, rows);
 }
 
+void scan(int level, Pointer logits, int64_t rows, int64_t vocab, Pointer argmax, Pointer finite) {
+    const ScanArgs args{at<const float>(logits), vocab, at<int64_t>(argmax), at<uint8_t>(finite)};
+    const Unlocked unlocked(rows * vocab);
+    run_scan(level_kernels(level), args, rows);
+}
+
+void mask(int level, Pointer logits, int64_t rows, int64_t vocab, Pointer bits, int64_t stride) {
+    const MaskArgs args{at<float>(logits), vocab, at<const int32_t>(bits), stride};
+    const Unlocked unlocked(rows * vocab);
+    run_mask(level_kernels(level), args, rows);
+}
+
 void logprobs(int level, Pointer logits, int64_t rows, int64_t vocab, Pointer token_ids, Pointer out) {
     const LogprobArgs args{at<const float>(logits), vocab, at<const int64_t>(token_ids), at<float>(out)};
     const Unlocked unlocked(rows * vocab);
@@ -193,10 +208,124 @@ std::vector<std::pair<std::string, std::string>> levels() {
     return result;
 }
 
+// ---- linear maps: weights are handles to memory that the caller keeps ----
+
+PackedWeight make_weight(int kind, int64_t n, int64_t k, int64_t group, int activation, int activation_bits,
+                         Pointer panels, Pointer bias, Pointer scale, Pointer group_scales, Pointer group_offsets,
+                         Pointer sums) {
+    return {static_cast<WeightKind>(kind),
+            n,
+            k,
+            group,
+            activation,
+            activation_bits,
+            at<const char>(panels),
+            at<const float>(bias),
+            at<const float>(scale),
+            at<const uint16_t>(group_scales),
+            at<const uint16_t>(group_offsets),
+            at<const int32_t>(sums)};
+}
+
+struct PackedExperts {
+    std::vector<PackedWeight> gate_up, down;
+};
+
+PackedExperts make_experts(const std::vector<const PackedWeight*>& gate_up,
+                           const std::vector<const PackedWeight*>& down) {
+    PackedExperts experts;
+    for (const PackedWeight* weight : gate_up) experts.gate_up.push_back(*weight);
+    for (const PackedWeight* weight : down) experts.down.push_back(*weight);
+    return experts;
+}
+
+void linear(int level, const PackedWeight& weight, int x_dtype, Pointer x, int64_t rows, int64_t x_stride,
+            int out_dtype, Pointer out, int64_t out_stride, bool accumulate) {
+    const LinearArgs args{&weight,
+                          static_cast<DType>(x_dtype),
+                          static_cast<DType>(out_dtype),
+                          at<const char>(x),
+                          rows,
+                          x_stride,
+                          at<char>(out),
+                          out_stride,
+                          accumulate};
+    const Unlocked unlocked(rows * weight.n * weight.k / 16);
+    run_linear(level_kernels(level), args);
+}
+
+void experts(int level, const PackedExperts& experts, int dtype, Pointer x, int64_t tokens, int64_t x_stride,
+             Pointer ids, Pointer weights, int64_t top_k, Pointer out, int64_t out_stride) {
+    const ExpertsArgs args{experts.gate_up.data(),
+                           experts.down.data(),
+                           static_cast<int64_t>(experts.gate_up.size()),
+                           static_cast<DType>(dtype),
+                           at<const char>(x),
+                           tokens,
+                           x_stride,
+                           at<const int64_t>(ids),
+                           at<const float>(weights),
+                           top_k,
+                           at<char>(out),
+                           out_stride};
+    const nb::gil_scoped_release unlocked;
+    run_experts(level_kernels(level), args);
+}
+
+void pack(int kind, int dtype, Pointer source, int64_t row_stride, int64_t n, int64_t k, int activation,
+          Pointer panels) {
+    const nb::gil_scoped_release unlocked;
+    pack_float(static_cast<WeightKind>(kind), {static_cast<DType>(dtype), at<const char>(source), row_stride}, n, k,
+               activation, at<char>(panels));
+}
+
+int64_t bytes_of_panels(int kind, int64_t n, int64_t k, int activation) {
+    return panel_bytes(static_cast<WeightKind>(kind), n, k, activation);
+}
+
+void pack_per_output(Pointer source, int64_t n, int activation, Pointer out) {
+    pack_outputs(at<const float>(source), n, activation, at<float>(out));
+}
+
+// Operations of `rounds` rounds of register-resident products on each thread, for the arithmetic a weight kind takes.
+int64_t burn(int level, int kind, int64_t rounds) {
+    const Kernels& kernels = level_kernels(level);
+    const nb::gil_scoped_release unlocked;
+    std::atomic<int64_t> done{0};
+    parallel_for(num_threads() * 16, [&](int64_t) {
+        float sink;
+        done += kernels.burn(static_cast<WeightKind>(kind), rounds, &sink);
+    });
+    return done;
+}
+
+void read_through(int level, Pointer data, int64_t bytes) {
+    const Kernels& kernels = level_kernels(level);
+    const nb::gil_scoped_release unlocked;
+    const int64_t parts = num_threads() * 16, each = bytes / parts / 256 * 256;
+    parallel_for(parts, [&](int64_t i) {
+        float sink;
+        kernels.read_through(at<const char>(data) + i * each, each, &sink);
+    });
+}
+
+void define_linear(nb::module_& m) {
+    nb::class_<PackedWeight>(m, "Weight").def(nb::new_(&make_weight));
+    nb::class_<PackedExperts>(m, "Experts").def(nb::new_(&make_experts));
+    m.def("linear", &linear);
+    m.def("experts", &experts);
+    m.def("pack", &pack);
+    m.def("panel_bytes", &bytes_of_panels);
+    m.def("pack_outputs", &pack_per_output);
+    m.def("huge_pages", [](Pointer data, int64_t bytes) { ask_for_huge_pages(at<char>(data), bytes); });
+    m.def("burn", &burn);
+    m.def("read_through", &read_through);
+}
+
 } // namespace
 
 NB_MODULE(_native, m) {
-    m.attr("interface") = 1; // counts up with every change of a signature below; pando.kernels.cpu checks it
+    m.attr("interface") = 2; // counts up with every change of a signature below; pando.kernels.cpu checks it
     m.def("levels", &levels, "(name, why it can not be used or '') of every level, lowest first");
     m.def("num_threads", &num_threads);
     m.def("set_num_threads", &set_num_threads);
@@ -207,5 +336,9 @@ NB_MODULE(_native, m) {
     m.def("attention", &attention);
     m.def("sample", &sample);
     m.def("penalties", &penalties);
+    m.def("scan", &scan);
+    m.def("mask", &mask);
     m.def("logprobs", &logprobs);
+    define_linear(m);
+    define_program(m);
 }

@@ -1,6 +1,7 @@
 #include "threads.hpp"
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <cstring>
@@ -23,6 +24,10 @@ namespace {
 // How often the caller looks whether its helpers are done before it sleeps: a few microseconds.
 constexpr int LOOKS = 2000;
 
+// How long a helper looks for the next region before it sleeps. Waking a thread takes 20 to 50 microseconds where the
+// processor is a virtual one, as long as the product of one row with a small weight; the next is usually that near.
+constexpr std::chrono::microseconds PATIENCE{100};
+
 inline void relax() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
@@ -40,9 +45,13 @@ struct Region {
     }
 };
 
+// Who runs a region opens it (region_, then opened_), helps, closes it and waits until nobody is inside. A helper says
+// that it is inside before it looks whether the region is still open: all of these are sequentially consistent, so a
+// helper that found the region open is waited for. The same order makes sleeping safe: a helper counts itself as a
+// sleeper before it looks at opened_ for the last time, and a region is opened before the sleepers are counted.
 class Pool {
   public:
-    explicit Pool(int threads) : wanted_(threads) {
+    Pool(int threads, bool patient) : wanted_(threads), patient_(patient) {
         try {
             for (int i = 1; i < threads; ++i) helpers_.emplace_back([this] { help(); });
         } catch (const std::system_error&) {
@@ -62,65 +71,103 @@ class Pool {
     int wanted() const { return wanted_; }
 
     void run(Region& region) {
+        region_ = &region;
+        ++opened_;
+        wake_sleepers(region.n - 1);
+        region.work();
+        // From here on nobody can join; those inside finish the pieces they hold.
+        region_ = nullptr;
+        for (int look = 0; look < LOOKS && inside_ > 0; ++look) relax();
+        if (inside_ == 0) return;
+        waiting_ = true;
+        {
+            std::unique_lock<std::mutex> lock(mutex_);
+            done_.wait(lock, [this] { return inside_ == 0; });
+        }
+        waiting_ = false;
+    }
+
+  private:
+    void wake_sleepers(int64_t useful) {
+        const int64_t sleepers = sleepers_;
+        if (sleepers == 0) return;
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            region_ = &region;
-        }
-        const int64_t useful = region.n - 1;
-        if (useful >= static_cast<int64_t>(helpers_.size())) {
+        } // whoever counted itself before is waiting by now
+        if (useful >= sleepers) {
             wake_.notify_all();
         } else {
             for (int64_t i = 0; i < useful; ++i) wake_.notify_one();
         }
-        region.work();
-        {
-            // From here on nobody can join; those inside finish the pieces they hold.
-            std::lock_guard<std::mutex> lock(mutex_);
-            region_ = nullptr;
-        }
-        for (int look = 0; look < LOOKS && inside_.load(std::memory_order_acquire) > 0; ++look) relax();
-        std::unique_lock<std::mutex> lock(mutex_);
-        done_.wait(lock, [this] { return inside_.load(std::memory_order_acquire) == 0; });
     }
 
-  private:
     void help() {
-        std::unique_lock<std::mutex> lock(mutex_);
-        for (;;) {
-            wake_.wait(lock, [this] { return stopping_ || open(); });
-            if (stopping_) return;
-            Region* region = region_;
-            inside_.fetch_add(1, std::memory_order_relaxed);
-            lock.unlock();
-            region->work();
-            lock.lock();
-            if (inside_.fetch_sub(1, std::memory_order_release) == 1) done_.notify_one();
+        for (uint64_t seen = 0; !stopping_;) {
+            if (opened_ == seen) {
+                if (!patient_ || !look(seen)) sleep(seen);
+                continue;
+            }
+            seen = opened_;
+            ++inside_;
+            if (Region* region = region_) region->work();
+            if (--inside_ == 0 && waiting_) {
+                {
+                    std::lock_guard<std::mutex> lock(mutex_);
+                }
+                done_.notify_one();
+            }
         }
     }
 
-    bool open() const { return region_ != nullptr && region_->next.load(std::memory_order_relaxed) < region_->n; }
+    // True as soon as a region was opened after `seen`, false after a while.
+    bool look(uint64_t seen) const {
+        const auto end = std::chrono::steady_clock::now() + PATIENCE;
+        do {
+            for (int i = 0; i < 32; ++i) {
+                if (opened_.load(std::memory_order_relaxed) != seen) return true;
+                relax();
+            }
+        } while (!stopping_ && std::chrono::steady_clock::now() < end);
+        return false;
+    }
+
+    void sleep(uint64_t seen) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        ++sleepers_;
+        wake_.wait(lock, [&] { return stopping_ || opened_ != seen; });
+        --sleepers_;
+    }
 
     const int wanted_;
+    const bool patient_;
     std::vector<std::thread> helpers_;
     std::mutex mutex_;
     std::condition_variable wake_;
     std::condition_variable done_;
-    Region* region_ = nullptr;
-    std::atomic<int> inside_{0};
-    bool stopping_ = false;
+    std::atomic<Region*> region_{nullptr};
+    std::atomic<uint64_t> opened_{0};
+    std::atomic<int64_t> inside_{0};
+    std::atomic<int64_t> sleepers_{0};
+    std::atomic<bool> waiting_{false};
+    std::atomic<bool> stopping_{false};
 };
+
+// Processors this process may use.
+int usable_processors() {
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
+#endif
+    const unsigned n = std::thread::hardware_concurrency();
+    return n > 0 ? static_cast<int>(n) : 1;
+}
 
 int default_threads() {
     if (const char* text = std::getenv("OMP_NUM_THREADS")) {
         const int n = std::atoi(text);
         if (n >= 1) return n;
     }
-#if defined(__linux__)
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set) > 0 ? CPU_COUNT(&set) : 1;
-#endif
-    const unsigned n = std::thread::hardware_concurrency();
-    return n > 0 ? static_cast<int>(n) : 1;
+    return usable_processors();
 }
 
 // Never destroyed: helpers may be asleep in it while the process ends. A forked child starts without helpers and with
@@ -186,7 +233,7 @@ void run_parallel(int64_t n, void (*body)(void*, int64_t), void* context) {
     if (state->pool == nullptr || state->pool->wanted() != threads) {
         delete state->pool;
         state->pool = nullptr;
-        state->pool = new Pool(threads);
+        state->pool = new Pool(threads, threads <= usable_processors());
     }
     state->pool->run(region);
 }

@@ -1,6 +1,7 @@
 // A small pool for the kernels. The caller works, too, and never waits for a thread that has not started, so a busy
-// machine costs nothing but the help. Idle threads sleep, they do not spin. One region runs at a time; a second caller
-// (another Python thread) runs its own serially: nothing to deadlock with, OpenMP included.
+// machine costs nothing but the help. Idle threads look for the next region for 0.1 ms, if there is a processor for
+// each, and then sleep. One region runs at a time; a second caller (another Python thread) runs its own serially:
+// nothing to deadlock with, OpenMP included.
 #pragma once
 
 #include <cstddef>

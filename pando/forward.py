@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pando.cache.pool import KVPool
+
 
 @dataclass(slots=True)
 class ForwardBatch:
@@ -50,6 +52,8 @@ class AttentionParams:
 
 class AttentionBackend(Protocol):
     """Causal attention of this step's queries over the paged cache, whose KV of this step is already stored."""
+
+    pool: KVPool
 
     def store(self, layer: int, k_TKD: Tensor, v_TKD: Tensor, batch: ForwardBatch) -> None:
         """Write this step's keys and values to `batch.out_loc` of the layer's cache."""

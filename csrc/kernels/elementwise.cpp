@@ -1,4 +1,5 @@
 // Norms, rotary embedding and gated activations: float32 arithmetic between one load and one rounding store.
+#include "activations.hpp"
 #include "leaves.hpp"
 #include "simd.hpp"
 
@@ -111,39 +112,72 @@ bool rope_tokens(const RopeArgs& args, int64_t begin, int64_t end) {
     return valid;
 }
 
-struct Silu {
-    static vf of(vf gate, vf up) { return gate * vsigmoid(gate) * up; }
-};
+template <class T>
+void norm_head(T* x, const float* weight, int64_t n, float eps) {
+    const float scale = 1.0f / sqrtf(square_sum(x, n) / static_cast<float>(n) + eps);
+    for_row(
+        n, [&](int64_t i) { store(x + i, load(x + i) * scale * load(weight + i)); },
+        [&](int64_t i, int64_t rest) {
+            store_first(x + i, load_first(x + i, rest) * scale * load_first(weight + i, rest), rest);
+        });
+}
 
-struct GeluTanh {
-    static vf of(vf gate, vf up) {
-        const vf inner = 0.7978845608028654f * (gate + 0.044715f * gate * gate * gate);
-        return 0.5f * gate * (1.0f + vtanh(inner)) * up;
+// Norm and rotation of `count` neighbouring heads, in the order the family wants; cos null: no rotation.
+template <class T>
+void turn_heads(const HeadsArgs& args, T* x, int64_t count, const float* weight, const float* cos) {
+    const int64_t half = args.rotary_dim / 2;
+    const auto rotate = args.interleaved ? rotate_pairs<T> : rotate_halves<T>;
+    for (int64_t head = 0; head < count; ++head, x += args.head_dim) {
+        if (weight != nullptr && !args.norm_after_rope) norm_head(x, weight, args.head_dim, args.eps);
+        if (cos != nullptr) rotate(x, cos, cos + half, half);
+        if (weight != nullptr && args.norm_after_rope) norm_head(x, weight, args.head_dim, args.eps);
     }
-};
+}
 
-struct Gelu {
-    static vf of(vf gate, vf up) {
-        vf error;
-        for (int i = 0; i < W; ++i) error[i] = erff(gate[i] * 0.7071067811865476f);
-        return 0.5f * gate * (1.0f + error) * up;
+template <class T>
+bool heads_tokens(const HeadsArgs& args, int64_t begin, int64_t end) {
+    bool valid = true;
+    for (int64_t token = begin; token < end; ++token) {
+        const int64_t position = args.positions[token], slot = args.out_loc[token];
+        if (args.cos_sin != nullptr && (position < 0 || position >= args.max_position)) {
+            valid = false;
+            continue;
+        }
+        const float* cos = args.cos_sin == nullptr ? nullptr : args.cos_sin + position * args.rotary_dim;
+        T* q = reinterpret_cast<T*>(args.qkv) + token * args.token_stride;
+        T* k = q + args.q_heads * args.head_dim;
+        const T* v = k + args.kv_heads * args.head_dim;
+        turn_heads(args, q, args.q_heads, args.q_norm, cos);
+        turn_heads(args, k, args.kv_heads, args.k_norm, cos);
+        T* k_cache = reinterpret_cast<T*>(args.k_cache) + slot * args.k_slot_stride;
+        T* v_cache = reinterpret_cast<T*>(args.v_cache) + slot * args.v_slot_stride;
+        for (int64_t head = 0; head < args.kv_heads; ++head) {
+            memcpy(k_cache + head * args.k_slot_head_stride, k + head * args.head_dim,
+                   static_cast<size_t>(args.head_dim) * sizeof(T));
+            memcpy(v_cache + head * args.v_slot_head_stride, v + head * args.v_dim,
+                   static_cast<size_t>(args.v_dim) * sizeof(T));
+        }
     }
-};
+    return valid;
+}
 
-struct Relu2 {
-    static vf of(vf gate, vf up) {
-        const vf positive = vmax(vf{}, gate);
-        return positive * positive * up;
+template <class T>
+void blend_rows(const BlendArgs& args, int64_t begin, int64_t end) {
+    T* out = reinterpret_cast<T*>(args.out) + begin * args.size;
+    const int64_t n = (end - begin) * args.size;
+    if (args.in == nullptr) {
+        for_row(
+            n, [&](int64_t i) { store(out + i, load(out + i) * args.factor); },
+            [&](int64_t i, int64_t rest) { store_first(out + i, load_first(out + i, rest) * args.factor, rest); });
+        return;
     }
-};
-
-struct SwigluOai {
-    static vf of(vf gate, vf up) {
-        gate = vmin(splat(7.0f), gate);
-        up = vmin(splat(7.0f), vmax(splat(-7.0f), up));
-        return gate * vsigmoid(1.702f * gate) * (up + 1.0f);
-    }
-};
+    const T* in = reinterpret_cast<const T*>(args.in) + begin * args.size;
+    for_row(
+        n, [&](int64_t i) { store(out + i, load(out + i) + load(in + i)); },
+        [&](int64_t i, int64_t rest) {
+            store_first(out + i, load_first(out + i, rest) + load_first(in + i, rest), rest);
+        });
+}
 
 template <class T, class Kind>
 void activate_rows(const ActivationArgs& args, int64_t begin, int64_t end) {
@@ -188,6 +222,23 @@ bool rope(const RopeArgs& args, int64_t begin, int64_t end) {
     case DType::f16: return rope_tokens<f16>(args, begin, end);
     }
     return false;
+}
+
+bool heads(const HeadsArgs& args, int64_t begin, int64_t end) {
+    switch (args.dtype) {
+    case DType::f32: return heads_tokens<float>(args, begin, end);
+    case DType::bf16: return heads_tokens<bf16>(args, begin, end);
+    case DType::f16: return heads_tokens<f16>(args, begin, end);
+    }
+    return false;
+}
+
+void blend(const BlendArgs& args, int64_t begin, int64_t end) {
+    switch (args.dtype) {
+    case DType::f32: return blend_rows<float>(args, begin, end);
+    case DType::bf16: return blend_rows<bf16>(args, begin, end);
+    case DType::f16: return blend_rows<f16>(args, begin, end);
+    }
 }
 
 void activation(const ActivationArgs& args, int64_t begin, int64_t end) {

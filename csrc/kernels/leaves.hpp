@@ -9,6 +9,8 @@ namespace PANDO_LEVEL {
 // elementwise.cpp
 void norm(const NormArgs&, int64_t begin, int64_t end);
 bool rope(const RopeArgs&, int64_t begin, int64_t end);
+bool heads(const HeadsArgs&, int64_t begin, int64_t end);
+void blend(const BlendArgs&, int64_t begin, int64_t end);
 void activation(const ActivationArgs&, int64_t begin, int64_t end);
 
 // attention.cpp
@@ -19,7 +21,21 @@ void attention_merge(const AttentionArgs&, const AttentionTask& first, const flo
 // sampling.cpp
 int64_t sample_scratch(const SampleArgs&);
 void sample(const SampleArgs&, int64_t row, char* scratch);
+void scan(const ScanArgs&, int64_t begin, int64_t end);
+void mask(const MaskArgs&, int64_t begin, int64_t end);
 void logprob(const LogprobArgs&, int64_t begin, int64_t end);
+
+// gemm_float.cpp
+bool float_takes(const PackedWeight&, DType x);
+int64_t float_row_bytes(const PackedWeight&);
+void float_prepare(const PackedWeight&, DType x, const char* row, char* prepared);
+int64_t float_scratch(const PackedWeight&, int64_t rows);
+void float_multiply(const PanelArgs&, const PanelTask&, char* scratch);
+void combine(const CombineArgs&, int64_t begin, int64_t end);
+
+// limits.cpp
+int64_t burn(WeightKind, int64_t rounds, float* sink);
+void read_through(const char* data, int64_t bytes, float* sink);
 
 } // namespace PANDO_LEVEL
 } // namespace pando

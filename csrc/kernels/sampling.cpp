@@ -47,11 +47,29 @@ float largest(const float* x, int64_t n) {
     return max_lane(best);
 }
 
-int64_t first_equal(const float* x, int64_t n, float value) {
-    for (int64_t i = 0; i < n; ++i) {
-        if (x[i] == value) return i;
+// The first position of the largest value, and that value: only the block that holds it is searched.
+int64_t first_largest(const float* x, int64_t n, float& top) {
+    int64_t block = 0;
+    top = LOWEST;
+    for (int64_t begin = 0; begin < n; begin += BLOCK) {
+        const float best = largest(x + begin, smaller(BLOCK, n - begin));
+        if (best > top) {
+            top = best;
+            block = begin;
+        }
+    }
+    for (int64_t i = block; i < smaller(block + BLOCK, n); ++i) {
+        if (x[i] == top) return i;
     }
     return 0; // only if no logit is a number
+}
+
+bool all_finite(const float* x, int64_t n) {
+    vf total{}; // 0 * x is 0, or NaN for an infinity or a NaN
+    for_row(
+        n, [&](int64_t i) { total += load(x + i) * 0.0f; },
+        [&](int64_t i, int64_t rest) { total += load_first(x + i, rest) * 0.0f; });
+    return sum(total) == 0.0f;
 }
 
 struct Row {
@@ -287,12 +305,12 @@ void sample(const SampleArgs& args, int64_t r, char* memory) {
     Row row;
     row.logits = args.logits + r * args.vocab;
     row.vocab = args.vocab;
-    row.top = largest(row.logits, row.vocab);
     const float temperature = args.temperature[r];
     if (temperature < GREEDY) {
-        args.out[r] = first_equal(row.logits, row.vocab, row.top);
+        args.out[r] = first_largest(row.logits, row.vocab, row.top);
         return;
     }
+    row.top = largest(row.logits, row.vocab);
     row.inverse = 1.0f / temperature;
     Scratch scratch;
     scratch.histogram = carve<Histogram>(memory, 1);
@@ -301,6 +319,30 @@ void sample(const SampleArgs& args, int64_t r, char* memory) {
     scratch.block_ties = carve<int64_t>(memory, (args.vocab + BLOCK - 1) / BLOCK);
     const Bound bound = find_bound(row, scratch, args.top_k[r], args.top_p[r]);
     args.out[r] = draw(row, bound, args.min_p[r], uniform(args.seeds[r], args.positions[r]), scratch);
+}
+
+void scan(const ScanArgs& args, int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+        const float* x = args.logits + r * args.vocab;
+        float top;
+        if (args.argmax != nullptr) args.argmax[r] = first_largest(x, args.vocab, top);
+        if (args.finite != nullptr) args.finite[r] = all_finite(x, args.vocab);
+    }
+}
+
+void mask(const MaskArgs& args, int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+        float* x = args.logits + r * args.vocab;
+        const uint32_t* words = reinterpret_cast<const uint32_t*>(args.mask + r * args.mask_stride);
+        for (int64_t at = 0; at < args.vocab; at += 32) {
+            const uint32_t word = words[at / 32];
+            if (word == 0xffffffffu) continue;
+            const int64_t end_of_word = smaller(at + 32, args.vocab);
+            for (int64_t i = at; i < end_of_word; ++i) {
+                if (!(word >> (i - at) & 1u)) x[i] = LOWEST;
+            }
+        }
+    }
 }
 
 void logprob(const LogprobArgs& args, int64_t begin, int64_t end) {

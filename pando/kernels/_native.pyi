@@ -120,4 +120,126 @@ def penalties(
     presence: int,
     /,
 ) -> None: ...
+def scan(level: int, logits: int, rows: int, vocab: int, argmax: int, finite: int, /) -> None: ...
+def mask(level: int, logits: int, rows: int, vocab: int, mask: int, mask_stride: int, /) -> None: ...
 def logprobs(level: int, logits: int, rows: int, vocab: int, token_ids: int, out: int, /) -> None: ...
+
+# ---- linear maps (csrc/linear.hpp): a weight points to memory that its maker keeps ----
+
+class Weight:
+    def __init__(
+        self,
+        kind: int,
+        n: int,
+        k: int,
+        group: int,
+        activation: int,
+        activation_bits: int,
+        panels: int,
+        bias: int,
+        scale: int,
+        group_scales: int,
+        group_offsets: int,
+        sums: int,
+        /,
+    ) -> None: ...
+
+class Experts:
+    def __init__(self, gate_up: list[Weight], down: list[Weight], /) -> None: ...
+
+def linear(
+    level: int,
+    weight: Weight,
+    x_dtype: int,
+    x: int,
+    rows: int,
+    x_stride: int,
+    out_dtype: int,
+    out: int,
+    out_stride: int,
+    accumulate: bool,
+    /,
+) -> None: ...
+def experts(
+    level: int,
+    experts: Experts,
+    dtype: int,
+    x: int,
+    tokens: int,
+    x_stride: int,
+    ids: int,
+    weights: int,
+    top_k: int,
+    out: int,
+    out_stride: int,
+    /,
+) -> None: ...
+def pack(
+    kind: int, dtype: int, source: int, row_stride: int, n: int, k: int, activation: int, panels: int, /
+) -> None: ...
+def panel_bytes(kind: int, n: int, k: int, activation: int, /) -> int: ...
+def huge_pages(data: int, num_bytes: int, /) -> None: ...
+def pack_outputs(source: int, n: int, activation: int, out: int, /) -> None: ...
+
+# ---- limits of the machine, for benchmarks ----
+
+def burn(level: int, kind: int, rounds: int, /) -> int: ...
+def read_through(level: int, data: int, num_bytes: int, /) -> None: ...
+
+class Program:
+    def __init__(self, level: int, dtype: int, width: int, /) -> None: ...
+    def bind(self, layers: list[tuple[int, int, int, int, int, int]], num_slots: int, /) -> None: ...
+    def buffer(self, width: int, /) -> int: ...
+    def norm(self, source: int, target: int, weight: int, eps: float, /) -> None: ...
+    def linear(self, source: int, target: int, weight: Weight, accumulate: bool, /) -> None: ...
+    def add(self, source: int, target: int, /) -> None: ...
+    def scale(self, buffer: int, factor: float, /) -> None: ...
+    def heads(
+        self,
+        qkv: int,
+        layer: int,
+        rotary: int,
+        q_heads: int,
+        kv_heads: int,
+        head_dim: int,
+        v_dim: int,
+        rotary_dim: int,
+        q_norm: int,
+        k_norm: int,
+        eps: float,
+        norm_after_rope: bool,
+        interleaved: bool,
+        /,
+    ) -> None: ...
+    def attend(
+        self,
+        qkv: int,
+        target: int,
+        layer: int,
+        q_heads: int,
+        kv_heads: int,
+        head_dim: int,
+        v_dim: int,
+        window: int,
+        scale: float,
+        softcap: float,
+        sinks: int,
+        /,
+    ) -> None: ...
+    def run(
+        self,
+        residual: int,
+        result: int,
+        tokens: int,
+        rows: int,
+        positions: int,
+        out_loc: int,
+        cu_q_lens: int,
+        kv_lens: int,
+        page_table: int,
+        table_stride: int,
+        table_width: int,
+        page_size: int,
+        rotaries: list[tuple[int, int]],
+        /,
+    ) -> None: ...

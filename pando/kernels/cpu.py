@@ -6,6 +6,8 @@ instruction sets the kernels were compiled for, lowest first; each includes the 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -13,24 +15,21 @@ from pando.errors import ConfigError
 from pando.kernels import reference
 from pando.kernels.ops import OpTable
 
-INTERFACE = 1
+INTERFACE = 2
 """The signatures this module calls; a compiled module of another number is stale."""
 
 LOAD_ERROR: str | None = None
 """Why there are no compiled kernels; None if there are."""
 
 try:
-    from pando.kernels import _native
+    from pando.kernels import _native, cpu_linear, cpu_program
 except ImportError as error:
     LOAD_ERROR = str(error)
 else:
     if _native.interface != INTERFACE:
         LOAD_ERROR = f"it was built from other sources: interface {_native.interface}, not {INTERFACE}"
 
-NOT_NATIVE = {
-    "pack_linear": "torch's own matrix product",
-    "pack_experts": "expert by expert on torch's matrix products",
-}
+NOT_NATIVE: dict[str, str] = {}
 """Ops that stay torch in the native table, with the reason."""
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -75,11 +74,13 @@ def table(isa: str) -> OpTable:
     obstacle = found.get(isa, "there is no such level")
     if obstacle:
         raise ConfigError(f"instruction set {isa!r} can not be used: {obstacle}", param="isa")
-    ops = _Ops(list(found).index(isa))
+    level = list(found).index(isa)
+    ops = _Ops(level)
+    packer = cpu_linear.Packer(level)
     return OpTable(
         name=f"cpu-{isa}",
-        pack_linear=reference.pack_linear,
-        pack_experts=reference.pack_experts,
+        pack_linear=packer.pack_linear,
+        pack_experts=packer.pack_experts,
         rms_norm=ops.rms_norm,
         add_rms_norm=ops.add_rms_norm,
         rope_=ops.rope_,
@@ -87,8 +88,12 @@ def table(isa: str) -> OpTable:
         gated_activation=ops.gated_activation,
         paged_attention=ops.paged_attention,
         sample=ops.sample,
+        argmax=ops.argmax,
+        finite=ops.finite,
+        apply_token_mask_=ops.apply_token_mask_,
         apply_penalties_=apply_penalties_,
         logprobs=ops.logprobs,
+        program=partial(cpu_program.NativeProgram, level),
     )
 
 
@@ -397,6 +402,31 @@ class _Ops:
             out.data_ptr(),
         )
         return out
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        """The lowest id of each row's largest logit."""
+        if not _is_plain(logits, torch.float32):
+            return reference.argmax(logits)
+        out = torch.empty(logits.shape[0], dtype=torch.int64)
+        _native.scan(self._level, logits.data_ptr(), logits.shape[0], logits.shape[1], out.data_ptr(), 0)
+        return out
+
+    def finite(self, logits: Tensor) -> Tensor:
+        """Whether each row holds only finite numbers."""
+        if not _is_plain(logits, torch.float32):
+            return reference.finite(logits)
+        out = torch.empty(logits.shape[0], dtype=torch.bool)
+        _native.scan(self._level, logits.data_ptr(), logits.shape[0], logits.shape[1], 0, out.data_ptr())
+        return out
+
+    def apply_token_mask_(self, logits: Tensor, mask: Tensor) -> None:
+        """-inf where a token's bit is not set."""
+        words = -(-logits.shape[1] // 32)
+        if not _is_plain(logits, torch.float32) or mask.dtype is not torch.int32 or mask.stride(1) != 1:
+            return reference.apply_token_mask_(logits, mask)
+        assert mask.shape[0] == logits.shape[0] and mask.shape[1] >= words, (mask.shape, logits.shape)
+        _native.mask(self._level, logits.data_ptr(), logits.shape[0], logits.shape[1], mask.data_ptr(), mask.stride(0))
+        return None
 
     def logprobs(self, logits: Tensor, token_ids: Tensor) -> Tensor:
         """Log-softmax at each row's token. Raises ValueError on a token outside the vocabulary."""

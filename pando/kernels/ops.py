@@ -130,6 +130,88 @@ class PackExperts(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class HeadsShape:
+    """Attention heads of one layer. rotary_dim 0: no rotary embedding."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    v_dim: int
+    rotary_dim: int
+    interleaved: bool
+    norm_after_rope: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepTensors:
+    """What a program needs to know of a step; shapes and dtypes as for `PagedAttention`, positions and out_loc [T]."""
+
+    positions: Tensor
+    out_loc: Tensor
+    cu_q_lens: Tensor
+    kv_lens: Tensor
+    page_table: Tensor
+    page_size: int
+    k_caches: tuple[Tensor, ...]
+    v_caches: tuple[Tensor, ...]
+
+
+class Program(Protocol):
+    """A model's layers as one list of instructions over numbered buffers [T, width], run with one call per step.
+
+    Buffer 0 is the residual stream, buffer 1 the result, both of the model's width. Instructions run in the order they
+    were added. No instruction's target may be its source.
+    """
+
+    def buffer(self, width: int) -> int:
+        """A new buffer of `width` elements per token."""
+        ...
+
+    def norm(self, source: int, target: int, weight: Tensor, eps: float) -> None:
+        """target = rms_norm(source)."""
+        ...
+
+    def linear(self, source: int, target: int, packed: PackedLinear, accumulate: bool) -> bool:
+        """target = packed(source), or target += it; False if this linear map can not be part of the program."""
+        ...
+
+    def add(self, source: int, target: int) -> None:
+        """target += source."""
+        ...
+
+    def scale(self, buffer: int, factor: float) -> None:
+        """buffer *= factor."""
+        ...
+
+    def heads(
+        self, qkv: int, layer: int, rotary: int, shape: HeadsShape, norms: tuple[Tensor, Tensor] | None, eps: float
+    ) -> None:
+        """Norm (norms [D] of queries and keys) and turn the heads of qkv in place, store keys and values.
+
+        rotary: index into the tables given to `run`.
+        """
+        ...
+
+    def attend(
+        self,
+        qkv: int,
+        target: int,
+        layer: int,
+        shape: HeadsShape,
+        scale: float,
+        window: int,
+        softcap: float,
+        sinks: Tensor | None,
+    ) -> None:
+        """target [T, H * Dv] = attention of the queries in qkv over the layer's cache."""
+        ...
+
+    def run(self, residual_TM: Tensor, step: StepTensors, rotaries: Sequence[Tensor]) -> Tensor:
+        """The result [T, M] of a step; residual_TM is used up. rotaries: cos_sin tables, as for `rope_`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class OpTable:
     """One implementation of every op. Built once at start and passed to whoever calls ops; there is no global."""
 
@@ -163,6 +245,15 @@ class OpTable:
     paged_attention: PagedAttention
     sample: Sample
 
+    argmax: Callable[[Tensor], Tensor]
+    """(logits [R,V] float32) -> the largest logit's id [R] int64, the lowest on a tie."""
+
+    finite: Callable[[Tensor], Tensor]
+    """(logits [R,V] float32) -> whether all logits of a row are finite [R] bool."""
+
+    apply_token_mask_: Callable[[Tensor, Tensor], None]
+    """(logits [R,V] float32, mask [R, ceil(V/32)] int32) in place: -inf where bit v % 32 of word v // 32 is 0."""
+
     apply_penalties_: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], None]
     """(logits [R,V] float32, history [R, L] int32, prompt_lens [R], lens [R], repetition [R], frequency [R],
     presence [R]) in place. history[r, :lens[r]] are the tokens so far; repetition (> 0 divides, < 0 multiplies) looks
@@ -171,3 +262,6 @@ class OpTable:
 
     logprobs: Callable[[Tensor, Tensor], Tensor]
     """(logits [R,V] float32, token_ids [R] int64) -> log-softmax at the token [R] float32."""
+
+    program: Callable[[torch.dtype, int], Program] | None = None
+    """(dtype, model width) -> an empty program; None where layers are run op by op."""

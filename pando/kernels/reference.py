@@ -303,10 +303,9 @@ def sample(
     vocab = logits_RV.shape[-1]
     ids = torch.arange(vocab, device=logits_RV.device)
     largest = logits_RV.amax(-1, keepdim=True)
-    argmax = torch.where(logits_RV == largest, ids, vocab - 1).amin(-1)
     greedy = temperature < GREEDY_TEMPERATURE
     if bool(greedy.all()):
-        return argmax
+        return argmax(logits_RV)
     divisor = torch.where(greedy, 1.0, temperature).double().unsqueeze(1)
     weights = ((logits_RV.double() - largest.double()) / divisor).exp()
     filtered = ((top_k > 0) & (top_k < vocab) | (top_p < 1.0) | (min_p > 0.0)) & ~greedy
@@ -317,7 +316,7 @@ def sample(
     target = uniform(seeds, positions).unsqueeze(1) * mass[:, -1:]
     last_kept = torch.where(weights > 0, ids, 0).amax(-1)
     drawn = torch.minimum((mass <= target).sum(-1), last_kept)
-    return torch.where(greedy, argmax, drawn)
+    return torch.where(greedy, argmax(logits_RV), drawn)
 
 
 def apply_penalties_(
@@ -343,6 +342,25 @@ def apply_penalties_(
     logits -= presence.unsqueeze(1) * (counts > 0)
 
 
+def argmax(logits: Tensor) -> Tensor:
+    """The lowest id of the largest logit of each row."""
+    largest, vocab = logits.amax(-1, keepdim=True), logits.shape[-1]
+    ids = torch.arange(vocab, device=logits.device)
+    return torch.where(logits == largest, ids, vocab).amin(-1) % vocab  # 0 if no logit is a number
+
+
+def finite(logits: Tensor) -> Tensor:
+    """Whether each row holds only finite numbers: a NaN or an infinity makes the sum of 0 * x a NaN."""
+    return (logits * 0.0).sum(dim=-1) == 0.0
+
+
+def apply_token_mask_(logits: Tensor, mask: Tensor) -> None:
+    """-inf where a token's bit is not set."""
+    bits = torch.arange(32, dtype=torch.int32, device=mask.device)
+    allowed = (mask.unsqueeze(-1) >> bits & 1).flatten(1)[:, : logits.shape[1]]
+    logits.masked_fill_(allowed == 0, float("-inf"))
+
+
 def logprobs(logits: Tensor, token_ids: Tensor) -> Tensor:
     """Log-softmax of each row at its token."""
     chosen = logits.gather(1, token_ids.unsqueeze(1)).squeeze(1)
@@ -360,6 +378,9 @@ REFERENCE = OpTable(
     gated_activation=gated_activation,
     paged_attention=paged_attention,
     sample=sample,
+    argmax=argmax,
+    finite=finite,
+    apply_token_mask_=apply_token_mask_,
     apply_penalties_=apply_penalties_,
     logprobs=logprobs,
 )

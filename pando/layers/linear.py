@@ -18,7 +18,7 @@ class Linear:
     activation: the rows are a gate, then an up part, and the result is act(gate) * up (see `PackLinear`).
     """
 
-    __slots__ = ("packed",)
+    __slots__ = ("in_features", "packed")
 
     def __init__(
         self,
@@ -29,6 +29,7 @@ class Linear:
         activation: str | None = None,
         out_dtype: torch.dtype | None = None,
     ) -> None:
+        self.in_features = weight.shape[1]
         self.packed: PackedLinear = ops.pack_linear(weight, bias, activation=activation, out_dtype=out_dtype)
 
     @classmethod
@@ -43,6 +44,7 @@ class Linear:
     ) -> Linear:
         """Several weights of one input, rows stacked: one product where their schemes allow it, else one per part."""
         linear = cls.__new__(cls)
+        linear.in_features = parts[0].shape[1]
         linear.packed = _fuse(parts, bias, ops, activation, out_dtype)
         return linear
 

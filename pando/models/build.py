@@ -22,6 +22,7 @@ from pando.layers.norm import LayerNorm, NoNorm, Norm, RMSNorm, Scale
 from pando.layers.rotary import Rotary
 from pando.layers.shapes import LayerShape, MoeShape, RopeShape
 from pando.models.decoder import Branch, DecoderLayer, DecoderModel, ModelInfo
+from pando.models.fused import fuse
 from pando.models.spec import Spec
 from pando.models.weights import Loader
 from pando.quant.on_load import AS_STORED, OnLoad
@@ -80,7 +81,7 @@ def build_model(
         loader.skip("^" + re.escape(spec.layer_prefix(layer)))
     loader.finish()
     loader.release()
-    return DecoderModel(
+    model = DecoderModel(
         spec,
         Embedding(embed, spec.embed_multiplier),
         layers,
@@ -90,6 +91,9 @@ def build_model(
         cache_plan(spec, str(loader.dtype).removeprefix("torch.")),
         info,
     )
+    if not spec.parallel:
+        model.fused = fuse(layers, norm, builder.rotaries, loader.dtype, ops)
+    return model
 
 
 def cache_plan(spec: Spec, dtype: str) -> CachePlan:

@@ -23,6 +23,7 @@ from pando.layers.attention import Attention
 from pando.layers.embedding import Embedding, Head
 from pando.layers.norm import Norm
 from pando.layers.rotary import Rotary
+from pando.models.fused import FusedLayers
 from pando.models.size import ModelSize
 from pando.models.spec import Spec
 
@@ -81,6 +82,8 @@ class DecoderModel:
         self.device = embed.weight.device
         self.eos_token_ids = info.eos_token_ids
         self.config_dict = info.config_dict
+        self.fused: FusedLayers | None = None
+        """All layers in one call; set by the builder where the ops have a program for them."""
         self._rotaries = rotaries
         self._num_positions = 0
         # The norm that follows a layer is the next layer's first, or the final one.
@@ -109,6 +112,8 @@ class DecoderModel:
         if batch.max_kv_len > self._num_positions:
             self.reserve_positions(max(batch.max_kv_len, min(2 * self._num_positions, self.max_position)))
         h_TM = self.embed(batch.input_ids)
+        if self.fused is not None:
+            return self.fused(h_TM, batch, attention.pool)
         x_TM = self.layers[0].pre_attention(h_TM)
         for layer, following in self._steps:
             x_TM = self._step(layer, x_TM, h_TM, following, batch, attention)

@@ -33,14 +33,13 @@ class Sampler:
         positions [E] are where the tokens will stand. `logits_EV` is changed in place by the processors, so that
         log-probabilities read afterwards describe the distribution that was sampled, before temperature.
         """
-        # A NaN or infinity anywhere makes the sum NaN or infinite: one reduction instead of an element-wise test.
-        finite_E = torch.isfinite(logits_EV.sum(dim=-1))
+        finite_E = self._ops.finite(logits_EV)
         for processor in self._processors:
             rows = [row for row, entry in enumerate(entries) if entry is not None and processor.wants(entry)]
             if rows:
                 processor.apply(logits_EV, rows, entries, slots_E, positions_E)
         if all(entry is None or entry.sampling.is_greedy for entry in entries):
-            return torch.argmax(logits_EV, dim=-1), finite_E
+            return self._ops.argmax(logits_EV), finite_E
         columns = self._table.gather(("temperature", "top_k", "top_p", "min_p", "seed"), slots_E)
         temperature, top_k, top_p, min_p, seed = columns
         tokens = self._ops.sample(logits_EV, temperature, top_k.to(torch.int32), top_p, min_p, seed, positions_E)

@@ -9,6 +9,7 @@ import threading
 from functools import cache
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -280,6 +281,25 @@ def test_penalties(ops: OpTable) -> None:
 
 
 @pytest.mark.usefixtures("native_only")
+@pytest.mark.parametrize("vocab", [1, 5, 31, 32, 33, 257, 5003])
+def test_argmax_finite_and_token_mask(ops: OpTable, vocab: int) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    logits = torch.randint(-5, 6, (7, vocab), generator=generator).float()  # many ties
+    logits[1, vocab // 2] = math.inf
+    logits[2] = -math.inf
+    logits[3, -1] = math.nan
+    assert torch.equal(ops.argmax(logits[:3]), REFERENCE.argmax(logits[:3]))
+    assert ops.finite(logits).tolist() == REFERENCE.finite(logits).tolist() == [True, False, False, False] + [True] * 3
+    assert 0 <= int(ops.argmax(torch.full((1, vocab), math.nan))) < vocab
+    words = torch.randint(-(2**31), 2**31, (7, (vocab + 31) // 32 + 1), generator=generator).int()
+    words[0], words[4] = -1, 0
+    expected = logits.clone()
+    REFERENCE.apply_token_mask_(expected, words)
+    ops.apply_token_mask_(logits, words)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.usefixtures("native_only")
 def test_logprobs(ops: OpTable) -> None:
     for rows, vocab in ((1, 1), (3, 7), (4, 1000), (2, 40001)):
         logits, tokens = torch.randn(rows, vocab) * 5, torch.randint(0, vocab, (rows,))
@@ -393,9 +413,13 @@ def test_the_number_of_threads_can_be_set() -> None:
 
 
 def _norm_in_child(connection: multiprocessing.connection.Connection) -> None:
-    x = torch.arange(400_000, dtype=torch.float32).view(400, 1000)
-    out = cpu.table("portable").rms_norm(x, torch.ones(1000), 1e-6)
-    connection.send(float(out.sum()))
+    connection.send(_some_norms())
+
+
+def _some_norms() -> list[list[float]]:
+    """Nothing here may start torch's own threads, which do not survive a fork."""
+    x = torch.from_numpy(np.arange(400_000, dtype=np.float32).reshape(400, 1000))
+    return cpu.table("portable").rms_norm(x, torch.ones(1000), 1e-6)[::100, ::250].tolist()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
@@ -403,8 +427,7 @@ def _norm_in_child(connection: multiprocessing.connection.Connection) -> None:
 def test_the_pool_works_again_in_a_forked_child() -> None:
     cpu.set_num_threads(2)
     here, there = multiprocessing.Pipe()
-    x = torch.arange(400_000, dtype=torch.float32).view(400, 1000)
-    expected = float(cpu.table("portable").rms_norm(x, torch.ones(1000), 1e-6).sum())
+    expected = _some_norms()
     child = multiprocessing.get_context("fork").Process(target=_norm_in_child, args=(there,))
     child.start()
     assert here.poll(30), "the child hangs"

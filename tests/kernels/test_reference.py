@@ -302,6 +302,22 @@ def test_penalties_equal_plain_python() -> None:
     torch.testing.assert_close(logits, expected)
 
 
+def test_argmax_is_the_lowest_id_of_the_largest() -> None:
+    logits = torch.tensor([[1.0, 3.0, 3.0], [-math.inf, -2.0, -math.inf], [0.0, 0.0, 0.0], [math.nan] * 3])
+    assert REFERENCE.argmax(logits).tolist() == [1, 1, 0, 0]
+    assert REFERENCE.finite(logits).tolist() == [True, False, True, False]
+    assert not REFERENCE.finite(torch.tensor([[math.inf, -math.inf, 1.0]]))[0]
+
+
+def test_a_token_mask_hides_what_it_does_not_name() -> None:
+    logits = torch.arange(70.0).repeat(2, 1)
+    words = torch.zeros(2, 3, dtype=torch.int32)
+    words[0, 0], words[0, 2], words[1, 0] = 5, 1, -(2**31)
+    REFERENCE.apply_token_mask_(logits, words)
+    kept = [[v for v in range(70) if logits[row, v] > -math.inf] for row in range(2)]
+    assert kept == [[0, 2, 64], [31]] and logits[0, 64] == 64.0
+
+
 def test_logprobs_equal_log_softmax() -> None:
     logits, tokens = torch.randn(3, 40) * 10, torch.tensor([0, 39, 7])
     expected = F.log_softmax(logits, dim=-1)[torch.arange(3), tokens]

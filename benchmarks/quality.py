@@ -3,8 +3,9 @@
     python -m benchmarks.quality                      # the built-in model, every mode
     python -m benchmarks.quality --tasks all --count 100
 
-Perplexity is over what the assistant writes (the prompts of the exercises are random draws nobody could predict).
-"ms/token" is the time of those forward passes, a rough figure beside the others.
+The exercises' answers are nearly certain and their prompts random draws nobody could predict, so perplexities move
+little; the divergence of the next-token distribution from the float32 model's shows more. "ms/token" is the time of
+those forward passes, a rough figure beside the others.
 """
 
 from __future__ import annotations
@@ -101,21 +102,45 @@ def chats(folder: Path, count: int) -> list[tuple[list[int], list[int]]]:
     return [chat_document(tokenizer, exercise.text()) for exercise in islice(exercises(SEED, "heldout"), count)]
 
 
-def perplexity(model: DecoderModel, ops: OpTable, documents: Sequence[tuple[list[int], list[int]]]) -> float:
-    """Of the assistant's tokens."""
-    nats, count = 0.0, 0
-    for start in range(0, len(documents), 16):
-        part = documents[start : start + 16]
-        logits = run(model, ops, [tokens for tokens, _ in part])
-        begin = 0
-        for tokens, weights in part:
-            wanted = torch.tensor(tokens[1:])
-            chosen = torch.tensor(weights[1:]) > 0
-            scores = logits[begin : begin + len(tokens) - 1]
-            nats += F.cross_entropy(scores[chosen], wanted[chosen], reduction="sum").item()
-            count += int(chosen.sum())
-            begin += len(tokens)
-    return math.exp(nats / count)
+@dataclass(frozen=True, slots=True)
+class Closeness:
+    """Perplexity of the assistant's tokens and of all, nats of divergence from the exact distribution per token."""
+
+    answers: float
+    all_tokens: float
+    divergence: float
+    ms_per_token: float
+
+
+class Judge:
+    """Compares models on the same chats; the first one is what the others diverge from."""
+
+    def __init__(self, documents: Sequence[tuple[list[int], list[int]]], ops: OpTable) -> None:
+        self.documents = documents
+        self.ops = ops
+        self._exact: list[Tensor] = []
+
+    def __call__(self, model: DecoderModel) -> Closeness:
+        """Run the model over all chats."""
+        answers, everything, divergence, spent = [], [], 0.0, 0.0
+        first = not self._exact
+        for index, start in enumerate(range(0, len(self.documents), 16)):
+            part = self.documents[start : start + 16]
+            began = time.perf_counter()
+            scores = run(model, self.ops, [tokens for tokens, _ in part]).log_softmax(-1)
+            spent += time.perf_counter() - began
+            if first:
+                self._exact.append(scores)
+            divergence += F.kl_div(scores, self._exact[index], log_target=True, reduction="sum").item()
+            begin = 0
+            for tokens, weights in part:
+                nats = F.nll_loss(scores[begin : begin + len(tokens) - 1], torch.tensor(tokens[1:]), reduction="none")
+                everything.append(nats)
+                answers.append(nats[torch.tensor(weights[1:]) > 0])
+                begin += len(tokens)
+        count = sum(len(tokens) for tokens, _ in self.documents)
+        means = [torch.cat(parts).double().mean().item() for parts in (answers, everything)]
+        return Closeness(math.exp(means[0]), math.exp(means[1]), divergence / count, spent / count * 1e3)
 
 
 class EngineAnswerer:
@@ -133,20 +158,22 @@ class EngineAnswerer:
 
 
 def builtin_table(model_path: str, kernels: str, count: int, tasks: list[str], task_count: int) -> None:
-    """Perplexity and tasks of a trained model in every mode."""
+    """Closeness and tasks of a trained model in every mode."""
     folder, ops = resolve_model_path(model_path), op_table("cpu", kernels)
     documents = chats(folder, count)
-    supervised = sum(weight > 0 for _, weights in documents for weight in weights)
+    judge = Judge(documents, ops)
     total = sum(len(tokens) for tokens, _ in documents)
-    print(f"{model_path}: {len(documents)} held-out chats, {supervised:,} tokens by the assistant, kernels {ops.name}")
-    print("| mode | perplexity | ms/token | right answers |\n|---|---|---|---|")
+    print(f"{model_path}: {len(documents)} held-out chats, {total:,} tokens, kernels {ops.name}")
+    print("| mode | perplexity of answers | of all tokens | divergence, nats | ms/token | right answers |")
+    print("|---|---|---|---|---|---|")
     for mode in MODES:
-        model = load_model(folder, dtype=mode.dtype, ops=ops, quantization=mode.quantization)
-        start = time.perf_counter()
-        found = perplexity(model, ops, documents)
-        spent = (time.perf_counter() - start) / total
+        found = judge(load_model(folder, dtype=mode.dtype, ops=ops, quantization=mode.quantization))
         right = task_share(model_path, kernels, mode, tasks, task_count) if tasks else "-"
-        print(f"| {mode.name} | {found:.4f} | {spent * 1e3:.3f} | {right} |", flush=True)
+        print(
+            f"| {mode.name} | {found.answers:.4f} | {found.all_tokens:.2f} | {found.divergence:.5f} | "
+            f"{found.ms_per_token:.3f} | {right} |",
+            flush=True,
+        )
 
 
 def task_share(model_path: str, kernels: str, mode: Mode, tasks: list[str], count: int) -> str:
@@ -193,7 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="aspen")
     parser.add_argument("--kernels", default="auto", choices=["auto", "native", "reference"])
-    parser.add_argument("--chats", type=int, default=200, help="exercises for the perplexity")
+    parser.add_argument("--chats", type=int, default=96, help="exercises for perplexity and divergence")
     parser.add_argument("--tasks", default="", help="comma-separated task names, or all; empty = none")
     parser.add_argument("--count", type=int, default=50, help="exercises per task")
     parser.add_argument("--skip-random", action="store_true", help="leave out the table on random weights")

@@ -7,6 +7,7 @@ Strings are a u64 length and UTF-8; an array is a u32 type, a u64 length and its
 
 from __future__ import annotations
 
+import functools
 import mmap
 import struct
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ SUFFIX = ".gguf"
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_LENGTH = struct.Struct("<Q")
 
 TYPE_NAMES = {
     0: "F32",
@@ -117,6 +119,23 @@ class GGUFFile:
         return ConfigError(f"{self.path}: metadata {key} is {found}; expected {expected}", param="model_path")
 
 
+def read_gguf(path: Path) -> GGUFFile:
+    """The head of a file; the last one is kept, because config, weights and tokenizer all ask for it.
+
+    Raises ConfigError that names the file if it can not be read.
+    """
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise ConfigError(f"{path} can not be read: {error}", param="model_path") from error
+    return _read(path, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=1)
+def _read(path: Path, _mtime: int, _size: int) -> GGUFFile:
+    return GGUFFile(path)
+
+
 class _Head:
     """Reads a file's head from front to back."""
 
@@ -157,11 +176,12 @@ class _Head:
         return value
 
     def string(self) -> str:
-        length = int(self.scalar("Q"))
-        if length > len(self.data) - self.at:
+        (length,) = _LENGTH.unpack_from(self.data, self.at)
+        start = self.at + _LENGTH.size
+        self.at = start + length
+        if self.at > len(self.data):
             raise ValueError("it ends inside a string")
-        self.at += length
-        return self.data[self.at - length : self.at].decode("utf-8", "replace")
+        return self.data[start : self.at].decode("utf-8", "replace")
 
     def value(self, kind: int) -> object:
         if kind == _STRING:
@@ -180,4 +200,4 @@ class _Head:
             return values
         if count > len(self.data) - self.at:
             raise ValueError("it ends inside an array")
-        return [self.value(kind) for _ in range(count)]
+        return [self.string() if kind == _STRING else self.value(kind) for _ in range(count)]

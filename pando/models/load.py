@@ -9,7 +9,7 @@ import torch
 
 from pando.core.config import BUILTIN_MODEL, ROUND_ON_LOAD, STORED_FORMATS
 from pando.errors import ConfigError, ModelNotFound
-from pando.gguf import GGUFFile
+from pando.gguf import read_gguf
 from pando.kernels.ops import OpTable
 from pando.models.build import build_model
 from pando.models.decoder import DecoderModel, ModelInfo
@@ -85,7 +85,7 @@ def _download(hub_id: str, revision: str | None) -> Path:
 
 def load_spec(path: Path) -> tuple[Spec, HFConfig]:
     """Spec and raw config of a model folder or GGUF file, without its weights."""
-    config = gguf_config(GGUFFile(path)) if is_gguf(path) else HFConfig.from_file(path / "config.json")
+    config = gguf_config(read_gguf(path)) if is_gguf(path) else HFConfig.from_file(path / "config.json")
     return spec_of(config), config
 
 
@@ -125,7 +125,7 @@ def load_model(
 def open_weights(path: Path, config: HFConfig) -> WeightSource:
     """The tensors of a GGUF file, or of a folder through the format its config names where they are quantised."""
     if is_gguf(path):
-        return GGUFSource(GGUFFile(path))
+        return GGUFSource(read_gguf(path))
     files = SafetensorsSource(path)
     settings = quantization_settings(config)
     return files if settings is None else QuantizedSource(files, stored_format(settings, config.source))

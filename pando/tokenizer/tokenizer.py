@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from pando.errors import ConfigError
 from pando.gguf import SUFFIX as GGUF_SUFFIX
-from pando.gguf import GGUFFile
+from pando.gguf import read_gguf
 from pando.tokenizer.chat_template import ChatTemplate
 from pando.tokenizer.gguf import read_tokenizer
 from pando.tokenizer.token_bytes import TokenBytes, make_token_bytes
@@ -70,7 +70,7 @@ class Tokenizer:
 
     @classmethod
     def _of_gguf(cls, path: Path, chat_template: Path | None) -> Tokenizer:
-        found = read_tokenizer(GGUFFile(path))
+        found = read_tokenizer(read_gguf(path))
         source = found.chat_template if chat_template is None else _read_template(chat_template)
         template = None if source is None else ChatTemplate(source)
         return cls(found.rust, special_tokens=found.special_tokens, chat_template=template, path=str(path))

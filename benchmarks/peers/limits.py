@@ -57,15 +57,17 @@ def bound(scenario: Scenario, bits: int, limits: Limits) -> float | None:
     """Tokens/s that no engine can exceed at these limits: the roofline of each phase, one after the other.
 
     Prefill costs arithmetic (a common prefix once, and not at all if it is primed); a decode step costs the larger of
-    arithmetic and reading weights and 16-bit keys and values, those of a common prefix once. None: unknown peak.
+    arithmetic and reading weights and 16-bit keys and values, those of a common prefix once. Attention is 16-bit
+    arithmetic whatever the weights are. None: unknown peak.
     """
     shape, peak = SHAPES[scenario.model], limits.peak(bits)
-    if peak is None:
+    if peak is None or limits.bf16 is None:
         return None
+    rates = Rates(limits.read, peak, limits.bf16)
     prefix = 0 if scenario.primed else scenario.prefix
-    prefill = _extend(shape, 0, prefix) / peak if prefix else 0.0
-    prefill += scenario.requests * _extend(shape, scenario.prefix, scenario.prompt) / peak
-    step = _step_seconds(scenario, shape, bits, limits.read, peak)
+    prefill = _prefill_seconds(shape, 0, prefix, rates) if prefix else 0.0
+    prefill += scenario.requests * _prefill_seconds(shape, scenario.prefix, scenario.prompt, rates)
+    step = _step_seconds(scenario, shape, bits, rates)
     if scenario.measure == "prefill":
         return scenario.prompt / prefill
     if scenario.measure == "decode":
@@ -73,17 +75,31 @@ def bound(scenario: Scenario, bits: int, limits: Limits) -> float | None:
     return scenario.requests * scenario.output / (prefill + (scenario.output - 1) * step)
 
 
-def _extend(shape: Shape, cached: int, tokens: int) -> float:
-    """Operations to prefill `tokens` after `cached` ones; logits of the last alone."""
-    pairs = tokens * cached + tokens * tokens / 2
-    attention = 4 * shape.layers * shape.heads * shape.head_dim * pairs
-    return 2 * (shape.layer_weights * tokens + shape.head_weights) + attention
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """read: bytes/s; linear, attention: operations/s of products with weights, and with keys and values."""
+
+    read: float
+    linear: float
+    attention: float
 
 
-def _step_seconds(scenario: Scenario, shape: Shape, bits: int, read: float, peak: float) -> float:
+def _prefill_seconds(shape: Shape, cached: int, tokens: int, rates: Rates) -> float:
+    """`tokens` after `cached` ones, causally; logits of the last alone."""
+    linear = 2 * (shape.layer_weights * tokens + shape.head_weights)
+    attention = _attention(shape) * (tokens * cached + tokens * tokens / 2)
+    return linear / rates.linear + attention / rates.attention
+
+
+def _step_seconds(scenario: Scenario, shape: Shape, bits: int, rates: Rates) -> float:
     """A decode step of all requests, half way through their outputs."""
     own = scenario.prompt + scenario.output / 2
     weights = shape.layer_weights + shape.head_weights
     moved = weights * BITS[bits] / 8 + shape.kv_bytes * (scenario.prefix + scenario.requests * own)
-    attention = 4 * shape.layers * shape.heads * shape.head_dim * (scenario.prefix + own)
-    return max(moved / read, scenario.requests * (2 * weights + attention) / peak)
+    arithmetic = 2 * weights / rates.linear + _attention(shape) * (scenario.prefix + own) / rates.attention
+    return max(moved / rates.read, scenario.requests * arithmetic)
+
+
+def _attention(shape: Shape) -> int:
+    """Operations for a pair of a query's and a key's position, in all layers."""
+    return 4 * shape.layers * shape.heads * shape.head_dim

@@ -82,6 +82,8 @@ def run(command: Sequence[str], variables: dict[str, str], order: dict[str, obje
             timer.cancel()
             watch.stop()
             _kill(process)
+            if process.stdout is not None:
+                process.stdout.close()
     if process.returncode and "" not in outcome.failures:
         outcome.failures[""] = f"ended with status {process.returncode}: {_last_line(log)}"
     return outcome

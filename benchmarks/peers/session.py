@@ -1,7 +1,8 @@
 """Inside a peer's environment: loads one engine, runs the jobs on stdin, prints events. Standard library only.
 
-stdin: {"settings": {...}, "jobs": [...]}. stdout, one JSON object a line: {"event": "ready", ...} after the first
-token, {"event": "sample", ...} for each sample, {"event": "failure", ...} for a job, {"event": "done"}. What an engine prints itself goes to stderr.
+stdin: {"settings": {...}, "jobs": [...]}. stdout has one JSON object a line: {"event": "ready", ...} after the first
+token, {"event": "sample", ...} for each sample, {"event": "failure", ...} for a job that failed, {"event": "done"}.
+What an engine prints itself goes to stderr.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import pytest
 from benchmarks.peers import plot, process, report, summary
 from benchmarks.peers.environments import BuildFailed, Installer, variables
 from benchmarks.peers.limits import Limits, best, bound
-from benchmarks.peers.machine import busy_seconds, tree, tree_rss, tree_seconds
+from benchmarks.peers.machine import busy_seconds, tree, tree_peak_rss, tree_rss, tree_seconds
 from benchmarks.peers.registry import ENGINES, ENVIRONMENTS, Environment
 from benchmarks.peers.runner import MEMORY, START, Results, Row, value_of
 from benchmarks.peers.session import Arrival, measure, tokens_at
@@ -230,6 +230,7 @@ def test_a_process_tree_is_found_and_its_time_and_memory_counted() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         assert child.pid in tree(os.getpid()) and os.getpid() not in tree(child.pid)
         assert tree_rss(os.getpid()) > tree_rss(child.pid)
+        assert tree_peak_rss(child.pid) >= tree_rss(child.pid) > 1 << 20
         child.kill()
     before, end = tree_seconds(os.getpid()), time.process_time() + 0.2
     while time.process_time() < end:

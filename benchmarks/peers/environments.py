@@ -91,7 +91,7 @@ def _llama_cpp(installer: Installer, environment: Environment, place: Path) -> N
     configure = [cmake, "-G", "Ninja", "-S", str(tree / "vendor" / "llama.cpp"), "-B", build, *off]
     path = {"PATH": f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     installer.run(environment, [*configure, "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON"], path)
-    installer.run(environment, [cmake, "--build", build, "--target", "llama-bench"], path)
+    installer.run(environment, [cmake, "--build", build, "--target", "llama-bench", "--parallel", str(cores())], path)
 
 
 SPECIAL: dict[str, Callable[[Installer, Environment, Path], None]] = {"llama.cpp": _llama_cpp}

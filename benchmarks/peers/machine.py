@@ -53,6 +53,18 @@ def tree_rss(root: int) -> int:
     return total * os.sysconf("SC_PAGE_SIZE")
 
 
+def tree_peak_rss(root: int) -> int:
+    """Sum of the most resident bytes that each living process of a tree has ever had."""
+    total = 0
+    for pid in tree(root):
+        try:
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    return total
+
+
 def _stat(pid: int) -> list[str] | None:
     """Fields of /proc/PID/stat after the command's name (state, parent, ...), or None if the process has ended."""
     try:

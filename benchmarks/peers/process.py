@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.machine import LoadMeter, tree_rss
+from benchmarks.peers.machine import LoadMeter, tree_peak_rss, tree_rss
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_SECONDS = 1800.0
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.25
 
 
 @dataclass(slots=True)
@@ -34,24 +34,28 @@ class Outcome:
 
 
 class MemoryWatch:
-    """Polls the memory of a process tree until it is stopped; polling would cost time in the measured part."""
+    """Peak memory of a process tree until it is stopped.
+
+    The kernel keeps the peak of a process, so that polling, which takes a core milliseconds, may be rare: it is for
+    processes that have ended by then.
+    """
 
     def __init__(self, pid: int) -> None:
-        self.peak = 0
+        self._peak = 0
         self._pid = pid
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, daemon=True)
         self._thread.start()
 
     def stop(self) -> int:
-        """The peak in bytes."""
+        """The peak in bytes; counts no further."""
         self._stop.set()
         self._thread.join()
-        return self.peak
+        return max(self._peak, tree_peak_rss(self._pid))
 
     def _poll(self) -> None:
         while True:
-            self.peak = max(self.peak, tree_rss(self._pid))
+            self._peak = max(self._peak, tree_rss(self._pid))
             if self._stop.wait(POLL_SECONDS):
                 return
 

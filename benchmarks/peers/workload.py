@@ -8,7 +8,7 @@ from typing import Literal
 
 Measure = Literal["decode", "prefill", "total"]
 Job = dict[str, object]
-"""A scenario as `session` reads it: {"scenario", "num_tokens", "prefix", "samples": a list of prompts each, "primers"}."""
+"""A scenario as `session` reads it: {"scenario", "num_tokens", "prefix", "samples": lists of prompts, "primers"}."""
 
 
 @dataclass(frozen=True, slots=True)

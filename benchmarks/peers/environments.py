@@ -115,6 +115,8 @@ def variables(place: Path) -> dict[str, str]:
             "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
             "VLLM_CPU_KVCACHE_SPACE": "4",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            # This version's ahead-of-time cache fails to load and all is compiled again; the older cache does load.
+            "VLLM_USE_AOT_COMPILE": "0",
             "VLLM_CACHE_ROOT": str(place / "cache"),
             "VLLM_NO_USAGE_STATS": "1",
         }

@@ -17,6 +17,7 @@ from benchmarks.peers import plot, process, report, summary
 from benchmarks.peers.environments import BuildFailed, Installer, variables
 from benchmarks.peers.limits import Limits, best, bound
 from benchmarks.peers.machine import busy_seconds, tree, tree_peak_rss, tree_rss, tree_seconds
+from benchmarks.peers.prepare import install
 from benchmarks.peers.registry import ENGINES, ENVIRONMENTS, Environment
 from benchmarks.peers.runner import MEMORY, START, Results, Row, value_of
 from benchmarks.peers.session import Arrival, measure, tokens_at
@@ -289,6 +290,13 @@ def test_an_environment_that_can_not_be_made_says_why(tmp_path: Path) -> None:
     installer = Installer(tmp_path)
     with pytest.raises(BuildFailed, match="broken: it said this"):
         installer.run(Environment("broken", (), "nothing"), [sys.executable, "-c", "raise SystemExit('it said this')"])
+
+
+def test_engines_without_an_environment_are_failures_of_the_run(tmp_path: Path) -> None:
+    results = Results()
+    engines = [ENGINES["pando bf16"], ENGINES["vllm bf16"]]
+    assert install(Installer(tmp_path), engines, results, allowed=False) == engines[:1]
+    assert results.failures == {("vllm bf16", ""): "not installed"}
 
 
 def test_an_installed_environment_is_left_alone(tmp_path: Path) -> None:

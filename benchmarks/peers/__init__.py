@@ -6,8 +6,9 @@
 | `machine` | processor time of others, memory of a process tree (also inside the peers: standard library only) |
 | `limits` | what this machine can do: read bandwidth, arithmetic peaks; and the bound of a scenario that follows |
 | `registry`, `environments` | the engines, and their virtual environments |
-| `models`, `convert_gguf`, `convert_openvino` | makes the test models in every engine's format |
+| `models`, `convert_gguf`, `convert_openvino` | make the test models in every engine's format |
+| `prepare` | has all of these made |
 | `session`, `engines/` | inside a peer's environment: one engine loaded, jobs from stdin, samples to stdout |
-| `runner` | starts engines one after the other, round by round |
-| `summary`, `report` | medians and spreads; the tables and the plot |
+| `process`, `runner` | start an engine; all engines one after the other, round by round |
+| `summary`, `report`, `plot` | medians and spreads; the tables; the plot |
 """

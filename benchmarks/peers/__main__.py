@@ -11,6 +11,7 @@ import argparse
 import json
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,17 +19,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.peers import limits, plot
-from benchmarks.peers.environments import BuildFailed, Installer, variables
+from benchmarks.peers.environments import Installer
 from benchmarks.peers.machine import cores
-from benchmarks.peers.models import make_model, make_w8a8
+from benchmarks.peers.prepare import convert, install
 from benchmarks.peers.process import ROOT
-from benchmarks.peers.registry import ENGINES, ENVIRONMENTS, Engine
+from benchmarks.peers.registry import ENGINES
 from benchmarks.peers.report import TITLES, Report, insert
 from benchmarks.peers.runner import START, Results, Runner
-from benchmarks.peers.workload import SCENARIOS, SHAPES, quick
-
-CONVERTERS = {"llama.cpp": ("convert_gguf", "gguf"), "openvino": ("convert_openvino", "openvino")}
-"""Environment to the module that converts a model there, and the folder it makes."""
+from benchmarks.peers.workload import SCENARIOS, quick
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     installer = Installer(work / "environments", options.pip_args)
     results = Results()
     ready = install(installer, chosen, results, allowed=not options.no_install)
-    ready = prepare(installer, ready, work / "models", results)
+    ready = convert(installer, ready, work / "models", results)
     (work / "results" / "logs").mkdir(parents=True, exist_ok=True)
     program = limits.build(work)
     with_start = not options.scenario or START in options.scenario
@@ -76,48 +74,6 @@ def main(arguments: Sequence[str]) -> int:
     if options.publish:
         publish(report)
     return 0 if results.rows else 1
-
-
-def install(installer: Installer, engines: Sequence[Engine], results: Results, *, allowed: bool) -> list[Engine]:
-    """Make the environments; engines without one are failures of the run, not of the program."""
-    missing: dict[str, str] = {}
-    for name in dict.fromkeys(engine.environment for engine in engines if engine.is_peer):
-        if not allowed and Path(installer.python(name)).exists():
-            continue
-        try:
-            if not allowed:
-                raise BuildFailed(f"{name}: not installed")
-            print(f"environment {name}", flush=True)
-            installer.install(ENVIRONMENTS[name])
-        except BuildFailed as error:
-            print(error, flush=True)
-            missing[name] = str(error)
-    results.failures.update({(e.name, ""): missing[e.environment] for e in engines if e.environment in missing})
-    return [engine for engine in engines if engine.environment not in missing]
-
-
-def prepare(installer: Installer, engines: Sequence[Engine], models: Path, results: Results) -> list[Engine]:
-    """Make the models the engines need; returns the engines that have theirs."""
-    broken: dict[str, str] = {}
-    for name, shape in SHAPES.items():
-        folder = make_model(shape, models / name / "hf")
-        make_w8a8(folder, models / name / "w8a8")
-        for environment in {engine.environment for engine in engines} & CONVERTERS.keys():
-            module, target = CONVERTERS[environment]
-            done = models / name / target
-            if done.exists():
-                continue
-            print(f"model {name} for {environment}", flush=True)
-            part = done.with_name(target + ".part")
-            command = [installer.python(environment), "-m", f"benchmarks.peers.{module}", str(folder), str(part)]
-            settings = variables(installer.folder / environment)
-            code, words = _run(command, settings)
-            if code:
-                broken[environment] = f"no model: {words}"
-            else:
-                part.rename(done)
-    results.failures.update({(e.name, ""): broken[e.environment] for e in engines if e.environment in broken})
-    return [engine for engine in engines if engine.environment not in broken]
 
 
 def write(report: Report, folder: Path) -> None:
@@ -145,15 +101,6 @@ def publish(report: Report) -> None:
     insert(ROOT / "docs" / "performance.md", report.markdown() + "\n![Medians by scenario](images/peers.svg)\n")
 
 
-def _run(command: list[str], settings: dict[str, str]) -> tuple[int, str]:
-    """Exit status and last line of what it said."""
-    import os
-
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **settings}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    return done.returncode, (done.stderr.strip().splitlines() or [""])[-1]
-
-
 def _machine() -> str:
     model = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -169,4 +116,6 @@ def _commit() -> str:
 
 
 if __name__ == "__main__":
+    # An engine is a session of its own; ending in order is what takes it along.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main(sys.argv[1:]))

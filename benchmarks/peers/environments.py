@@ -37,13 +37,16 @@ class Installer:
         """The interpreter of an environment."""
         return sys.executable if name == OWN_ENVIRONMENT else str(self.folder / name / "bin" / "python")
 
+    def is_installed(self, environment: Environment) -> bool:
+        """Is the environment complete, with the packages that are wanted now?"""
+        stamp = self.folder / environment.name / STAMP
+        return stamp.exists() and stamp.read_text() == json.dumps(environment.packages)
+
     def install(self, environment: Environment) -> None:
         """Make the environment unless it is there with the same packages. Raises BuildFailed."""
-        place = self.folder / environment.name
-        wanted = json.dumps(environment.packages)
-        stamp = place / STAMP
-        if stamp.exists() and stamp.read_text() == wanted:
+        if self.is_installed(environment):
             return
+        place = self.folder / environment.name
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
         self.run(environment, [sys.executable, "-m", "venv", "--clear", str(place)])
@@ -54,7 +57,7 @@ class Installer:
             special(self, environment, place)
         self.pip(environment, "uninstall", "--yes", *UNWANTED)
         self.run(environment, [self.python(environment.name), "-c", f"import {environment.module}"], variables(place))
-        stamp.write_text(wanted)
+        (place / STAMP).write_text(json.dumps(environment.packages))
 
     def pip(self, environment: Environment, command: str, *words: str) -> None:
         """Run pip in the environment; the installing commands get the user's own options."""

@@ -1,7 +1,7 @@
 """Attention of one layer: GB/s and GFLOP/s beside what this machine reads and multiplies, shared prefixes on and off.
 
-    python benchmarks/attention.py [--threads N] [--isa LEVEL] [--dtype bfloat16] [--heads 16 --kv-heads 8 --head-dim 128]
-                                   [--seconds 0.3] [--only TEXT] [--json FILE]
+    python benchmarks/attention.py [--threads N] [--isa LEVEL] [--dtype bfloat16] [--heads 16] [--kv-heads 8]
+                                   [--head-dim 128] [--seconds 0.3] [--only TEXT] [--json FILE]
 
 KV is read from memory, not from a cache: calls go round over enough layers' worth of it. Variants of a case (sharing on
 and off) are timed in turns. Bytes count the KV every row sees, once per row ("seen") and once per page ("read once");

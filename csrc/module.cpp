@@ -347,7 +347,7 @@ void define_linear(nb::module_& m) {
 } // namespace
 
 NB_MODULE(_native, m) {
-    m.attr("interface") = 2; // counts up with every change of a signature below; pando.kernels.cpu checks it
+    m.attr("interface") = 3; // counts up with every change of a signature below; pando.kernels.cpu checks it
     m.def("levels", &levels, "(name, why it can not be used or '') of every level, lowest first");
     m.def("num_threads", &num_threads);
     m.def("set_num_threads", &set_num_threads);

@@ -15,7 +15,7 @@ from pando.errors import ConfigError
 from pando.kernels import reference
 from pando.kernels.ops import OpTable
 
-INTERFACE = 2
+INTERFACE = 3
 """The signatures this module calls; a compiled module of another number is stale."""
 
 LOAD_ERROR: str | None = None

@@ -74,9 +74,10 @@ ROW_DTYPES = {"f32": torch.float32, "f16": torch.float16}
 
 
 KIND_CODES = {"f32": CODES[torch.float32], "bf16": CODES[torch.bfloat16], "f16": CODES[torch.float16]}
-"""WeightKind of csrc/linear.hpp, which says what arithmetic the limit is measured with; quantised kinds are INT8_CODE."""
+"""WeightKind of csrc/linear.hpp, which says what arithmetic the limit is measured with."""
 
 INT8_CODE = 3
+"""The same for all quantised kinds."""
 
 HEADER = (
     f"{'kind':7}{'map':9}{'M':>6}{'N':>8}{'K':>6}{'ours us':>11}{'torch us':>11}{'ratio':>7}"

@@ -15,8 +15,7 @@ namespace {
 // Elements of an elementwise piece: some microseconds of work, several times what waking a thread costs.
 constexpr int64_t PIECE = 1 << 15;
 
-// Multiply-adds of an attention call, and tokens of a sampling call, below which it runs on the caller alone.
-constexpr int64_t SMALL_ATTENTION = 1 << 19;
+// Tokens of a sampling call below which it runs on the caller alone.
 constexpr int64_t SMALL_SAMPLE = 1 << 15;
 
 template <class Body>
@@ -36,94 +35,6 @@ void over_rows(int64_t rows, int64_t row_size, const Range& range) {
 }
 
 [[noreturn]] void out_of_range(const char* what) { throw std::invalid_argument(std::string(what) + " out of range"); }
-
-struct Plan {
-    AttentionTask* tasks;
-    int64_t num_tasks;
-    int64_t partial_floats;
-    int64_t work; // multiply-adds
-    bool split;
-};
-
-struct RowShape {
-    int64_t row, begin, queries, keys;
-};
-
-RowShape row_shape(const AttentionArgs& args, int64_t row) {
-    const int64_t begin = args.cu_q_lens[row], end = args.cu_q_lens[row + 1], keys = args.kv_lens[row];
-    if (begin < 0 || end < begin || end > args.num_tokens) out_of_range("cu_q_lens");
-    if (end > begin && (keys < end - begin || keys > args.table_width * args.page_size)) out_of_range("kv_lens");
-    return {row, begin, end - begin, keys};
-}
-
-int64_t first_key(const AttentionArgs& args, int64_t position) {
-    return args.window > 0 ? std::max<int64_t>(0, position + 1 - args.window) : 0;
-}
-
-// Queries of a task, and the parts the keys of a row's single piece of queries are cut into.
-int64_t queries_per_task(const AttentionArgs& args) {
-    return std::max<int64_t>(1, ATTENTION_QUERY_ROWS / (args.heads / args.kv_heads));
-}
-
-int64_t num_parts(const RowShape& shape, int64_t per_task, int64_t keys) {
-    return shape.queries <= per_task && keys >= 2 * ATTENTION_SPLIT ? (keys + ATTENTION_SPLIT - 1) / ATTENTION_SPLIT
-                                                                    : 1;
-}
-
-int64_t heads_per_task(const AttentionArgs& args, const RowShape& shape) {
-    return shape.queries * (args.heads / args.kv_heads) <= ATTENTION_JOINT_ROWS ? args.kv_heads : 1;
-}
-
-int64_t count_tasks(const AttentionArgs& args) {
-    const int64_t per_task = queries_per_task(args);
-    int64_t count = 0;
-    for (int64_t row = 0; row < args.num_rows; ++row) {
-        const RowShape shape = row_shape(args, row);
-        const int64_t pieces = (shape.queries + per_task - 1) / per_task;
-        const int64_t keys = pieces == 1 ? shape.keys - first_key(args, shape.keys - shape.queries) : 0;
-        count += pieces * num_parts(shape, per_task, keys) * (args.kv_heads / heads_per_task(args, shape));
-    }
-    return count;
-}
-
-int64_t padded_value(const AttentionArgs& args) {
-    return (args.v_dim + ATTENTION_VALUE_PAD - 1) / ATTENTION_VALUE_PAD * ATTENTION_VALUE_PAD;
-}
-
-// Later queries of a row see more keys: they come first, so that no thread is left with a long piece at the end.
-void plan_row(const AttentionArgs& args, const RowShape& shape, Plan& plan) {
-    const int64_t per_task = queries_per_task(args), group = args.heads / args.kv_heads;
-    const int64_t heads = heads_per_task(args, shape);
-    const int64_t start = shape.keys - shape.queries;
-    const int64_t pieces = (shape.queries + per_task - 1) / per_task;
-    for (int64_t piece = pieces - 1; piece >= 0; --piece) {
-        const int64_t from = piece * per_task, to = std::min(shape.queries, from + per_task);
-        const int64_t low = first_key(args, start + from), high = start + to;
-        const int64_t parts = num_parts(shape, per_task, high - low);
-        const int64_t floats = heads * (to - from) * group * (2 + padded_value(args));
-        for (int64_t head = 0; head < args.kv_heads; head += heads) {
-            for (int64_t part = 0; part < parts; ++part) {
-                AttentionTask& task = plan.tasks[plan.num_tasks++];
-                task.row = static_cast<int32_t>(shape.row);
-                task.kv_head_begin = static_cast<int32_t>(head);
-                task.kv_head_end = static_cast<int32_t>(head + heads);
-                task.query_begin = static_cast<int32_t>(shape.begin + from);
-                task.query_end = static_cast<int32_t>(shape.begin + to);
-                task.first_position = static_cast<int32_t>(start + from);
-                task.key_begin = static_cast<int32_t>(low + part * ATTENTION_SPLIT);
-                task.key_end =
-                    static_cast<int32_t>(parts == 1 ? high : std::min(high, low + (part + 1) * ATTENTION_SPLIT));
-                task.part = static_cast<int32_t>(part);
-                task.num_parts = static_cast<int32_t>(parts);
-                // Parts of one piece lie one after the other.
-                task.partial = parts == 1 ? 0 : plan.partial_floats;
-                if (parts > 1) plan.partial_floats += floats;
-            }
-        }
-        plan.work += (to - from) * (high - low) * args.heads * (args.head_dim + args.v_dim);
-        plan.split = plan.split || parts > 1;
-    }
-}
 
 void penalise(const PenaltyArgs& args, int64_t row) {
     constexpr uint32_t SEEN = 1u << 31;
@@ -209,31 +120,6 @@ void run_store(const StoreArgs& args, int64_t tokens) {
             }
         }
     });
-}
-
-void run_attention(const Kernels& kernels, const AttentionArgs& args) {
-    const int64_t count = count_tasks(args);
-    Plan plan{};
-    plan.tasks = reinterpret_cast<AttentionTask*>(
-        thread_scratch(Scratch::plan, static_cast<size_t>(count) * sizeof(AttentionTask)));
-    for (int64_t row = 0; row < args.num_rows; ++row) {
-        const RowShape shape = row_shape(args, row);
-        if (shape.queries > 0) plan_row(args, shape, plan);
-    }
-    float* partials =
-        reinterpret_cast<float*>(thread_scratch(Scratch::partials, static_cast<size_t>(plan.partial_floats) * 4));
-    const size_t scratch_bytes = static_cast<size_t>(kernels.attention_scratch(args));
-    std::atomic<bool> valid{true};
-    for_each(plan.num_tasks, plan.work < SMALL_ATTENTION, [&](int64_t i) {
-        char* scratch = thread_scratch(Scratch::task, scratch_bytes);
-        if (!kernels.attend(args, plan.tasks[i], scratch, partials)) valid = false;
-    });
-    if (!valid) out_of_range("page_table");
-    if (!plan.split) return;
-    for (int64_t i = 0; i < plan.num_tasks; ++i) {
-        const AttentionTask& task = plan.tasks[i];
-        if (task.num_parts > 1 && task.part == 0) kernels.attention_merge(args, task, partials);
-    }
 }
 
 void run_sample(const Kernels& kernels, const SampleArgs& args, int64_t rows) {

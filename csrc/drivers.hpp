@@ -2,6 +2,7 @@
 // All throw std::invalid_argument on an index out of range; nothing outside the tensors is ever touched.
 #pragma once
 
+#include "attention_plan.hpp"
 #include "kernels.hpp"
 
 namespace pando {
@@ -12,7 +13,6 @@ void run_heads(const Kernels&, const HeadsArgs&, int64_t tokens);
 void run_blend(const Kernels&, const BlendArgs&, int64_t rows);
 void run_activation(const Kernels&, const ActivationArgs&, int64_t rows);
 void run_store(const StoreArgs&, int64_t tokens);
-void run_attention(const Kernels&, const AttentionArgs&);
 void run_sample(const Kernels&, const SampleArgs&, int64_t rows);
 void run_scan(const Kernels&, const ScanArgs&, int64_t rows);
 void run_mask(const Kernels&, const MaskArgs&, int64_t rows);

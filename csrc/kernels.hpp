@@ -107,29 +107,53 @@ struct AttentionArgs {
     int64_t num_rows, num_tokens, page_size, window;
     float scale, softcap;
     const float* sinks; // may be null
+    // [queries][queries] bytes of each row, one after the other: query i sees the step's own token j where it is not 0.
+    // Null: causal.
+    const uint8_t* tree_mask = nullptr;
+    int64_t tree_mask_size = 0;
 };
 
-// Some KV heads of a row, some consecutive queries of it, and the positions [key_begin, key_end) they look at.
-struct AttentionTask {
+// Consecutive queries of one row.
+struct AttentionMember {
     int32_t row;
+    int32_t token;    // of the first query: index into q
+    int32_t queries;  // how many
+    int32_t position; // of the first query
+    int32_t own;      // position of the row's first query of this step
+    int32_t own_queries;
+    int64_t mask;    // offset of the first query's mask row
+    int64_t partial; // offset of the row's floats in the partial buffer; see attention_entry_size
+};
+
+// Some KV heads, the positions [key_begin, key_end) of the first member's pages, and the queries that look at them: of
+// one row, or of several whose pages up to key_end are the same.
+struct AttentionTask {
+    const AttentionMember* members;
+    int32_t num_members;
     int32_t kv_head_begin, kv_head_end;
-    int32_t query_begin, query_end; // indices into q
-    int32_t first_position;         // of query_begin
     int32_t key_begin, key_end;
-    int32_t part, num_parts; // of a row whose keys are split; 0 of 1 otherwise
-    int64_t partial;         // offset of this part's floats in the partial buffer
+    int32_t first_part; // number of the rows' first part, if their keys are split
+    bool split;         // every part leaves its own result in the partial buffer
 };
 
 // Query rows of one KV head (queries times heads of its group) a task holds at most, unless one query has more.
-constexpr int64_t ATTENTION_QUERY_ROWS = 32;
-// Up to this many query rows a task takes all KV heads: decoding is bound by memory, and a token's heads lie together.
-constexpr int64_t ATTENTION_JOINT_ROWS = 16;
+constexpr int64_t ATTENTION_QUERY_ROWS = 64;
+// Up to this many query rows a task may take several KV heads: decoding is bound by memory, and a token's heads lie
+// together.
+constexpr int64_t ATTENTION_JOINT_ROWS = 8;
 // Keys scored at once: their scores and pointers stay in the first-level cache.
 constexpr int64_t ATTENTION_KEY_BLOCK = 64;
-// Keys of one part of a split row. Fixed, so that a row's result does not depend on batch or threads.
+// A split row's parts are the positions with the same quotient by this, so that its result depends neither on the
+// batch, nor on threads, nor on what it shares. A multiple of the block.
 constexpr int64_t ATTENTION_SPLIT = 256;
 // Output rows are kept padded to this in scratch and partial buffers: the widest level's vector.
 constexpr int64_t ATTENTION_VALUE_PAD = 16;
+
+// Floats of one query row's result over one part: its largest score, the sum of its weights, padding, the weighted
+// values. A row's entries are [part][KV head][query, head of the group].
+inline int64_t attention_entry_size(const AttentionArgs& args) {
+    return 16 + (args.v_dim + ATTENTION_VALUE_PAD - 1) / ATTENTION_VALUE_PAD * ATTENTION_VALUE_PAD;
+}
 
 struct SampleArgs {
     const float* logits;
@@ -201,7 +225,8 @@ struct Kernels {
     void (*activation)(const ActivationArgs&, int64_t begin, int64_t end);
     int64_t (*attention_scratch)(const AttentionArgs&); // bytes one attend() needs
     bool (*attend)(const AttentionArgs&, const AttentionTask&, char* scratch, float* partials);
-    void (*attention_merge)(const AttentionArgs&, const AttentionTask& first, const float* partials);
+    void (*attention_merge)(const AttentionArgs&, const AttentionMember&, int64_t kv_head, int64_t parts,
+                            const float* partials);
     int64_t (*sample_scratch)(const SampleArgs&); // bytes one sample() needs
     void (*sample)(const SampleArgs&, int64_t row, char* scratch);
     void (*scan)(const ScanArgs&, int64_t begin, int64_t end);

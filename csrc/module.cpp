@@ -7,6 +7,7 @@
 #include "threads.hpp"
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -121,7 +122,8 @@ void attention(int level, int dtype, Pointer q, Strides q_strides, Pointer k, St
                Strides v_strides, Pointer out, int64_t tokens, int64_t heads, int64_t kv_heads, int64_t head_dim,
                int64_t v_dim, int64_t num_slots, Pointer page_table, int64_t table_stride, int64_t table_width,
                Pointer cu_q_lens, Pointer kv_lens, int64_t rows, int64_t page_size, int64_t window, float scale,
-               float softcap, Pointer sinks) {
+               float softcap, Pointer sinks, Pointer tree_mask, int64_t tree_mask_size,
+               std::optional<nb::object> plan) {
     const AttentionArgs args{static_cast<DType>(dtype),
                              at<const char>(q),
                              at<const char>(k),
@@ -149,9 +151,16 @@ void attention(int level, int dtype, Pointer q, Strides q_strides, Pointer k, St
                              window,
                              scale,
                              softcap,
-                             at<const float>(sinks)};
+                             at<const float>(sinks),
+                             at<const uint8_t>(tree_mask),
+                             tree_mask_size};
+    AttentionPlan* const kept = plan ? nb::cast<AttentionPlan*>(*plan) : nullptr;
     const nb::gil_scoped_release unlocked;
-    run_attention(level_kernels(level), args);
+    if (kept != nullptr) {
+        run_attention(level_kernels(level), args, *kept);
+    } else {
+        run_attention(level_kernels(level), args);
+    }
 }
 
 void sample(int level, Pointer logits, int64_t rows, int64_t vocab, Pointer temperature, Pointer top_k, Pointer top_p,
@@ -347,7 +356,8 @@ void define_linear(nb::module_& m) {
 } // namespace
 
 NB_MODULE(_native, m) {
-    m.attr("interface") = 3; // counts up with every change of a signature below; pando.kernels.cpu checks it
+    nb::set_leak_warnings(false); // an engine that lives to the end of the process keeps its plan: no leak
+    m.attr("interface") = 4; // counts up with every change of a signature below; pando.kernels.cpu checks it
     m.def("levels", &levels, "(name, why it can not be used or '') of every level, lowest first");
     m.def("num_threads", &num_threads);
     m.def("set_num_threads", &set_num_threads);
@@ -356,6 +366,12 @@ NB_MODULE(_native, m) {
     m.def("activation", &activation);
     m.def("store", &store);
     m.def("attention", &attention);
+    m.def("set_shared_prefix", &set_shared_prefix);
+    nb::class_<AttentionPlan>(m, "AttentionPlan")
+        .def(nb::init<>())
+        .def("reset", &AttentionPlan::reset)
+        .def_prop_ro("keys_read", &AttentionPlan::keys_read)
+        .def_prop_ro("keys_seen", &AttentionPlan::keys_seen);
     m.def("sample", &sample);
     m.def("penalties", &penalties);
     m.def("scan", &scan);

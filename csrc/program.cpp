@@ -21,6 +21,7 @@ struct Frame {
     DType dtype;
     const int64_t* widths;
     char* const* data;
+    AttentionPlan& plan;
 };
 
 struct Instruction {
@@ -150,7 +151,7 @@ struct Attend final : Instruction {
         args.scale = shape.scale;
         args.softcap = shape.softcap;
         args.sinks = shape.sinks;
-        run_attention(frame.kernels, args);
+        run_attention(frame.kernels, args, frame.plan);
     }
 };
 
@@ -217,7 +218,8 @@ void Program::run(const StepArgs& step) {
         data.push_back(next);
         next += bytes_of(widths_[i]);
     }
-    const Frame frame{kernels_, step, dtype_, widths_.data(), data.data()};
+    plan_.reset();
+    const Frame frame{kernels_, step, dtype_, widths_.data(), data.data(), plan_};
     for (const auto& instruction : instructions_) instruction->run(frame);
 }
 

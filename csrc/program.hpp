@@ -5,6 +5,7 @@
 // is the residual stream, buffer 1 the result: both are the caller's.
 #pragma once
 
+#include "attention_plan.hpp"
 #include "kernels.hpp"
 #include "linear.hpp"
 
@@ -87,6 +88,7 @@ class Program {
     std::vector<std::unique_ptr<Instruction>> instructions_;
     std::unique_ptr<char, void (*)(void*)> workspace_;
     size_t workspace_bytes_ = 0;
+    AttentionPlan plan_;
 };
 
 } // namespace pando

@@ -220,12 +220,13 @@ def plan_lines(config: Config) -> list[str]:
     from pando.device import resolve_device
     from pando.models.load import load_spec, resolve_dtype
     from pando.models.size import ModelSize
+    from pando.quant.size import matrix_bits
     from pando.runtime.memory import ModelFacts, plan_memory
 
     spec, raw = load_spec(config_folder(config))
     dtype = str(resolve_dtype(config.dtype, raw)).removeprefix("torch.")
     size, device = ModelSize.of(spec), resolve_device(config.device)
-    facts = ModelFacts.of(size, dtype)
+    facts = ModelFacts.of(size, dtype, matrix_bits(config.quantization, raw.values))
     free = device.free_bytes() - facts.weight_bytes
     plan = plan_memory(config, facts, free, on_cpu=not device.asynchronous)
     assumed = not device.asynchronous and config.chunked_prefill_size is None

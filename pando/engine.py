@@ -33,6 +33,7 @@ from pando.log import setup as setup_log
 from pando.models.decoder import DecoderModel
 from pando.models.load import load_model, resolve_model_path
 from pando.models.size import ModelSize
+from pando.quant.size import matrix_bits
 from pando.runtime.executor import ThreadedExecutor
 from pando.runtime.memory import MemoryPlan, ModelFacts, plan_memory
 from pando.runtime.runner import Runner
@@ -87,6 +88,7 @@ def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
         dtype=config.dtype,
         device=device.name,
         ops=ops,
+        quantization=config.quantization,
         load_format=config.load_format,
         progress=lambda fraction, detail: on_phase(Load("weights", fraction, detail)),
         context_length=config.context_length,
@@ -124,7 +126,9 @@ def _plan(config: Config, model: DecoderModel, device: Device, ops: OpTable) -> 
     if on_cpu and config.chunked_prefill_size is None:
         probe = MemoryPlan(512, min(512, model.max_position), 1, 512, 0, 0, 0, 0)
         rate = warm_up(*_runner(config, probe, model, device, ops), device)
-    facts = ModelFacts.of(ModelSize.of(model.spec), dtype_name(model.dtype))
+    facts = ModelFacts.of(
+        ModelSize.of(model.spec), dtype_name(model.dtype), matrix_bits(config.quantization, model.config_dict)
+    )
     return plan_memory(config, facts, device.free_bytes(), on_cpu=on_cpu, tokens_per_second=rate)
 
 

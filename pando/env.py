@@ -12,6 +12,7 @@ VARIABLES: dict[str, str] = {
     "PANDO_API_KEY": "API key: required by a server started with it, sent by `pando chat|generate|bench` to a --url.",
     "PANDO_URL": "Base URL that `pando chat` and `pando generate` talk to when neither a model nor --url is given.",
     "PANDO_ISA": "Highest instruction set of the CPU kernels: portable, avx2, avx512 or avx512_bf16; for comparison.",
+    "PANDO_SHARED_PREFIX": "0: decoding reads a prefix that requests share once per request, not once; for comparison.",
     "NO_COLOR": "Any value: no colours in the terminal.",
 }
 """Name -> what it does."""

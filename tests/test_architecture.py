@@ -32,6 +32,7 @@ ROOMS: tuple[Room, ...] = (
     Room("env", 0, False, "environment variables"),
     Room("log", 0, False, "log lines"),
     Room("registry", 0, False, "names to factories"),
+    Room("gguf", 1, False, "heads of GGUF files: metadata, where the tensors are"),
     Room("core", 1, False, "contracts: sampling parameters, options, messages, batches"),
     Room("tokenizer", 2, False, "text to tokens and back, chat templates, incremental detokenisation"),
     Room("grammar", 2, False, "what an output must match"),
@@ -42,8 +43,8 @@ ROOMS: tuple[Room, ...] = (
     Room("cache.pool", 3, True, "the tensors behind the pages"),
     Room("forward", 4, True, "records of one forward pass; the attention backend protocol"),
     Room("attention", 5, True, "attention backends"),
+    Room("quant", 5, True, "quantised weights: rounding at load, reading what is quantised on disk"),
     Room("layers", 6, True, "parts of a model"),
-    Room("quant", 6, True, "quantised weights"),
     Room("models", 7, True, "the decoder, a file per family, loading weights"),
     Room("runtime", 8, True, "runs batches: inputs, forward pass, sampling, memory plan"),
     Room("speculative", 9, True, "drafters"),
@@ -83,9 +84,10 @@ TORCH_FREE_IMPORTS = (
 )
 
 CONFIG_FIELDS = (
-    "model_path tokenizer_path revision load_format served_model_name chat_template device dtype kernels num_threads "
-    "page_size context_length mem_fraction_static max_total_tokens max_running_requests max_queued_requests "
-    "chunked_prefill_size schedule_policy disable_radix_cache overlap random_seed host port api_key log_level"
+    "model_path tokenizer_path revision quantization load_format served_model_name chat_template device dtype "
+    "kernels num_threads page_size context_length mem_fraction_static max_total_tokens max_running_requests "
+    "max_queued_requests chunked_prefill_size schedule_policy disable_radix_cache overlap random_seed host port "
+    "api_key log_level"
 ).split()
 """A new option changes this list in the same commit, with its test and its line of docs."""
 

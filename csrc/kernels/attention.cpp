@@ -1,12 +1,16 @@
-// Paged attention: one task is a few consecutive queries of one row, all query heads of one KV head or of all of them.
-// Keys are visited in blocks; softmax is computed online (Milakov, Gimelshein 2018), its state kept per query row:
+// Paged attention: one task is some consecutive queries of one row, or of several rows that share their pages, all
+// query heads of one KV head or of several. Keys are visited in blocks; softmax is computed online (Milakov, Gimelshein
+// 2018), its state kept per query row:
 //
 //   block of <= 64 keys:  scores[M][64] = Q K^T  ->  hide, softcap  ->  max, exp, sum  ->  acc[M][Dv] = acc * a + P V
 //
-// A query row m of a KV head is (query m / group, head m % group of its group). Every row's arithmetic depends on its
-// own keys only, in an order fixed by their positions, so results are the same for any number of threads.
-#include "leaves.hpp"
-#include "simd.hpp"
+// A split row's keys are cut at fixed positions (ATTENTION_SPLIT); every part starts afresh and leaves its state, and
+// the parts are added in order. Every row's arithmetic depends on its own keys only, in an order fixed by their
+// positions, so results are the same for any number of threads and whoever shares the task.
+//
+// This file: any element type on any level, arithmetic in float32. bfloat16 on a level that multiplies pairs of it is
+// done by attention_pairs.cpp.
+#include "attention_rows.hpp"
 
 namespace pando {
 namespace PANDO_LEVEL {
@@ -16,7 +20,6 @@ namespace {
 constexpr int64_t KEYS = ATTENTION_KEY_BLOCK;
 constexpr int TILE_ROWS = W == 16 ? 4 : 2; // TILE_ROWS * 4 accumulators stay in registers
 constexpr int64_t POINTERS = KEYS * int64_t{sizeof(void*)};
-constexpr float HIDDEN = -__builtin_inff();
 
 // How queries and keys of one element type are multiplied: `step` elements at a time into float32 lanes.
 template <class T>
@@ -30,33 +33,12 @@ struct Dot {
     static vf add(vf total, Chunk a, Chunk b) { return total + a * b; }
 };
 
-#if defined(__AVX512BF16__)
-template <>
-struct Dot<bf16> {
-    using Query = bf16;
-    using Chunk = __m512bh;
-    static constexpr int step = 2 * W;
-    static Chunk query(const bf16* p) {
-        Chunk x;
-        memcpy(&x, p, sizeof x);
-        return x;
-    }
-    static Chunk key(const bf16* p) { return query(p); }
-    static Chunk key_first(const bf16* p, int64_t n) {
-        bf16 lanes[step];
-        memset(lanes, 0, sizeof lanes);
-        memcpy(lanes, p, static_cast<size_t>(n) * sizeof(bf16));
-        return query(lanes);
-    }
-    static vf add(vf total, Chunk a, Chunk b) { return _mm512_dpbf16_ps(total, a, b); }
-};
-#endif
-
 // Everything a task keeps for one KV head while it walks its keys.
 template <class T>
 struct Work {
     using Query = typename Dot<T>::Query;
     int64_t kv_head;
+    const QueryRow* info;                 // [rows]
     int64_t rows, query_size, value_size; // sizes padded to whole vectors
     Query* queries;                       // [rows][query_size]
     float* acc;                           // [rows][value_size]
@@ -81,20 +63,15 @@ struct Work {
     }
 };
 
-int64_t group_size(const AttentionArgs& args) { return args.heads / args.kv_heads; }
-
-char* carve(char*& scratch, int64_t bytes) {
-    char* piece = scratch;
-    scratch += round_up(bytes, 64);
-    return piece;
-}
-
 template <class T>
 Work<T> make_work(const AttentionArgs& args, const AttentionTask& task, char* scratch) {
     using Query = typename Work<T>::Query;
     Work<T> work;
     work.kv_head = task.kv_head_begin;
-    work.rows = (task.query_end - task.query_begin) * group_size(args);
+    work.rows = count_rows(args, task);
+    QueryRow* info = reinterpret_cast<QueryRow*>(carve(scratch, work.rows * int64_t{sizeof(QueryRow)}));
+    list_rows(args, task, info);
+    work.info = info;
     work.query_size = round_up(args.head_dim, Dot<T>::step);
     work.value_size = round_up(args.v_dim, ATTENTION_VALUE_PAD);
     const int64_t all = work.rows * (task.kv_head_end - task.kv_head_begin);
@@ -112,9 +89,6 @@ Work<T> make_work(const AttentionArgs& args, const AttentionTask& task, char* sc
 }
 
 void copy_query(float* to, const float* from, int64_t n) { memcpy(to, from, static_cast<size_t>(n) * 4); }
-[[maybe_unused]] void copy_query(bf16* to, const bf16* from, int64_t n) {
-    memcpy(to, from, static_cast<size_t>(n) * 2);
-}
 template <class T>
 void copy_query(float* to, const T* from, int64_t n) {
     for_row(
@@ -122,18 +96,23 @@ void copy_query(float* to, const T* from, int64_t n) {
         [&](int64_t i, int64_t rest) { store_first(to + i, load_first(from + i, rest), rest); });
 }
 
-// The sink is one more score that every query sees first; only the first part of a split row counts it.
 template <class T>
-void start(const AttentionArgs& args, const AttentionTask& task, const Work<T>& work) {
-    const int64_t group = group_size(args);
+void copy_queries(const AttentionArgs& args, const Work<T>& work) {
     memset(work.queries, 0, static_cast<size_t>(work.rows * work.query_size) * sizeof(*work.queries));
-    memset(work.acc, 0, static_cast<size_t>(work.rows * work.value_size) * 4);
     for (int64_t m = 0; m < work.rows; ++m) {
-        const int64_t head = work.kv_head * group + m % group;
-        const T* q = reinterpret_cast<const T*>(args.q) + (task.query_begin + m / group) * args.q_token_stride +
-                     head * args.q_head_stride;
-        copy_query(work.queries + m * work.query_size, q, args.head_dim);
-        const bool sink = args.sinks != nullptr && task.part == 0;
+        const int64_t head = work.kv_head * group_size(args) + work.info[m].lane;
+        const T* q = reinterpret_cast<const T*>(args.q) + work.info[m].token * args.q_token_stride;
+        copy_query(work.queries + m * work.query_size, q + head * args.q_head_stride, args.head_dim);
+    }
+}
+
+// Begins a part. The sink is one more score that every query sees first; only the first part counts it.
+template <class T>
+void start(const AttentionArgs& args, const Work<T>& work, bool first) {
+    memset(work.acc, 0, static_cast<size_t>(work.rows * work.value_size) * 4);
+    const bool sink = args.sinks != nullptr && first;
+    for (int64_t m = 0; m < work.rows; ++m) {
+        const int64_t head = work.kv_head * group_size(args) + work.info[m].lane;
         work.top[m] = sink ? args.sinks[head] : HIDDEN;
         work.total[m] = sink ? 1.0f : 0.0f;
     }
@@ -152,21 +131,11 @@ void prefetch(const T* token, int64_t stride, int64_t begin, int64_t end, int64_
 // are scattered, so the processor can not foresee them. False if the page table leaves the cache.
 template <class T>
 bool look_ahead(const AttentionArgs& args, const AttentionTask& task, int64_t begin, int64_t end, Work<T>& work) {
-    const int32_t* pages = args.page_table + task.row * args.table_stride;
-    const T* k = reinterpret_cast<const T*>(args.k);
-    const T* v = reinterpret_cast<const T*>(args.v);
-    int64_t page = begin / args.page_size, offset = begin % args.page_size, n = 0;
-    for (int64_t position = begin; position < end; ++page, offset = 0) {
-        const int64_t first = pages[page] * args.page_size;
-        const int64_t count = smaller(args.page_size - offset, end - position);
-        if (first < 0 || first + offset + count > args.num_slots) return false;
-        for (int64_t i = 0; i < count; ++i, ++n) {
-            work.next_keys[n] = k + (first + offset + i) * args.k_slot_stride;
-            work.next_values[n] = v + (first + offset + i) * args.v_slot_stride;
-            prefetch(work.next_keys[n], args.k_head_stride, task.kv_head_begin, task.kv_head_end, args.head_dim);
-            prefetch(work.next_values[n], args.v_head_stride, task.kv_head_begin, task.kv_head_end, args.v_dim);
-        }
-        position += count;
+    if (!locate(args, task, begin, end, work.next_keys, work.next_values)) return false;
+    int64_t n = 0;
+    for (; n < end - begin; ++n) {
+        prefetch(work.next_keys[n], args.k_head_stride, task.kv_head_begin, task.kv_head_end, args.head_dim);
+        prefetch(work.next_values[n], args.v_head_stride, task.kv_head_begin, task.kv_head_end, args.v_dim);
     }
     for (; n % 4 != 0; ++n) work.next_keys[n] = work.next_keys[n - 1]; // scored with the last tile, hidden afterwards
     return true;
@@ -227,7 +196,8 @@ void score(const AttentionArgs& args, const Work<T>& work, int64_t count) {
 }
 
 // Scale, softcap and hide one row of scores; returns the largest.
-float finish_scores(const AttentionArgs& args, float* scores, int64_t first_seen, int64_t end_seen, int64_t padded) {
+float finish_scores(const AttentionArgs& args, float* scores, const Seen& seen, int64_t padded) {
+    const int64_t first_seen = seen.first, end_seen = seen.end;
     vf best = splat(HIDDEN);
     for (int64_t n = 0; n < padded; n += W) {
         vf s = load(scores + n) * args.scale;
@@ -235,6 +205,11 @@ float finish_scores(const AttentionArgs& args, float* scores, int64_t first_seen
         if (n < first_seen || n + W > end_seen) {
             for (int lane = 0; lane < W; ++lane) {
                 if (n + lane < first_seen || n + lane >= end_seen) s[lane] = HIDDEN;
+            }
+        }
+        if (n + W > seen.own) {
+            for (int64_t i = larger(n, seen.own); i < smaller(n + W, end_seen); ++i) {
+                if (seen.mask[i - seen.own] == 0) s[i - n] = HIDDEN;
             }
         }
         best = vmax(s, best);
@@ -245,23 +220,22 @@ float finish_scores(const AttentionArgs& args, float* scores, int64_t first_seen
 
 // Scores become softmax weights relative to the running maximum; total and shrink are brought up to date.
 template <class T>
-void weigh(const AttentionArgs& args, const AttentionTask& task, const Work<T>& work, int64_t begin, int64_t count) {
-    const int64_t group = group_size(args), padded = round_up(count, W);
+void weigh(const AttentionArgs& args, const Work<T>& work, int64_t begin, int64_t count) {
+    const int64_t padded = round_up(count, W);
     for (int64_t m = 0; m < work.rows; ++m) {
         float* scores = work.scores + m * KEYS;
-        const int64_t position = task.first_position + m / group;
-        const int64_t end_seen = smaller(count, position + 1 - begin);
-        const int64_t first_seen = args.window > 0 ? larger(0, position + 1 - args.window - begin) : 0;
-        if (end_seen <= first_seen) { // this query sees none of the block
+        const Seen seen = seen_by(args, work.info[m], begin, count);
+        if (seen.end <= seen.first) { // this query sees none of the block
             work.shrink[m] = 1.0f;
             memset(scores, 0, static_cast<size_t>(padded) * 4);
             continue;
         }
-        const float best = finish_scores(args, scores, first_seen, end_seen, padded);
+        const float best = finish_scores(args, scores, seen, padded);
         const float top = best > work.top[m] ? best : work.top[m];
+        const float base = top == HIDDEN ? 0.0f : top; // a tree mask may hide all so far
         vf added{};
         for (int64_t n = 0; n < padded; n += W) {
-            const vf weight = vexp(load(scores + n) - top);
+            const vf weight = vexp(load(scores + n) - base);
             added += weight;
             store(scores + n, weight);
         }
@@ -324,34 +298,18 @@ void mix(const AttentionArgs& args, const Work<T>& work, int64_t count) {
 }
 
 template <class T>
-void write_row(T* out, const float* acc, float total, int64_t n) {
-    const float factor = total == 0.0f ? 0.0f : 1.0f / total;
-    for_row(
-        n, [&](int64_t i) { store(out + i, load(acc + i) * factor); },
-        [&](int64_t i, int64_t rest) { store_first(out + i, load_first(acc + i, rest) * factor, rest); });
-}
-
-// Output of query row m, counted over the task's heads: [heads][rows].
-template <class T>
-T* out_row(const AttentionArgs& args, const AttentionTask& task, int64_t m) {
-    const int64_t group = group_size(args), rows = (task.query_end - task.query_begin) * group;
-    const int64_t head = (task.kv_head_begin + m / rows) * group + m % group;
-    return reinterpret_cast<T*>(args.out) + ((task.query_begin + m % rows / group) * args.heads + head) * args.v_dim;
-}
-
-// A part leaves top, total and acc of its rows at its place: [all], [all], [all][value_size].
-template <class T>
-void write_out(const AttentionArgs& args, const AttentionTask& task, const Work<T>& work, float* partials) {
-    const int64_t all = work.rows * (task.kv_head_end - task.kv_head_begin);
-    if (task.num_parts > 1) {
-        float* place = partials + task.partial;
-        memcpy(place, work.top, static_cast<size_t>(all) * 4);
-        memcpy(place + all, work.total, static_cast<size_t>(all) * 4);
-        memcpy(place + 2 * all, work.acc, static_cast<size_t>(all * work.value_size) * 4);
-        return;
-    }
-    for (int64_t m = 0; m < all; ++m) {
-        write_row(out_row<T>(args, task, m), work.acc + m * work.value_size, work.total[m], args.v_dim);
+void write_out(const AttentionArgs& args, const AttentionTask& task, const Work<T>& work, int64_t begin,
+               float* partials) {
+    for (int64_t m = 0; m < work.rows; ++m) {
+        const float* acc = work.acc + m * work.value_size;
+        if (!task.split) {
+            write_row(out_row<T>(args, work.info[m], work.kv_head), acc, work.total[m], args.v_dim);
+            continue;
+        }
+        float* entry = entry_of(args, task, work.info[m], work.kv_head, begin, partials);
+        entry[0] = work.top[m];
+        entry[1] = work.total[m];
+        memcpy(entry + 16, acc, static_cast<size_t>(work.value_size) * 4);
     }
 }
 
@@ -359,52 +317,65 @@ template <class T>
 bool attend_as(const AttentionArgs& args, const AttentionTask& task, char* scratch, float* partials) {
     Work<T> work = make_work<T>(args, task, scratch);
     const int64_t heads = task.kv_head_end - task.kv_head_begin;
-    for (int64_t head = 0; head < heads; ++head) start(args, task, work.of(head));
-    if (!look_ahead(args, task, task.key_begin, smaller(task.key_begin + KEYS, task.key_end), work)) return false;
-    for (int64_t begin = task.key_begin; begin < task.key_end; begin += KEYS) {
-        const int64_t end = smaller(begin + KEYS, task.key_end);
+    for (int64_t head = 0; head < heads; ++head) copy_queries(args, work.of(head));
+    const auto block_end = [&](int64_t begin) { return smaller(begin + KEYS, part_end(task, begin)); };
+    if (!look_ahead(args, task, task.key_begin, block_end(task.key_begin), work)) return false;
+    int64_t part = task.key_begin;
+    for (int64_t begin = task.key_begin, end; begin < task.key_end; begin = end) {
+        end = block_end(begin);
         exchange(work.keys, work.next_keys);
         exchange(work.values, work.next_values);
-        if (!look_ahead(args, task, end, smaller(end + KEYS, task.key_end), work)) return false;
+        if (end < task.key_end && !look_ahead(args, task, end, block_end(end), work)) return false;
+        const bool first = !task.split || begin / ATTENTION_SPLIT == task.first_part;
+        const bool last = end == part_end(task, part);
         for (int64_t head = 0; head < heads; ++head) {
             const Work<T> one = work.of(head);
+            if (begin == part) start(args, one, first);
             score(args, one, end - begin);
-            weigh(args, task, one, begin, end - begin);
+            weigh(args, one, begin, end - begin);
             mix(args, one, end - begin);
+            if (last) write_out(args, task, one, part, partials);
         }
+        if (last) part = end;
     }
-    write_out(args, task, work, partials);
     return true;
 }
 
-// Parts are added in the order of their keys, relative to the largest score of all.
+// Parts are added in the order of their keys, relative to the largest score of all. `unit` is the natural logarithm of
+// the base the weights are powers of.
 template <class T>
-void merge_as(const AttentionArgs& args, const AttentionTask& first, const float* partials) {
-    const int64_t rows =
-        (first.query_end - first.query_begin) * group_size(args) * (first.kv_head_end - first.kv_head_begin);
-    const int64_t value_size = round_up(args.v_dim, ATTENTION_VALUE_PAD), part_size = rows * (2 + value_size);
-    const float* base = partials + first.partial;
+void merge_as(const AttentionArgs& args, const AttentionMember& member, int64_t kv_head, int64_t parts,
+              const float* partials, float unit) {
+    const int64_t rows = member.queries * group_size(args), size = attention_entry_size(args);
+    const int64_t stride = args.kv_heads * rows * size;
     for (int64_t m = 0; m < rows; ++m) {
+        const float* base = partials + member.partial + (kv_head * rows + m) * size;
         float top = HIDDEN, total = 0.0f;
-        for (int part = 0; part < first.num_parts; ++part) {
-            const float candidate = base[part * part_size + m];
+        for (int64_t part = 0; part < parts; ++part) {
+            const float candidate = base[part * stride];
             top = candidate > top ? candidate : top;
         }
-        T* out = out_row<T>(args, first, m);
-        for (int part = 0; part < first.num_parts; ++part) {
-            const float* place = base + part * part_size;
-            if (place[rows + m] != 0.0f) total += place[rows + m] * vexp(splat(place[m] - top))[0];
+        const auto share = [&](const float* entry) { return vexp(splat((entry[0] - top) * unit))[0]; };
+        for (int64_t part = 0; part < parts; ++part) {
+            const float* entry = base + part * stride;
+            if (entry[1] != 0.0f) total += entry[1] * share(entry);
         }
         const float factor = total == 0.0f ? 0.0f : 1.0f / total;
-        for (int64_t i = 0; i < args.v_dim; i += W) {
-            vf mixed{};
-            for (int part = 0; part < first.num_parts; ++part) {
-                const float* place = base + part * part_size;
-                if (place[rows + m] == 0.0f) continue;
-                const float* acc = place + 2 * rows + m * value_size;
-                mixed += load(acc + i) * vexp(splat(place[m] - top))[0];
+        const int32_t group = static_cast<int32_t>(group_size(args)), local = static_cast<int32_t>(m);
+        const QueryRow row{&member, member.token + local / group, 0, local % group, local};
+        T* out = out_row<T>(args, row, kv_head);
+        for (int64_t i = 0; i < args.v_dim; i += 4 * W) { // so that a share is computed once for several vectors
+            vf mixed[4] = {};
+            const int64_t vectors = smaller(4, (args.v_dim - i + W - 1) / W);
+            for (int64_t part = 0; part < parts; ++part) {
+                const float* entry = base + part * stride;
+                if (entry[1] == 0.0f) continue;
+                const float factor_here = share(entry);
+                for (int64_t c = 0; c < vectors; ++c) mixed[c] += load(entry + 16 + i + c * W) * factor_here;
             }
-            store_first(out + i, mixed * factor, smaller(W, args.v_dim - i));
+            for (int64_t c = 0; c < vectors; ++c) {
+                store_first(out + i + c * W, mixed[c] * factor, smaller(W, args.v_dim - i - c * W));
+            }
         }
     }
 }
@@ -412,13 +383,15 @@ void merge_as(const AttentionArgs& args, const AttentionTask& first, const float
 } // namespace
 
 int64_t attention_scratch(const AttentionArgs& args) {
+    if (attention_in_pairs(args)) return attention_pairs_scratch(args);
     const int64_t one = larger(ATTENTION_QUERY_ROWS, group_size(args)); // rows of one KV head
     const int64_t all = larger(one, ATTENTION_JOINT_ROWS * args.kv_heads);
     const int64_t kept = all * (round_up(args.head_dim, 2 * W) + round_up(args.v_dim, ATTENTION_VALUE_PAD) + 2);
-    return (kept + one * (KEYS + 1)) * 4 + 4 * POINTERS + 10 * 64;
+    return (kept + one * (KEYS + 1)) * 4 + one * int64_t{sizeof(QueryRow)} + 4 * POINTERS + 11 * 64;
 }
 
 bool attend(const AttentionArgs& args, const AttentionTask& task, char* scratch, float* partials) {
+    if (attention_in_pairs(args)) return attend_pairs(args, task, scratch, partials);
     switch (args.dtype) {
     case DType::f32: return attend_as<float>(args, task, scratch, partials);
     case DType::bf16: return attend_as<bf16>(args, task, scratch, partials);
@@ -427,11 +400,13 @@ bool attend(const AttentionArgs& args, const AttentionTask& task, char* scratch,
     return false;
 }
 
-void attention_merge(const AttentionArgs& args, const AttentionTask& first, const float* partials) {
+void attention_merge(const AttentionArgs& args, const AttentionMember& member, int64_t kv_head, int64_t parts,
+                     const float* partials) {
+    const float unit = attention_in_pairs(args) ? 0.693147180559945f : 1.0f;
     switch (args.dtype) {
-    case DType::f32: return merge_as<float>(args, first, partials);
-    case DType::bf16: return merge_as<bf16>(args, first, partials);
-    case DType::f16: return merge_as<f16>(args, first, partials);
+    case DType::f32: return merge_as<float>(args, member, kv_head, parts, partials, unit);
+    case DType::bf16: return merge_as<bf16>(args, member, kv_head, parts, partials, unit);
+    case DType::f16: return merge_as<f16>(args, member, kv_head, parts, partials, unit);
     }
 }
 

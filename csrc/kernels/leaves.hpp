@@ -16,7 +16,13 @@ void activation(const ActivationArgs&, int64_t begin, int64_t end);
 // attention.cpp
 int64_t attention_scratch(const AttentionArgs&);
 bool attend(const AttentionArgs&, const AttentionTask&, char* scratch, float* partials);
-void attention_merge(const AttentionArgs&, const AttentionTask& first, const float* partials);
+void attention_merge(const AttentionArgs&, const AttentionMember&, int64_t kv_head, int64_t parts,
+                     const float* partials);
+
+// attention_pairs.cpp
+bool attention_in_pairs(const AttentionArgs&); // whether the functions below do this call
+int64_t attention_pairs_scratch(const AttentionArgs&);
+bool attend_pairs(const AttentionArgs&, const AttentionTask&, char* scratch, float* partials);
 
 // sampling.cpp
 int64_t sample_scratch(const SampleArgs&);

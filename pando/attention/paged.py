@@ -12,10 +12,12 @@ from pando.kernels.ops import OpTable
 class PagedAttentionBackend:
     """Stores a step's keys and values in the pool, then attends over each row's pages."""
 
-    __slots__ = ("pool", "_store", "_attend")
+    __slots__ = ("pool", "_store", "_attend", "_plan", "_planned")
 
     def __init__(self, pool: KVPool, ops: OpTable) -> None:
         self.pool = pool
+        self._plan = ops.attention_plan()
+        self._planned: ForwardBatch | None = None
         self._store = ops.store_kv
         self._attend = ops.paged_attention
 
@@ -24,7 +26,11 @@ class PagedAttentionBackend:
         self._store(k_TKD.contiguous(), v_TKD.contiguous(), self.pool.k[layer], self.pool.v[layer], batch.out_loc)
 
     def attend(self, layer: int, q_THD: Tensor, params: AttentionParams, batch: ForwardBatch) -> Tensor:
-        """Attention output [T, H, Dv] in the dtype of q."""
+        """Attention output [T, H, Dv] in the dtype of q. A batch may not change while it is attended."""
+        if batch is not self._planned:
+            # Kept, so that no later batch can be at the same address.
+            self._plan.reset()
+            self._planned = batch
         return self._attend(
             q_THD.contiguous(),
             self.pool.k[layer],
@@ -37,4 +43,5 @@ class PagedAttentionBackend:
             window=params.window,
             softcap=params.softcap,
             sinks=params.sinks,
+            plan=self._plan,
         )

@@ -24,6 +24,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "schedule_policy": ("--scheduling-policy",),
     "disable_radix_cache": ("--no-enable-prefix-caching",),
     "random_seed": ("--seed",),
+    "quantization": ("-q",),
 }
 """Further spellings of a field's flag; the first spelling is always the field's own name."""
 
@@ -49,7 +50,6 @@ NOT_HERE: dict[str, str] = {
     "--dp-size": _ONE_DEVICE,
     "--dp": _ONE_DEVICE,
     "--pipeline-parallel-size": _ONE_DEVICE,
-    "--quantization": "weights are loaded in float32, bfloat16 or float16 (--dtype)",
     "--kv-cache-dtype": "the KV cache has the dtype of the model (--dtype)",
     "--trust-remote-code": "Pando never runs code that comes with a checkpoint",
     "--disable-overlap-schedule": "overlap is chosen with --overlap auto|on|off",

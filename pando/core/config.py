@@ -25,6 +25,9 @@ class Config:
     """Folder or hub id of the tokenizer; None = model_path."""
     revision: str | None = None
     """Hub revision (branch, tag or commit)."""
+    quantization: str = "auto"
+    """auto (as the checkpoint is) | int8 | w8a8 (activations too) | int4: rounded on load from plain weights. awq |
+    gptq | compressed-tensors | gguf: refuse a checkpoint of another kind."""
     load_format: str = "auto"
     """auto (safetensors) | dummy (random weights of the config's shape, for benchmarks)."""
     served_model_name: tuple[str, ...] = ()
@@ -107,7 +110,14 @@ class Config:
         return cls(**options)
 
 
+ROUND_ON_LOAD = ("int8", "w8a8", "int4")
+"""Values of `quantization` that round plain weights."""
+
+STORED_FORMATS = ("awq", "gptq", "compressed-tensors", "gguf")
+"""Values of `quantization` that name what the checkpoint already is."""
+
 _CHOICES: dict[str, tuple[str, ...]] = {
+    "quantization": ("auto", *ROUND_ON_LOAD, *STORED_FORMATS),
     "load_format": ("auto", "dummy"),
     "device": ("auto", "cpu", "cuda"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),

@@ -90,8 +90,23 @@ def attention(
     scale: float,
     softcap: float,
     sinks: int,
+    tree_mask: int,
+    tree_mask_size: int,
+    plan: AttentionPlan | None,
     /,
 ) -> None: ...
+def set_shared_prefix(on: bool, /) -> None: ...
+
+class AttentionPlan:
+    """How the work of one step's attention calls is cut; see csrc/attention_plan.hpp."""
+
+    def __init__(self) -> None: ...
+    def reset(self) -> None: ...
+    @property
+    def keys_read(self) -> int: ...
+    @property
+    def keys_seen(self) -> int: ...
+
 def sample(
     level: int,
     logits: int,

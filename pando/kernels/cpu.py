@@ -11,11 +11,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from pando import env
 from pando.errors import ConfigError
 from pando.kernels import reference
-from pando.kernels.ops import OpTable
+from pando.kernels.ops import AttentionPlan, OpTable
 
-INTERFACE = 3
+INTERFACE = 4
 """The signatures this module calls; a compiled module of another number is stale."""
 
 LOAD_ERROR: str | None = None
@@ -68,6 +69,16 @@ def set_num_threads(n: int) -> None:
         _native.set_num_threads(n)
 
 
+def set_shared_prefix(on: bool) -> None:
+    """Whether attention reads KV that rows of a batch share once (the default). No result depends on it."""
+    if LOAD_ERROR is None:
+        _native.set_shared_prefix(on)
+
+
+if env.read("PANDO_SHARED_PREFIX") == "0":
+    set_shared_prefix(False)
+
+
 def table(isa: str) -> OpTable:
     """The op table of one level. Raises ConfigError if this machine does not have it."""
     found = levels()
@@ -87,6 +98,7 @@ def table(isa: str) -> OpTable:
         store_kv=store_kv,
         gated_activation=ops.gated_activation,
         paged_attention=ops.paged_attention,
+        attention_plan=_native.AttentionPlan,
         sample=ops.sample,
         argmax=ops.argmax,
         finite=ops.finite,
@@ -195,6 +207,7 @@ def _attention_code(
     cu_q_lens: Tensor,
     kv_lens: Tensor,
     sinks: Tensor | None,
+    tree_mask: Tensor | None,
 ) -> int | None:
     """The code of q's dtype if the native kernel covers this call; the shapes of a covered call must fit."""
     dtype = q.dtype
@@ -209,6 +222,7 @@ def _attention_code(
         and page_table.is_cpu
         and (page_table.stride(1) == 1 or page_table.shape[1] <= 1)
         and (sinks is None or _is_plain(sinks, torch.float32))
+        and (tree_mask is None or _is_plain(tree_mask, tree_mask.dtype) and tree_mask.element_size() == 1)
     )
     if not covered:
         return None
@@ -327,14 +341,23 @@ class _Ops:
         window: int = 0,
         softcap: float = 0.0,
         sinks: Tensor | None = None,
+        tree_mask: Tensor | None = None,
+        plan: AttentionPlan | None = None,
     ) -> Tensor:
         """Extend and decode in one call. Raises ValueError if lengths or pages leave their tensors."""
         tensors = (q_THD, k_cache_SKD, v_cache_SKD, page_table_RP, cu_q_lens, kv_lens)
-        code = _attention_code(*tensors, sinks)
+        code = _attention_code(*tensors, sinks, tree_mask)
         if code is None:
             return reference.paged_attention(
-                *tensors, page_size=page_size, scale=scale, window=window, softcap=softcap, sinks=sinks
+                *tensors,
+                page_size=page_size,
+                scale=scale,
+                window=window,
+                softcap=softcap,
+                sinks=sinks,
+                tree_mask=tree_mask,
             )
+        assert plan is None or isinstance(plan, _native.AttentionPlan), plan
         tokens, heads, head_dim = q_THD.shape
         slots, kv_heads, v_dim = v_cache_SKD.shape
         out = torch.empty((tokens, heads, v_dim), dtype=q_THD.dtype)
@@ -365,6 +388,9 @@ class _Ops:
             scale,
             softcap,
             0 if sinks is None else sinks.data_ptr(),
+            0 if tree_mask is None else tree_mask.data_ptr(),
+            0 if tree_mask is None else tree_mask.numel(),
+            plan,
         )
         return out
 

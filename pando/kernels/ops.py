@@ -18,6 +18,17 @@ from torch import Tensor
 from pando.kernels.weights import Weight
 
 
+class AttentionPlan(Protocol):
+    """How the attention calls of one step are cut into work: made once, used by every layer of the step.
+
+    An implementation fills it on the first call of each kind of layer. It depends on cu_q_lens, kv_lens and page_table
+    only, so it must be reset before a call in which any of these has changed, in place or not.
+    """
+
+    def reset(self) -> None:
+        """Forget the step."""
+
+
 class PagedAttention(Protocol):
     """Causal attention over a paged cache that already holds this step's KV.
 
@@ -25,6 +36,13 @@ class PagedAttention(Protocol):
     Its key at position j is k_cache[page_table[r, j // page_size] * page_size + j % page_size]. A query at position i
     sees j <= i, and with window w > 0 only i - j < w. softcap c > 0: scores become c * tanh(score / c) after scaling.
     sinks [H] float32: one extra logit per head in the softmax's denominator.
+
+    tree_mask (uint8 or bool, flat): the [n, n] masks of the rows one after the other; query i of a row sees its own
+    step's token j where mask[i, j] is set, instead of j <= i. Everything before the step is visible as without it
+    (a window counts i as if the tokens were a chain). Every token sees itself.
+
+    Rows whose page tables begin with the same pages hold the same KV there; an implementation may read it once.
+    A row's result must not depend on the other rows of the call, nor on what it shares with them.
     """
 
     def __call__(
@@ -41,8 +59,13 @@ class PagedAttention(Protocol):
         window: int = 0,
         softcap: float = 0.0,
         sinks: Tensor | None = None,
+        tree_mask: Tensor | None = None,
+        plan: AttentionPlan | None = None,
     ) -> Tensor:
-        """Output [T, H, Dv], dtype of q. cu_q_lens [R+1], kv_lens [R], page_table are int32."""
+        """Output [T, H, Dv], dtype of q. cu_q_lens [R+1], kv_lens [R], page_table are int32.
+
+        plan: of the same op table, and reset since the ragged arguments changed; None: the call makes its own.
+        """
         ...
 
 
@@ -243,6 +266,10 @@ class OpTable:
     """
 
     paged_attention: PagedAttention
+
+    attention_plan: Callable[[], AttentionPlan]
+    """() -> an empty plan for `paged_attention`, to be kept and reset for each step."""
+
     sample: Sample
 
     argmax: Callable[[Tensor], Tensor]

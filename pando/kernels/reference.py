@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pando.core.sampling import GREEDY_TEMPERATURE
 from pando.errors import ConfigError
-from pando.kernels.ops import OpTable, PackedLinear, PackLinear
+from pando.kernels.ops import AttentionPlan, OpTable, PackedLinear, PackLinear
 from pando.kernels.weights import Weight
 
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu2", "swiglu_oai")
@@ -153,6 +153,15 @@ def _hidden(first_query: int, num_queries: int, first_key: int, num_keys: int, w
     return hidden | (query - key >= window) if window > 0 else hidden
 
 
+def _tree_masks(tree_mask: Tensor | None, cu_q_lens: Tensor) -> list[Tensor]:
+    """The [n, n] bool mask of each row."""
+    if tree_mask is None:
+        return []
+    lens = cu_q_lens.diff().tolist()
+    pieces = tree_mask[: sum(n * n for n in lens)].bool().split([n * n for n in lens])
+    return [piece.view(n, n) for piece, n in zip(pieces, lens, strict=True)]
+
+
 def _softmax(scores_KGNL: Tensor, sinks: Tensor | None) -> Tensor:
     if sinks is None:
         return torch.softmax(scores_KGNL, dim=-1)
@@ -175,6 +184,13 @@ def _attend(
     return torch.matmul(weights, v_LKD.transpose(0, 1).unsqueeze(1)).flatten(0, 1).transpose(0, 1)
 
 
+class NoPlan:
+    """The plan of an implementation that needs none."""
+
+    def reset(self) -> None:
+        """Nothing to forget."""
+
+
 def paged_attention(
     q_THD: Tensor,
     k_cache_SKD: Tensor,
@@ -188,8 +204,11 @@ def paged_attention(
     window: int = 0,
     softcap: float = 0.0,
     sinks: Tensor | None = None,
+    tree_mask: Tensor | None = None,
+    plan: AttentionPlan | None = None,
 ) -> Tensor:
     """Causal attention over the paged cache: rows one by one, each with one batched product per piece of queries."""
+    masks = _tree_masks(tree_mask, cu_q_lens)
     num_heads = q_THD.shape[1]
     out = q_THD.new_empty(q_THD.shape[0], num_heads, v_cache_SKD.shape[2])
     offsets = torch.arange(page_size, device=q_THD.device)
@@ -207,8 +226,10 @@ def paged_attention(
         piece = max(1, MAX_SCORES // (num_heads * len(slots)))
         for first in range(begin, end, piece):
             last = min(first + piece, end)
-            keys = last + shift - first_key
+            keys = (last if tree_mask is None else end) + shift - first_key
             hidden = _hidden(first + shift, last - first, first_key, keys, window, q_THD)
+            if tree_mask is not None:
+                hidden[:, begin - end :] = ~masks[row][first - begin : last - begin]
             out[first:last] = _attend(q_THD[first:last], k[:keys], v[:keys], hidden, scale, softcap, sinks).to(
                 out.dtype
             )
@@ -377,6 +398,7 @@ REFERENCE = OpTable(
     store_kv=store_kv,
     gated_activation=gated_activation,
     paged_attention=paged_attention,
+    attention_plan=NoPlan,
     sample=sample,
     argmax=argmax,
     finite=finite,

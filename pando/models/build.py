@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from pando.cache.spec import CachePlan, FullAttention, LayerSpec, SlidingWindow
 from pando.forward import AttentionParams
 from pando.kernels.ops import OpTable, PackedExperts
+from pando.kernels.weights import Weight, concatenate
 from pando.layers.attention import Attention, QKNorm
 from pando.layers.embedding import Embedding, Head
 from pando.layers.linear import Linear
@@ -24,6 +25,8 @@ from pando.models.decoder import Branch, DecoderLayer, DecoderModel, ModelInfo
 from pando.models.fused import fuse
 from pando.models.spec import Spec
 from pando.models.weights import Loader
+from pando.quant.on_load import AS_STORED, OnLoad
+from pando.quant.order import InputWeight, OrderedWeight
 
 
 def detect(spec: Spec, names: Collection[str]) -> Spec:
@@ -59,29 +62,31 @@ def head_name(spec: Spec, names: Collection[str] = ()) -> str:
     return name
 
 
-def build_model(spec: Spec, loader: Loader, ops: OpTable, context_length: int, info: ModelInfo) -> DecoderModel:
+def build_model(
+    spec: Spec,
+    loader: Loader,
+    ops: OpTable,
+    context_length: int,
+    info: ModelInfo,
+    rounding: OnLoad = AS_STORED,
+) -> DecoderModel:
     """Load every tensor the spec asks for. Raises ConfigError naming what is missing, misshapen or left over."""
     spec = detect(spec, loader.names)
-    builder = _Builder(spec, loader, ops, context_length)
+    builder = _Builder(spec, loader, ops, context_length, rounding)
     embed = loader.tensor(spec.top_name("embed_tokens") + ".weight", spec.vocab_size, spec.hidden_size)
     layers = tuple(builder.layer(index, shape) for index, shape in enumerate(spec.layers))
     norm = builder.norm(spec.top_name("norm"), spec.hidden_size)
-    head = head_name(spec, loader.names)
-    if spec.tied:
-        weight = embed
-        loader.skip("^" + re.escape(head) + "$")
-    else:
-        weight = loader.tensor(head, spec.vocab_size, spec.hidden_size)
-    bias = loader.tensor(head.removesuffix("weight") + "bias", spec.vocab_size) if spec.head_bias else None
+    head = Head(builder.head(embed), spec.logit_multiplier, spec.final_softcap)
     for layer in range(spec.num_layers, spec.num_layers + spec.draft_layers):
         loader.skip("^" + re.escape(spec.layer_prefix(layer)))
     loader.finish()
+    loader.release()
     model = DecoderModel(
         spec,
         Embedding(embed, spec.embed_multiplier),
         layers,
         norm,
-        Head(Linear(weight, bias, ops, out_dtype=torch.float32), spec.logit_multiplier, spec.final_softcap),
+        head,
         builder.rotaries,
         cache_plan(spec, str(loader.dtype).removeprefix("torch.")),
         info,
@@ -105,10 +110,11 @@ def _layer_cache(layer: LayerShape, dtype: str) -> LayerSpec:
 class _Builder:
     """Builds the layers of one model; layers with equal rotary embeddings share a table."""
 
-    def __init__(self, spec: Spec, loader: Loader, ops: OpTable, context_length: int) -> None:
+    def __init__(self, spec: Spec, loader: Loader, ops: OpTable, context_length: int, rounding: OnLoad) -> None:
         self.spec = spec
         self.loader = loader
         self.ops = ops
+        self.rounding = rounding
         self._context_length = context_length
         self._rotaries: dict[RopeShape, Rotary] = {}
 
@@ -121,7 +127,7 @@ class _Builder:
         """One decoder layer."""
         pre_attention = self._placed(index, "pre_attention")
         pre_mlp = self._placed(index, "pre_mlp")
-        return DecoderLayer(
+        layer = DecoderLayer(
             pre_attention=pre_attention or NoNorm(),
             attention=self._attention(index, shape),
             post_attention=self._after_branch(index, "post_attention"),
@@ -129,6 +135,23 @@ class _Builder:
             mlp=self._moe(index, shape.moe) if shape.moe is not None else self._mlp(index, shape.intermediate),
             post_mlp=self._after_branch(index, "post_mlp"),
         )
+        self.loader.release()
+        return layer
+
+    def head(self, embed: Tensor) -> Linear:
+        """The output head: the embedding's own matrix where they are tied."""
+        spec, loader = self.spec, self.loader
+        name = head_name(spec, loader.names)
+        weight: InputWeight = embed
+        embedding = spec.top_name("embed_tokens") + ".weight"
+        if spec.tied:
+            loader.skip("^" + re.escape(name) + "$")
+            if loader.source.is_quantized(embedding):
+                weight = loader.weight(embedding, spec.vocab_size, spec.hidden_size)
+        else:
+            weight = loader.weight(name, spec.vocab_size, spec.hidden_size)
+        bias = loader.tensor(name.removesuffix("weight") + "bias", spec.vocab_size) if spec.head_bias else None
+        return Linear.fused([self.rounding.round_head(weight)], bias, self.ops, out_dtype=torch.float32)
 
     def norm(self, name: str, size: int) -> Norm:
         """A norm of the family's kind from its checkpoint name."""
@@ -156,10 +179,19 @@ class _Builder:
     def _linear(self, name: str, rows: int, columns: int, bias: bool) -> Linear:
         return self._fused([(name, rows)], columns, bias)
 
+    def _plain_linear(self, name: str, rows: int, columns: int, bias: bool) -> Linear:
+        """A linear map that is never rounded: a router, a gate."""
+        vector = self.loader.tensor(name + ".bias", rows) if bias else None
+        return Linear.fused([self.loader.weight(name + ".weight", rows, columns)], vector, self.ops)
+
     def _fused(self, parts: list[tuple[str, int]], columns: int, bias: bool, activation: str | None = None) -> Linear:
-        weight = self.loader.stack([(name + ".weight", rows) for name, rows in parts], columns)
-        vector = self.loader.stack([(name + ".bias", rows) for name, rows in parts]) if bias else None
-        return Linear(weight, vector, self.ops, activation=activation)
+        weights = self._weights([(name + ".weight", rows) for name, rows in parts], columns)
+        vector = self.loader.vectors([(name + ".bias", rows) for name, rows in parts]) if bias else None
+        return Linear.fused(weights, vector, self.ops, activation=activation)
+
+    def _weights(self, parts: Sequence[tuple[str, int]], columns: int) -> list[InputWeight]:
+        """Matrices of one fused projection, rounded to one if that was asked for."""
+        return self.rounding.round_linear([self.loader.weight(name, rows, columns) for name, rows in parts])
 
     def _parts(self, index: int, whole: str, parts: dict[str, int]) -> list[tuple[str, int]]:
         """Tensors of a fused linear: one when the checkpoint stores it fused, else one per part."""
@@ -191,16 +223,12 @@ class _Builder:
         if spec.qkv_layout == "stacked":
             return self._fused(self._parts(index, "qkv", rows), spec.hidden_size, spec.qkv_bias)
 
-        def stacked(stored: Tensor) -> Tensor:
-            per_head = stored.view(shape.heads, 3, shape.head_dim, *stored.shape[1:])
-            return per_head.transpose(0, 1).reshape(stored.shape)
-
+        # Rows are q, k, v of the first head, then of the second: sort them by role.
         name, total = spec.layer_name(index, "qkv"), sum(rows.values())
-        weight, bias = self.loader.empty(total, spec.hidden_size), self.loader.empty(total) if spec.qkv_bias else None
-        self.loader.into(weight, name + ".weight", stacked)
-        if bias is not None:
-            self.loader.into(bias, name + ".bias", stacked)
-        return Linear(weight, bias, self.ops)
+        order = torch.arange(total).view(shape.heads, 3, shape.head_dim).transpose(0, 1).flatten()
+        bias = self.loader.tensor(name + ".bias", total)[order] if spec.qkv_bias else None
+        (weight,) = self._weights([(name + ".weight", total)], spec.hidden_size)
+        return Linear.fused([weight[order] if isinstance(weight, Tensor) else weight.rows(order)], bias, self.ops)
 
     def _rotary(self, rope: RopeShape | None) -> Rotary | None:
         if rope is None:
@@ -235,39 +263,52 @@ class _Builder:
 
     def _moe(self, index: int, shape: MoeShape) -> MoE:
         spec, loader = self.spec, self.loader
-        router = self._linear(spec.layer_name(index, "router"), shape.num_experts, spec.hidden_size, shape.router_bias)
-        correction = torch.empty(shape.num_experts, device=loader.device) if shape.correction else None
-        if correction is not None:
-            loader.into(correction, spec.layer_name(index, "correction"), torch.flatten)
+        router = self._plain_linear(
+            spec.layer_name(index, "router"), shape.num_experts, spec.hidden_size, shape.router_bias
+        )
+        correction = None
+        if shape.correction:
+            correction = loader.float32(spec.layer_name(index, "correction"), shape.num_experts, change=torch.flatten)
         layouts = {"separate": self._experts, "stacked": self._stacked_experts, "gpt_oss": self._gpt_oss_experts}
         experts = layouts[spec.expert_layout](index, shape)
         return MoE(shape, router, correction, experts, self._shared(index, shape))
 
-    def _packed(self, gate_up: Tensor, down: Tensor, *biases: Tensor) -> PackedExperts:
-        """Experts stacked along the first dim, handed over one by one."""
-        return self.ops.pack_experts(list(gate_up), list(down), self.spec.activation, *biases)
+    def _packed(
+        self, gate_up: Sequence[Sequence[InputWeight]], down: Sequence[InputWeight], *biases: Tensor
+    ) -> PackedExperts:
+        """Experts one by one, each with its gate and up part or both in one; those of plain checkpoints are rounded."""
+        gate_ups = [self._expert(parts) for parts in gate_up]
+        downs = [self._expert([weight]) for weight in down]
+        return self.ops.pack_experts(gate_ups, downs, self.spec.activation, *biases)
+
+    def _expert(self, parts: Sequence[InputWeight]) -> Weight:
+        """One matrix of an expert. The experts op takes no order of inputs: such a weight is multiplied as floats."""
+        rounded = self.rounding.round_linear(parts)
+        plain = [w.dequantize().to(self.loader.dtype) if isinstance(w, OrderedWeight) else w for w in rounded]
+        return concatenate(plain)
 
     def _experts(self, index: int, shape: MoeShape) -> PackedExperts:
         """One tensor per expert and projection on disk."""
-        loader, names = self.loader, self.spec.names
-        size, hidden, inner = shape.num_experts, self.spec.hidden_size, shape.intermediate
-        gate_up, down = self.loader.empty(size, 2 * inner, hidden), self.loader.empty(size, hidden, inner)
+        names, hidden, inner = self.spec.names, self.spec.hidden_size, shape.intermediate
         base = self.spec.layer_name(index, "expert")
-        for expert in range(size):
-            prefix = base.format(e=expert)
-            loader.into(gate_up[expert, :inner], f"{prefix}.{names['expert_gate']}.weight")
-            loader.into(gate_up[expert, inner:], f"{prefix}.{names['expert_up']}.weight")
-            loader.into(down[expert], f"{prefix}.{names['expert_down']}.weight")
-        return self._packed(gate_up, down)
+
+        def weight(expert: int, role: str, rows: int, columns: int) -> InputWeight:
+            return self.loader.weight(f"{base.format(e=expert)}.{names[role]}.weight", rows, columns)
+
+        experts = range(shape.num_experts)
+        return self._packed(
+            [[weight(e, role, inner, hidden) for role in ("expert_gate", "expert_up")] for e in experts],
+            [weight(e, "expert_down", hidden, inner) for e in experts],
+        )
 
     def _stacked_experts(self, index: int, shape: MoeShape) -> PackedExperts:
         """All experts in one tensor, as they are multiplied: [E, 2I, M], [E, M, I]."""
         size, hidden, inner = shape.num_experts, self.spec.hidden_size, shape.intermediate
-        gate_up = self.spec.layer_name(index, "experts_gate_up") + ".weight"
-        down = self.spec.layer_name(index, "experts_down") + ".weight"
-        return self._packed(
-            self.loader.tensor(gate_up, size, 2 * inner, hidden), self.loader.tensor(down, size, hidden, inner)
+        gate_up = self.loader.tensor(
+            self.spec.layer_name(index, "experts_gate_up") + ".weight", size, 2 * inner, hidden
         )
+        down = self.loader.tensor(self.spec.layer_name(index, "experts_down") + ".weight", size, hidden, inner)
+        return self._packed([[part] for part in gate_up], list(down))
 
     def _gpt_oss_experts(self, index: int, shape: MoeShape) -> PackedExperts:
         """All experts in one tensor, transposed, gate and up columns interleaved: [E, M, 2I], [E, I, M]."""
@@ -277,13 +318,20 @@ class _Builder:
         def halves(stored: Tensor) -> Tensor:
             return torch.cat((stored[..., 0::2], stored[..., 1::2]), dim=-1)
 
-        gate_up, down = self.loader.empty(size, 2 * inner, hidden), self.loader.empty(size, hidden, inner)
-        gate_up_bias, down_bias = self.loader.empty(size, 2 * inner), self.loader.empty(size, hidden)
-        loader.into(gate_up, f"{base}.gate_up_proj", lambda stored: halves(stored).transpose(1, 2))
-        loader.into(down, f"{base}.down_proj", lambda stored: stored.transpose(1, 2))
-        loader.into(gate_up_bias, f"{base}.gate_up_proj_bias", halves)
-        loader.into(down_bias, f"{base}.down_proj_bias")
-        return self._packed(gate_up, down, gate_up_bias, down_bias)
+        def rows(stored: Tensor) -> Tensor:
+            return stored.transpose(1, 2)
+
+        gate_up = loader.tensor(
+            f"{base}.gate_up_proj", size, 2 * inner, hidden, change=lambda stored: rows(halves(stored))
+        )
+        down = loader.tensor(f"{base}.down_proj", size, hidden, inner, change=rows)
+        gate_up_bias = loader.tensor(f"{base}.gate_up_proj_bias", size, 2 * inner, change=halves)
+        return self._packed(
+            [[part] for part in gate_up],
+            list(down),
+            gate_up_bias,
+            loader.tensor(f"{base}.down_proj_bias", size, hidden),
+        )
 
     def _shared(self, index: int, shape: MoeShape) -> SharedExpert | None:
         if shape.shared_intermediate == 0:
@@ -293,5 +341,7 @@ class _Builder:
         parts = [(f"{base}.gate_proj", inner), (f"{base}.up_proj", inner)]
         gate_up = self._fused(parts, hidden, False, spec.activation)
         mlp = GatedMLP(gate_up, self._linear(f"{base}.down_proj", hidden, inner, False))
-        gate = self._linear(spec.layer_name(index, "shared_gate"), 1, hidden, False) if shape.shared_gate else None
+        gate = (
+            self._plain_linear(spec.layer_name(index, "shared_gate"), 1, hidden, False) if shape.shared_gate else None
+        )
         return SharedExpert(mlp, gate)

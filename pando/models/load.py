@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from pando.core.config import BUILTIN_MODEL
+from pando.core.config import BUILTIN_MODEL, ROUND_ON_LOAD, STORED_FORMATS
 from pando.errors import ConfigError, ModelNotFound
+from pando.gguf import read_gguf
 from pando.kernels.ops import OpTable
 from pando.models.build import build_model
 from pando.models.decoder import DecoderModel, ModelInfo
+from pando.models.gguf import GGUFSource, gguf_config, is_gguf
 from pando.models.hf_config import HFConfig
+from pando.models.quantized import QuantizedSource
 from pando.models.registry import spec_of
 from pando.models.spec import Spec
-from pando.models.weights import DummySource, Loader, Progress, SafetensorsSource
+from pando.models.weights import DummySource, Loader, Progress, SafetensorsSource, WeightSource
+from pando.quant.formats import stored_format
+from pando.quant.on_load import AS_STORED, ON_LOAD
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -30,6 +36,8 @@ HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
 def resolve_model_path(name_or_path: str, revision: str | None = None) -> Path:
     """Folder of a model: the built-in one by name, a local folder, or a hub id (downloaded into the shared cache).
 
+    Of a GGUF model it is the file.
+
     Raises ModelNotFound, saying what was tried.
     """
     if name_or_path == BUILTIN_MODEL and not Path(name_or_path).is_dir():
@@ -39,13 +47,25 @@ def resolve_model_path(name_or_path: str, revision: str | None = None) -> Path:
         return folder
     path = Path(name_or_path).expanduser()
     if path.is_dir():
+        return _one_gguf(path) or path
+    if path.is_file() and is_gguf(path):
         return path
     if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") != 1:
         raise ModelNotFound(
-            f"{name_or_path!r} is no local folder and no hub id (owner/name); the built-in model is {BUILTIN_MODEL!r}",
+            f"{name_or_path!r} is no local folder, GGUF file or hub id (owner/name); the built-in model is "
+            f"{BUILTIN_MODEL!r}",
             param="model_path",
         )
     return _download(name_or_path, revision)
+
+
+def _one_gguf(folder: Path) -> Path | None:
+    """The GGUF file of a folder that holds one and no config.json."""
+    files = [] if (folder / "config.json").is_file() else sorted(p for p in folder.iterdir() if is_gguf(p))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise ModelNotFound(f"{folder} holds several GGUF files ({names}); name one of them", param="model_path")
+    return files[0] if files else None
 
 
 def _download(hub_id: str, revision: str | None) -> Path:
@@ -64,8 +84,8 @@ def _download(hub_id: str, revision: str | None) -> Path:
 
 
 def load_spec(path: Path) -> tuple[Spec, HFConfig]:
-    """Spec and raw config of a model folder, without its weights."""
-    config = HFConfig.from_file(path / "config.json")
+    """Spec and raw config of a model folder or GGUF file, without its weights."""
+    config = gguf_config(read_gguf(path)) if is_gguf(path) else HFConfig.from_file(path / "config.json")
     return spec_of(config), config
 
 
@@ -75,6 +95,7 @@ def load_model(
     dtype: str = "auto",
     device: str = "cpu",
     ops: OpTable,
+    quantization: str = "auto",
     load_format: str = "auto",
     revision: str | None = None,
     progress: Progress | None = None,
@@ -83,19 +104,67 @@ def load_model(
 ) -> DecoderModel:
     """Load a model onto a device.
 
-    dtype: float32, bfloat16, float16, or auto = the checkpoint's. load_format: auto (safetensors) or dummy (random
-    weights of the config's shape). progress: called with (fraction, tensor name). context_length: the longest sequence
-    that will be served (only longrope models care); None = the model's. Raises ModelNotFound, UnsupportedModel or
-    ConfigError.
+    dtype: float32, bfloat16, float16, or auto = the checkpoint's. quantization: as `Config.quantization`. load_format:
+    auto (safetensors) or dummy (random weights of the config's shape). progress: called with (fraction, tensor name).
+    context_length: the longest sequence that will be served (only longrope models care); None = the model's. Raises
+    ModelNotFound, UnsupportedModel or ConfigError.
     """
     folder = path if isinstance(path, Path) else resolve_model_path(path, revision)
     spec, config = load_spec(folder)
-    source = DummySource(seed) if load_format == "dummy" else SafetensorsSource(folder)
-    loader = Loader(source, resolve_dtype(dtype, config), torch.device(device), progress)
+    rounding = ON_LOAD.get(quantization, AS_STORED)
+    check_quantization(quantization, config)
+    resolved = resolve_dtype(dtype, config)
+    source = _dummy(config, resolved, seed) if load_format == "dummy" else open_weights(folder, config)
+    loader = Loader(source, resolved, torch.device(device), progress)
     loader.skip(NOT_LANGUAGE_MODEL)
     info = ModelInfo(read_eos_token_ids(folder, config), config.values)
     with torch.inference_mode():
-        return build_model(spec, loader, ops, context_length or spec.max_position, info)
+        return build_model(spec, loader, ops, context_length or spec.max_position, info, rounding)
+
+
+def open_weights(path: Path, config: HFConfig) -> WeightSource:
+    """The tensors of a GGUF file, or of a folder through the format its config names where they are quantised."""
+    if is_gguf(path):
+        return GGUFSource(read_gguf(path))
+    files = SafetensorsSource(path)
+    settings = quantization_settings(config)
+    return files if settings is None else QuantizedSource(files, stored_format(settings, config.source))
+
+
+def _dummy(config: HFConfig, dtype: torch.dtype, seed: int) -> DummySource:
+    if quantization_settings(config) is not None:
+        raise ConfigError(
+            f"{config.source}: load_format dummy makes plain weights up; take quantization_config out of the config "
+            "and use --quantization int8, w8a8 or int4",
+            param="load_format",
+        )
+    return DummySource(seed, dtype=dtype)
+
+
+def quantization_settings(config: HFConfig) -> Mapping[str, object] | None:
+    """`quantization_config`, of the whole model or of its text part; None for a plain checkpoint."""
+    for part in (config, config.section("text_config")):
+        if part is not None and (settings := part.section("quantization_config")) is not None:
+            return settings.values
+    return None
+
+
+def check_quantization(quantization: str, config: HFConfig) -> None:
+    """Raise ConfigError if the option asks for something this checkpoint is not."""
+    settings = quantization_settings(config)
+    stored = None if settings is None else str(settings.get("quant_method"))
+    if quantization in ROUND_ON_LOAD and stored is not None:
+        raise ConfigError(
+            f"{config.source}: the weights are already quantised ({stored}), --quantization {quantization} would round "
+            "them twice; leave it out",
+            param="quantization",
+        )
+    if quantization in STORED_FORMATS and quantization != stored:
+        raise ConfigError(
+            f"{config.source}: --quantization {quantization} asks for a checkpoint of that kind, but the weights are "
+            f"{stored or 'plain'}; leave it out" + ("" if stored else ", or use int8, w8a8 or int4"),
+            param="quantization",
+        )
 
 
 NOT_LANGUAGE_MODEL = r"(^|\.)(vision_tower|vision_model|visual|multi_modal_projector|audio_tower)\."

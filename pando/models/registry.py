@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pando.errors import ConfigError, UnsupportedModel
+from pando.errors import UnsupportedModel
 from pando.models.families import gemma, glm, gpt_oss, granite, layer_norm, llama, moe, olmo, phi
 from pando.models.hf_config import HFConfig
 from pando.models.spec import Spec
@@ -67,9 +67,8 @@ def spec_of(config: HFConfig) -> Spec:
     """The Spec of a config.
 
     Multi-modal checkpoints are served through their language model (`text_config`). Raises UnsupportedModel when the
-    architecture is not known, ConfigError when the config can not be read or the weights are quantised.
+    architecture is not known, ConfigError when the config can not be read.
     """
-    _refuse_quantised(config)
     model_type = config.text("model_type", default="unknown")
     adapter = ADAPTERS.get(model_type)
     text = config.section("text_config")
@@ -84,13 +83,3 @@ def spec_of(config: HFConfig) -> Spec:
             param="model_path",
         )
     return adapter(config)
-
-
-def _refuse_quantised(config: HFConfig) -> None:
-    quantisation = config.section("quantization_config")
-    if quantisation is not None:
-        method = quantisation.text("quant_method", default="unknown")
-        raise ConfigError(
-            f"{config.source}: weights quantised with {method!r} are not supported; use the unquantised checkpoint",
-            param="model_path",
-        )

@@ -10,6 +10,7 @@ from pando.layers.shapes import LayerShape
 from pando.models.hf_config import HFConfig
 from pando.models.registry import spec_of
 from pando.models.spec import Spec
+from pando.quant.size import MatrixBits
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,18 @@ class ModelSize:
         """Sizes of a parsed `config.json`. Raises UnsupportedModel or ConfigError."""
         return cls.of(spec_of(HFConfig(config)))
 
-    def weight_bytes(self, dtype: str) -> int:
-        """Bytes of the weights (norms are counted in the same dtype)."""
-        return self.num_parameters * DTYPE_BYTES[dtype]
+    def weight_bytes(self, dtype: str, bits: MatrixBits | None = None) -> int:
+        """Bytes of the weights (norms are counted in the same dtype).
+
+        bits: of projections and head where they are quantised; a tied embedding then stays beside the head.
+        """
+        width = DTYPE_BYTES[dtype]
+        if bits is None:
+            return self.num_parameters * width
+        linear = sum(_projections(self.spec, layer) for layer in self.spec.layers)
+        head = self.head_parameters
+        rest = self.num_parameters - linear - (0 if self.spec.tied else head)
+        return rest * width + int(linear * bits.linear + head * bits.head) // 8
 
     def kv_bytes_per_token(self, dtype: str) -> int:
         """Bytes one cached token takes over all layers."""
@@ -91,6 +101,12 @@ def _biases(spec: Spec, layer: LayerShape) -> int:
     per_expert = 2 * moe.intermediate + spec.hidden_size if moe.expert_bias else 0
     router = moe.num_experts * (int(moe.router_bias) + int(moe.correction))
     return total + moe.num_experts * per_expert + router
+
+
+def _projections(spec: Spec, layer: LayerShape) -> int:
+    """Elements of a layer's matrices that quantisation covers: all but routers and gates of shared experts."""
+    kept = 0 if layer.moe is None else spec.hidden_size * (layer.moe.num_experts + int(layer.moe.shared_gate))
+    return _layer_matrices(spec, layer, active=False) - kept
 
 
 def _layer_matrices(spec: Spec, layer: LayerShape, *, active: bool) -> int:

@@ -1,7 +1,8 @@
 """Checkpoint tensors: where they come from (safetensors or random), and the loader a model pulls them through.
 
-A model asks for each tensor by name and shape; the loader allocates it once in the target dtype and copies from the
-memory-mapped file, so a weight never exists twice in memory. What nobody asked for is an error at the end.
+A model asks for each tensor by name and shape. What comes is a view of the memory-mapped file if the dtype is right,
+else a converted copy; packing it for the kernels makes the one copy that stays. What nobody asked for is an error at
+the end.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pando.errors import ConfigError
+from pando.models.mapped import Entry, MappedFile, safetensors_entries
+from pando.quant.order import InputWeight, OrderedWeight, expand, on_device
+from pando.quant.source import WeightProblem
 
 Progress = Callable[[float, str], None]
 """Called with (fraction in 0..1, what is going on)."""
@@ -36,8 +39,17 @@ class WeightSource(Protocol):
     def names(self) -> frozenset[str]:
         """All tensor names; empty for a source that makes up whatever is asked for."""
 
-    def fill(self, out: Tensor, name: str, change: Change | None) -> str | None:
-        """Write a tensor into `out`, in its dtype and on its device; else say what is wrong with it."""
+    def tensor(self, name: str, shape: Sequence[int], change: Change | None = None) -> Tensor:
+        """A float tensor in its stored dtype on the CPU, not to be written to. Raises WeightProblem."""
+
+    def weight(self, name: str, rows: int, columns: int) -> InputWeight:
+        """A matrix [rows, columns], quantised if the checkpoint has it so. Raises WeightProblem."""
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether `weight` gives a quantised matrix."""
+
+    def release(self) -> None:
+        """What has been read so far is used; its pages can be given back."""
 
 
 class SafetensorsSource:
@@ -45,63 +57,68 @@ class SafetensorsSource:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._file_of = _tensor_files(folder)
+        self._open: dict[str, tuple[MappedFile, dict[str, Entry]]] = {}
+        self._file_of = self._tensor_files()
         self._names = frozenset(self._file_of)
-        self._open: dict[str, safe_open] = {}
 
     def names(self) -> frozenset[str]:
         """All tensor names of the checkpoint."""
         return self._names
 
-    def read(self, name: str, rows: slice | None = None) -> Tensor:
-        """A tensor, or some of its first-dim rows, on the CPU in its stored dtype; not to be written to."""
-        handle = self._handle(name)
-        tensor: Tensor = handle.get_tensor(name) if rows is None else handle.get_slice(name)[rows]
-        return tensor
-
-    def fill(self, out: Tensor, name: str, change: Change | None) -> str | None:
-        """Copy a tensor from the mapped file into `out`; else say what is wrong with it."""
+    def read(self, name: str) -> Tensor:
+        """A tensor as it is stored: a view of the file. Raises WeightProblem if there is none of that name."""
         if name not in self._file_of:
-            return f"{name} is missing"
+            raise WeightProblem(f"{name} is missing")
+        file, entries = self._file(self._file_of[name])
+        if name not in entries:
+            raise WeightProblem(f"{name} is not in {file.path}, where {INDEX_FILE} says it is")
+        entry = entries[name]
+        return file.tensor(entry.start, entry.dtype, entry.shape)
+
+    def tensor(self, name: str, shape: Sequence[int], change: Change | None = None) -> Tensor:
+        """A tensor of a known shape, rearranged by `change`. Raises WeightProblem."""
         stored = self.read(name)
-        if change is not None and stored.numel() == out.numel():
+        if change is not None and stored.numel() == torch.Size(shape).numel():
             stored = change(stored)
-        if stored.shape != out.shape:
-            return f"{name} has shape {list(stored.shape)}, {list(out.shape)} expected"
-        out.copy_(stored)
-        return None
+        if stored.shape != torch.Size(shape):
+            raise WeightProblem(f"{name} has shape {list(stored.shape)}, {list(shape)} expected")
+        if not stored.is_floating_point() or stored.element_size() == 1:
+            raise WeightProblem(f"{name} holds {str(stored.dtype).removeprefix('torch.')}, which is no plain weight")
+        return stored
 
-    def _handle(self, name: str) -> safe_open:
-        file = self._file_of[name]
-        if file not in self._open:
-            try:
-                self._open[file] = safe_open(self.folder / file, framework="pt", device="cpu")
-            except (OSError, SafetensorError) as error:
-                raise ConfigError(f"can not open weights {self.folder / file}: {error}") from error
-        return self._open[file]
+    def weight(self, name: str, rows: int, columns: int) -> Tensor:
+        """A matrix. Raises WeightProblem."""
+        return self.tensor(name, (rows, columns))
 
+    def is_quantized(self, name: str) -> bool:
+        """Nothing is."""
+        return False
 
-def _tensor_files(folder: Path) -> dict[str, str]:
-    """Tensor name -> file name, from the index or the headers."""
-    index = folder / INDEX_FILE
-    if index.is_file():
-        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        lost = sorted({file for file in weight_map.values() if not (folder / file).is_file()})
-        if lost:
-            raise ConfigError(f"{index} names files that are not there: {', '.join(lost)}; download them again")
-        return weight_map
-    files = [SINGLE_FILE] if (folder / SINGLE_FILE).is_file() else sorted(p.name for p in folder.glob("*.safetensors"))
-    if not files:
-        raise ConfigError(f"{folder} has no .safetensors weights; convert the checkpoint to safetensors")
-    return {name: file for file in files for name in _header_names(folder / file)}
+    def release(self) -> None:
+        """Give back the pages of all files."""
+        for file, _ in self._open.values():
+            file.release()
 
+    def _file(self, name: str) -> tuple[MappedFile, dict[str, Entry]]:
+        if name not in self._open:
+            file = MappedFile(self.folder / name)
+            self._open[name] = file, safetensors_entries(file)
+        return self._open[name]
 
-def _header_names(path: Path) -> list[str]:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as handle:
-            return list(handle.keys())
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"can not open weights {path}: {error}") from error
+    def _tensor_files(self) -> dict[str, str]:
+        """Tensor name -> file name, from the index or the headers."""
+        folder, index = self.folder, self.folder / INDEX_FILE
+        if index.is_file():
+            weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            lost = sorted({file for file in weight_map.values() if not (folder / file).is_file()})
+            if lost:
+                raise ConfigError(f"{index} names files that are not there: {', '.join(lost)}; download them again")
+            return weight_map
+        single = (folder / SINGLE_FILE).is_file()
+        files = [SINGLE_FILE] if single else sorted(path.name for path in folder.glob("*.safetensors"))
+        if not files:
+            raise ConfigError(f"{folder} has no .safetensors weights; convert the checkpoint to safetensors")
+        return {name: file for file in files for name in self._file(file)[1]}
 
 
 class DummySource:
@@ -109,30 +126,34 @@ class DummySource:
 
     BLOCK = 1 << 20
 
-    def __init__(self, seed: int = 0, std: float = 0.02) -> None:
-        self._noise = torch.randn(self.BLOCK, generator=torch.Generator().manual_seed(seed)) * std
-        self._converted: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+    def __init__(self, seed: int = 0, std: float = 0.02, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
+        self._noise = (torch.randn(self.BLOCK, generator=torch.Generator().manual_seed(seed)) * std).to(dtype)
 
     def names(self) -> frozenset[str]:
         """Nothing is listed: every name exists."""
         return frozenset()
 
-    def fill(self, out: Tensor, name: str, change: Change | None) -> str | None:
+    def tensor(self, name: str, shape: Sequence[int], change: Change | None = None) -> Tensor:
         """Noise that starts at an offset that depends on the name; norm weights are 1 + noise."""
-        noise = self._noise_as(out.dtype, out.device)
-        flat, filled, start = out.view(-1), 0, zlib.crc32(name.encode()) % self.BLOCK
+        out, start, filled = torch.empty(tuple(shape), dtype=self.dtype), zlib.crc32(name.encode()) % self.BLOCK, 0
+        flat = out.view(-1)
         while filled < flat.numel():
             count = min(self.BLOCK - start, flat.numel() - filled)
-            flat[filled : filled + count] = noise[start : start + count]
+            flat[filled : filled + count] = self._noise[start : start + count]
             filled, start = filled + count, 0
-        if "norm" in name.rsplit(".", 2)[-2]:
-            out.add_(1.0)
-        return None
+        return out.add_(1.0) if "norm" in name.rsplit(".", 2)[-2] else out
 
-    def _noise_as(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        if (dtype, device) not in self._converted:
-            self._converted[dtype, device] = self._noise.to(device, dtype)
-        return self._converted[dtype, device]
+    def weight(self, name: str, rows: int, columns: int) -> Tensor:
+        """A matrix of noise."""
+        return self.tensor(name, (rows, columns))
+
+    def is_quantized(self, name: str) -> bool:
+        """Nothing is."""
+        return False
+
+    def release(self) -> None:
+        """Nothing is kept."""
 
 
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|attention\.bias$|rotary_emb\.(cos|sin)_cached$")
@@ -140,7 +161,10 @@ _IGNORED = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|attention\.bias$|ro
 
 
 class Loader:
-    """Pulls tensors into a device and dtype. Collects every problem, so that one error names all of them."""
+    """Pulls tensors into a device and dtype. Collects every problem, so that one error names all of them.
+
+    Float tensors come in the target dtype; they may be views of the checkpoint and are not to be written to.
+    """
 
     def __init__(
         self,
@@ -157,39 +181,54 @@ class Loader:
         self._unused = set(self.names)
         self._problems: list[str] = []
 
-    def empty(self, *shape: int) -> Tensor:
-        """Room for a tensor in the target dtype, on the target device."""
-        return torch.empty(shape, dtype=self.dtype, device=self.device)
+    def tensor(self, name: str, *shape: int, change: Change | None = None) -> Tensor:
+        """One tensor; `change` first rearranges what is stored. A problem is reported by `finish`, not here."""
+        if len(shape) == 2 and change is None and self.source.is_quantized(name):
+            return expand(self.weight(name, *shape), self.dtype).to(self.device)
+        stored = self._stored(name, shape, change)
+        return stored.to(self.device, self.dtype).contiguous()
 
-    def into(self, out: Tensor, name: str, change: Change | None = None) -> None:
-        """Fill `out`; `change` first rearranges what is stored. A problem is reported by `finish`, not here."""
-        problem = self.source.fill(out, name, change)
+    def float32(self, name: str, *shape: int, change: Change | None = None) -> Tensor:
+        """One tensor in float32 that belongs to the caller: norm weights, sinks."""
+        stored = self._stored(name, shape, change)
+        return stored.to(self.device, torch.float32, copy=True).contiguous()
+
+    def _stored(self, name: str, shape: Sequence[int], change: Change | None) -> Tensor:
+        try:
+            stored = self.source.tensor(name, shape, change)
+        except WeightProblem as problem:
+            self._problems.append(problem.message)
+            stored = torch.zeros(tuple(shape))
+        self._used(name)
+        return stored
+
+    def weight(self, name: str, rows: int, columns: int) -> InputWeight:
+        """A matrix [rows, columns] as the checkpoint has it: a float tensor in the target dtype, or quantised."""
+        weight: InputWeight
+        try:
+            weight = self.source.weight(name, rows, columns)
+        except WeightProblem as problem:
+            self._problems.append(problem.message)
+            weight = torch.zeros(rows, columns)
+        self._used(name)
+        if isinstance(weight, Tensor):
+            return weight.to(self.device, self.dtype).contiguous()
+        if isinstance(weight, OrderedWeight):
+            return OrderedWeight(on_device(weight.weight, self.device), weight.order.to(self.device))
+        return on_device(weight, self.device)
+
+    def vectors(self, parts: Sequence[tuple[str, int]]) -> Tensor:
+        """Several vectors one after another: the biases of a fused projection."""
+        return torch.cat([self.tensor(name, size) for name, size in parts])
+
+    def release(self) -> None:
+        """Give back what the checkpoint's pages take; to be called when what was read has been packed."""
+        self.source.release()
+
+    def _used(self, name: str) -> None:
         self._unused.discard(name)
-        if problem is not None:
-            self._problems.append(problem)
         if self._progress is not None:
             self._progress(1.0 - len(self._unused) / max(len(self.names), 1), name)
-
-    def tensor(self, name: str, *shape: int) -> Tensor:
-        """One tensor in the target dtype."""
-        out = self.empty(*shape)
-        self.into(out, name)
-        return out
-
-    def float32(self, name: str, *shape: int) -> Tensor:
-        """One tensor kept in float32: norm weights, sinks."""
-        out = torch.empty(shape, dtype=torch.float32, device=self.device)
-        self.into(out, name)
-        return out
-
-    def stack(self, parts: Sequence[tuple[str, int]], *row: int) -> Tensor:
-        """Several tensors [n_i, *row] one after another along the first dim."""
-        out = self.empty(sum(rows for _, rows in parts), *row)
-        start = 0
-        for name, rows in parts:
-            self.into(out[start : start + rows], name)
-            start += rows
-        return out
 
     def skip(self, pattern: str) -> None:
         """Declare tensors whose name matches as known and not needed."""

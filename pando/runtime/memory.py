@@ -12,6 +12,7 @@ from pando.cache.spec import DTYPE_BYTES
 from pando.core.config import Config
 from pando.errors import ConfigError
 from pando.models.size import ModelSize
+from pando.quant.size import MatrixBits
 
 GIB = 1 << 30
 CPU_SHARE = 0.5
@@ -38,11 +39,11 @@ class ModelFacts:
     dtype_bytes: int
 
     @classmethod
-    def of(cls, size: ModelSize, dtype: str) -> ModelFacts:
-        """Facts of a model with all weights and KV in `dtype`."""
+    def of(cls, size: ModelSize, dtype: str, bits: MatrixBits | None = None) -> ModelFacts:
+        """Facts of a model with KV and weights in `dtype`; bits: of matrices that are quantised."""
         spec = size.spec
         return cls(
-            weight_bytes=size.weight_bytes(dtype),
+            weight_bytes=size.weight_bytes(dtype, bits),
             kv_bytes_per_token=size.kv_bytes_per_token(dtype),
             hidden_size=spec.hidden_size,
             intermediate_size=max(layer.intermediate for layer in spec.layers),

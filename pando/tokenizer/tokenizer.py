@@ -10,7 +10,10 @@ from typing import Any
 from tokenizers import Tokenizer as RustTokenizer
 
 from pando.errors import ConfigError
+from pando.gguf import SUFFIX as GGUF_SUFFIX
+from pando.gguf import read_gguf
 from pando.tokenizer.chat_template import ChatTemplate
+from pando.tokenizer.gguf import read_tokenizer
 from pando.tokenizer.token_bytes import TokenBytes, make_token_bytes
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -45,11 +48,13 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path, chat_template: Path | None = None) -> Tokenizer:
-        """The tokenizer of a model folder; `chat_template` is a Jinja file that replaces the model's own template.
+        """The tokenizer of a model folder or GGUF file; `chat_template` is a Jinja file that replaces its template.
 
         Raises ConfigError that names the missing or broken file and the remedy.
         """
         folder = Path(path)
+        if folder.suffix == GGUF_SUFFIX and folder.is_file():
+            return cls._of_gguf(folder, chat_template)
         rust = _load_rust(folder)
         config = _read_json(folder / "tokenizer_config.json")
         special = _special_tokens(config, _read_json(folder / "special_tokens_map.json"))
@@ -62,6 +67,13 @@ class Tokenizer:
             model_max_length=int(limit) if isinstance(limit, int | float) and 0 < limit < _NO_LIMIT else None,
             path=str(folder),
         )
+
+    @classmethod
+    def _of_gguf(cls, path: Path, chat_template: Path | None) -> Tokenizer:
+        found = read_tokenizer(read_gguf(path))
+        source = found.chat_template if chat_template is None else _read_template(chat_template)
+        template = None if source is None else ChatTemplate(source)
+        return cls(found.rust, special_tokens=found.special_tokens, chat_template=template, path=str(path))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`; special tokens (usually a first bos) are added as the model's post-processor says.
@@ -159,12 +171,16 @@ def _special_tokens(config: dict[str, Any], special_map: dict[str, Any]) -> dict
     return found
 
 
+def _read_template(file: Path) -> str:
+    if not file.is_file():
+        raise ConfigError(f"chat template file {file} does not exist", param="chat_template")
+    return file.read_text(encoding="utf-8")
+
+
 def _load_template(folder: Path, config: dict[str, Any], override: Path | None) -> ChatTemplate | None:
     """The chat template: an explicit file, chat_template.jinja, chat_template.json, tokenizer_config.json, in order."""
     if override is not None:
-        if not override.is_file():
-            raise ConfigError(f"chat template file {override} does not exist", param="chat_template")
-        return ChatTemplate(override.read_text(encoding="utf-8"))
+        return ChatTemplate(_read_template(override))
     file = folder / "chat_template.jinja"
     if file.is_file():
         return ChatTemplate(file.read_text(encoding="utf-8"))

@@ -89,3 +89,25 @@ def test_stored_keys_are_attended(params: AttentionParams, page_size: int) -> No
         rows = slice(start, start + length)
         torch.testing.assert_close(out[rows].double(), plain(q[rows], k[rows], v[rows], params), atol=1e-5, rtol=1e-5)
         start += length
+
+
+def test_each_batch_is_planned_afresh() -> None:
+    """Batches of the same shape one after the other, on one backend: the second must not use the first one's pages."""
+    generator = torch.Generator().manual_seed(1)
+    lengths, params = [40, 300], AttentionParams(0.35)
+    plan = CachePlan.of([FullAttention(KV_HEADS, DIM, V_DIM, "float32")])
+    backend = PagedAttentionBackend(KVPool(plan, 400, 4, "cpu", torch.float32), op_table("cpu"))
+    for _ in range(2):
+        batch = batch_of(lengths, 4)
+        total = sum(lengths)
+        q = torch.randn(total, HEADS, DIM, generator=generator)
+        k, v = (torch.randn(total, KV_HEADS, dim, generator=generator) for dim in (DIM, V_DIM))
+        backend.store(0, k, v, batch)
+        out = backend.attend(0, q, params, batch)
+        start = 0
+        for length in lengths:
+            rows = slice(start, start + length)
+            expected = plain(q[rows], k[rows], v[rows], params)
+            torch.testing.assert_close(out[rows].double(), expected, atol=1e-5, rtol=1e-5)
+            start += length
+        lengths.reverse()

@@ -42,6 +42,7 @@ def test_no_flag_gives_the_defaults() -> None:
         ("--tokenizer", "t", "tokenizer_path", "t"),
         ("--scheduling-policy", "fcfs", "schedule_policy", "fcfs"),
         ("--seed", "3", "random_seed", 3),
+        ("--quantization", "int4", "quantization", "int4"),
         ("--host", "0.0.0.0", "host", "0.0.0.0"),
         ("--api-key", "k", "api_key", ("k",)),
     ],

@@ -126,12 +126,6 @@ def test_an_unknown_architecture_lists_the_known_ones(tmp_path: Path) -> None:
     assert caught.value.code == "unsupported_model"
 
 
-def test_quantised_weights_are_refused(tmp_path: Path) -> None:
-    folder = edit_config(copy_of("llama", tmp_path), quantization_config={"quant_method": "awq"})
-    with pytest.raises(ConfigError, match="'awq'"):
-        load_model(folder, dtype="float32", ops=OPS)
-
-
 def test_dtype_auto_is_the_checkpoints(tmp_path: Path) -> None:
     folder = edit_config(copy_of("llama", tmp_path), dtype="bfloat16")
     assert load_model(folder, dtype="auto", ops=OPS).dtype == torch.bfloat16
@@ -193,7 +187,7 @@ def test_a_local_folder_resolves_to_itself(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "nowhere", "a/b/c"])
 def test_a_name_that_is_neither_folder_nor_hub_id(name: str) -> None:
-    with pytest.raises(ModelNotFound, match="no local folder and no hub id"):
+    with pytest.raises(ModelNotFound, match="no local folder, GGUF file or hub id"):
         resolve_model_path(name)
 
 

@@ -58,8 +58,27 @@ def test_reads_names_shapes_and_values(
         assert torch.equal(source.read(name), tensor)
 
 
-def test_reads_only_some_rows(single: Path, tensors: dict[str, torch.Tensor]) -> None:
-    assert torch.equal(SafetensorsSource(single).read("a.weight", slice(2, 5)), tensors["a.weight"][2:5])
+def test_a_tensor_is_a_view_of_the_file(single: Path, tensors: dict[str, torch.Tensor]) -> None:
+    source = SafetensorsSource(single)
+    view = source.read("a.weight")
+    assert view.data_ptr() == source.read("a.weight").data_ptr()
+    pulled = loader(single, torch.bfloat16)
+    assert pulled.tensor("a.weight", 6, 4).data_ptr() == pulled.tensor("a.weight", 6, 4).data_ptr()
+    pulled.release()
+    assert torch.equal(pulled.tensor("a.weight", 6, 4), tensors["a.weight"]), "released pages are read again"
+    view.zero_()
+    assert torch.equal(SafetensorsSource(single).read("a.weight"), tensors["a.weight"]), "nothing writes to the file"
+
+
+def test_elements_that_are_not_aligned_are_copied(tmp_path: Path) -> None:
+    save_file({"a": torch.arange(3, dtype=torch.uint8), "b": torch.arange(4.0)}, tmp_path / SINGLE_FILE)
+    raw = (tmp_path / SINGLE_FILE).read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = raw[8 : 8 + length].rstrip() + b" "
+    while (8 + len(header)) % 4 == 0:
+        header += b" "
+    (tmp_path / SINGLE_FILE).write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + length :])
+    assert SafetensorsSource(tmp_path).read("b").tolist() == [0.0, 1.0, 2.0, 3.0]
 
 
 def test_files_without_an_index_are_all_read(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -81,15 +100,22 @@ def test_some_tensors_stay_float32(single: Path, tensors: dict[str, torch.Tensor
     assert torch.equal(vector, tensors["norm.weight"])
 
 
-def test_stacks_rows_of_several_tensors(single: Path, tensors: dict[str, torch.Tensor]) -> None:
-    stacked = loader(single).stack([("a.weight", 6), ("b.weight", 2)], 4)
-    assert torch.equal(stacked, torch.cat((tensors["a.weight"], tensors["b.weight"])).float())
+def test_vectors_come_one_after_another(tmp_path: Path) -> None:
+    save_file({"a.bias": torch.arange(3.0), "b.bias": torch.arange(2.0)}, tmp_path / SINGLE_FILE)
+    assert loader(tmp_path).vectors([("b.bias", 2), ("a.bias", 3)]).tolist() == [0.0, 1.0, 0.0, 1.0, 2.0]
 
 
-def test_into_rearranges_what_is_stored(single: Path, tensors: dict[str, torch.Tensor]) -> None:
-    out = torch.empty(4, 6)
-    loader(single).into(out, "a.weight", lambda stored: stored.T)
-    assert torch.equal(out, tensors["a.weight"].float().T)
+def test_a_change_rearranges_what_is_stored(single: Path, tensors: dict[str, torch.Tensor]) -> None:
+    found = loader(single).tensor("a.weight", 4, 6, change=lambda stored: stored.T)
+    assert found.is_contiguous() and torch.equal(found, tensors["a.weight"].float().T)
+
+
+def test_whole_numbers_are_no_plain_weight(tmp_path: Path) -> None:
+    save_file({"a.weight": torch.zeros(2, 2, dtype=torch.int32)}, tmp_path / SINGLE_FILE)
+    pulled = loader(tmp_path)
+    pulled.weight("a.weight", 2, 2)
+    with pytest.raises(ConfigError, match="a.weight holds int32, which is no plain weight"):
+        pulled.finish()
 
 
 def test_progress_goes_from_nothing_to_all(single: Path) -> None:

@@ -1,0 +1,807 @@
+// Attention on bfloat16 where the processor multiplies pairs of it into float32 (vdpbf16ps). Two kernels with one
+// arithmetic, so that a query row's result is bitwise the same from either:
+//
+//   score[key]  = one chain over the pairs of dims: s = s + q[2p] k[2p] + q[2p+1] k[2p+1]
+//   top         = max(top, max over the block of score * unit), unit = scale * log2(e)
+//   P[key]      = 2^(score * unit - top), rounded to bfloat16
+//   acc[d]      = acc[d] * 2^(old top - top), then one chain over the pairs of keys with P and V
+//   total       = the same as a column of V that is 1 everywhere: the rounded weights are normalised exactly
+//
+//   few rows (decode): lanes are keys for the scores and dims for the values. Keys are transposed 16 at a time on the
+//     way from memory, values are used as they come; a task takes several KV heads, which lie side by side in memory.
+//   many rows (prefill, rows that share a prefix): lanes are query rows throughout, so neither keys nor values need be
+//     transposed and softmax needs no sums across lanes. Queries are transposed once per task, outputs at its end.
+//
+//   block of <= 64 keys:   S[key][row] = K Q^T   ->   hide, top, P[key pair][row]   ->   acc[d][row] += V^T P
+//
+// Rounding P costs up to 2^-9 of each weight, at random; the output is rounded to bfloat16 (2^-9) anyway.
+#include "attention_rows.hpp"
+
+namespace pando {
+namespace PANDO_LEVEL {
+
+#if defined(__AVX512BF16__)
+
+namespace {
+
+constexpr int64_t KEYS = ATTENTION_KEY_BLOCK;
+constexpr int64_t KEY_PAIRS = KEYS / 2;
+constexpr int64_t ROWS = ATTENTION_QUERY_ROWS; // of the wide kernel at once
+constexpr int64_t MAX_HEAD_DIM = 1024;
+constexpr float LOG2_E = 1.44269504088896f;
+
+typedef __m512bh Pairs; // 16 pairs
+
+inline Pairs load_pairs(const void* p) {
+    Pairs x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+inline Pairs broadcast(const uint32_t* p) { return reinterpret_cast<Pairs>(_mm512_set1_epi32(static_cast<int>(*p))); }
+inline vf add_products(vf total, Pairs a, Pairs b) { return _mm512_dpbf16_ps(total, a, b); }
+
+inline __m512i load_words(const void* p) { return _mm512_loadu_si512(p); }
+inline __m512i load_words(const void* p, int64_t n) { // the first n <= 32 of 16 bits each, then zeros
+    return _mm512_maskz_loadu_epi16(n >= 32 ? ~0u : (1u << n) - 1, p);
+}
+
+// 2^x within 3 units in the last place of float32 for x <= 0 (and a little above); 2^-inf is 0, NaN stays.
+inline vf power_of_two(vf x) {
+    const vf r = _mm512_reduce_ps(x, 0x09); // x - floor(x); 0 for infinities
+    vf y = splat(0.0018671300495043397f);
+    y = _mm512_fmadd_ps(y, r, splat(0.009017030708491802f));
+    y = _mm512_fmadd_ps(y, r, splat(0.05579991266131401f));
+    y = _mm512_fmadd_ps(y, r, splat(0.24016444385051727f));
+    y = _mm512_fmadd_ps(y, r, splat(0.6931512951850891f));
+    y = _mm512_fmadd_ps(y, r, splat(1.0f)); // exactly 1 at 0: an unchanged top shrinks nothing
+    return _mm512_scalef_ps(y, x);
+}
+
+// What scores are multiplied by before they are powers of two. Softcapped scores are brought there by soften().
+float unit_of(const AttentionArgs& args) { return args.softcap > 0.0f ? 1.0f : args.scale * LOG2_E; }
+
+// One copy for both kernels: the compiler may contract products and sums differently in two.
+__attribute__((noinline)) void soften(const AttentionArgs& args, float* scores, int64_t n) {
+    const float in = args.scale / args.softcap, out = args.softcap * LOG2_E;
+    for (int64_t i = 0; i < n; i += W) store(scores + i, vtanh(load(scores + i) * in) * out);
+}
+
+// Transposes 16 rows of 16 pairs: out[pair * stride + row]. Pieces of 128 bits come straight from memory.
+inline void transpose(const char* const* rows, int64_t offset, uint32_t* out, int64_t stride) {
+    for (int c = 0; c < 4; ++c) {
+        __m512 z[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+            const auto piece = [&](int row) __attribute__((always_inline)) {
+                return _mm_loadu_ps(reinterpret_cast<const float*>(rows[row] + offset) + c * 4);
+            };
+            z[i] = _mm512_castps128_ps512(piece(i));
+            z[i] = _mm512_insertf32x4(z[i], piece(i + 4), 1);
+            z[i] = _mm512_insertf32x4(z[i], piece(i + 8), 2);
+            z[i] = _mm512_insertf32x4(z[i], piece(i + 12), 3);
+        }
+        const __m512 a = _mm512_unpacklo_ps(z[0], z[1]), b = _mm512_unpackhi_ps(z[0], z[1]);
+        const __m512 d = _mm512_unpacklo_ps(z[2], z[3]), e = _mm512_unpackhi_ps(z[2], z[3]);
+        const auto put = [&](int pair, __m512d x)
+                             __attribute__((always_inline)) { _mm512_storeu_pd(out + (c * 4 + pair) * stride, x); };
+        put(0, _mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(d)));
+        put(1, _mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(d)));
+        put(2, _mm512_unpacklo_pd(_mm512_castps_pd(b), _mm512_castps_pd(e)));
+        put(3, _mm512_unpackhi_pd(_mm512_castps_pd(b), _mm512_castps_pd(e)));
+    }
+}
+
+// Rows of `dim` elements each as out[pair * stride + row], zero-padded to whole pairs.
+void transpose_rows(const char* const* rows, int64_t dim, uint32_t* out, int64_t stride) {
+    int64_t i = 0;
+    for (; i + 32 <= dim; i += 32) transpose(rows, i * 2, out + i / 2 * stride, stride);
+    if (i == dim) return;
+    uint32_t padded[16][16], turned[16][16];
+    const char* pointers[16];
+    for (int row = 0; row < 16; ++row) {
+        _mm512_storeu_si512(padded[row], load_words(rows[row] + i * 2, dim - i));
+        pointers[row] = reinterpret_cast<const char*>(padded[row]);
+    }
+    transpose(pointers, 0, turned[0], 16);
+    for (int64_t pair = 0; pair < (dim - i + 1) / 2; ++pair) {
+        memcpy(out + (i / 2 + pair) * stride, turned[pair], sizeof turned[pair]);
+    }
+}
+
+// Everything a task keeps. Sizes are padded to whole vectors; a pair takes 32 bits.
+struct Pad {
+    const QueryRow* info; // [rows]
+    int64_t rows, pairs, value_size;
+    const bf16** keys; // [KEYS] of KV head 0 in this block, and the same for the next; all valid pointers
+    const bf16** values;
+    const bf16** next_keys;
+    const bf16** next_values;
+    const bf16* zeros; // as long as a row of keys or values
+};
+
+void exchange(const bf16**& a, const bf16**& b) {
+    const bf16** kept = a;
+    a = b;
+    b = kept;
+}
+
+// Walks the blocks of a task: keys, values of the block at hand and of the one after it.
+struct Walk {
+    const AttentionArgs& args;
+    const AttentionTask& task;
+    Pad& pad;
+
+    int64_t block_end(int64_t begin) const { return smaller(begin + KEYS, part_end(task, begin)); }
+
+    // Fills next_* for the block at `begin`; past the end it repeats this block's, whose fetching is free.
+    bool find(int64_t begin) {
+        int64_t n = 0;
+        if (begin < task.key_end) {
+            n = block_end(begin) - begin;
+            if (!locate(args, task, begin, begin + n, pad.next_keys, pad.next_values)) return false;
+        }
+        for (; n < KEYS; ++n) {
+            pad.next_keys[n] = n > 0 ? pad.next_keys[n - 1] : pad.keys[0];
+            pad.next_values[n] = n > 0 ? pad.next_values[n - 1] : pad.values[0];
+        }
+        return true;
+    }
+
+    bool advance(int64_t end) {
+        exchange(pad.keys, pad.next_keys);
+        exchange(pad.values, pad.next_values);
+        return find(end);
+    }
+};
+
+inline void fetch(const bf16* row, int64_t dim) {
+    for (int64_t i = 0; i < dim; i += 32) __builtin_prefetch(row + i, 0, 3);
+}
+
+bool first_part(const AttentionTask& task, int64_t begin) {
+    return !task.split || begin / ATTENTION_SPLIT == task.first_part;
+}
+
+// ---- few rows ----
+
+struct Few {
+    uint32_t* queries; // [heads][rows][pairs]
+    float* acc;        // [heads][rows][value_size]
+    float* top;        // [heads][rows]
+    float* total;      // [heads][rows]
+    uint32_t* packed;  // [heads][pairs][KEYS]
+    float* scores;     // [rows][KEYS] of one head
+    uint32_t* weights; // [heads][rows][KEY_PAIRS]
+    float* shrink;     // [heads][rows]
+};
+
+// Dims (2c, 2c+1) of 32 come out of two unpacks as halves of 128-bit lanes; these put them in order.
+inline void write_halves(float* out, vf low, vf high) {
+    const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i second = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    store(out, _mm512_permutex2var_ps(low, first, high));
+    store(out + W, _mm512_permutex2var_ps(low, second, high));
+}
+
+// Fetches what comes two steps after head `head` of the 16 tokens from n: tokens are visited 16 at a time, one head of
+// them after the other. (Fetching more at once, or in another order, is slower: a core has room for some twenty
+// fetches.)
+void fetch_ahead(const bf16* const* tokens, const bf16* const* next, int64_t n, int64_t count, int64_t head,
+                 int64_t heads, int64_t offset, int64_t stride, int64_t dim) {
+    head += 2;
+    while (head >= heads) {
+        head -= heads;
+        n += 16;
+    }
+    if (n >= count) {
+        n = (n - round_up(count, 16)) & (KEYS - 16);
+        tokens = next;
+    }
+    for (int i = 0; i < 16; ++i) fetch(tokens[n + i] + offset + head * stride, dim);
+}
+
+// The keys of every head as [pair][key].
+void pack_keys(const AttentionArgs& args, const AttentionTask& task, const Pad& pad, int64_t count, uint32_t* packed) {
+    const int64_t heads = task.kv_head_end - task.kv_head_begin, offset = task.kv_head_begin * args.k_head_stride;
+    for (int64_t n = 0; n < count; n += 16) {
+        for (int64_t head = 0; head < heads; ++head) {
+            fetch_ahead(pad.keys, pad.next_keys, n, count, head, heads, offset, args.k_head_stride, args.head_dim);
+            const char* rows[16];
+            for (int i = 0; i < 16; ++i) {
+                rows[i] = reinterpret_cast<const char*>(pad.keys[n + i] + offset + head * args.k_head_stride);
+            }
+            transpose_rows(rows, args.head_dim, packed + head * pad.pairs * KEYS + n, KEYS);
+        }
+    }
+}
+
+template <int R, int V>
+void score_few(const uint32_t* queries, const uint32_t* packed, int64_t pairs, float* scores) {
+    vf total[R][V] = {};
+    for (int64_t p = 0; p < pairs; ++p) {
+        Pairs key[V];
+#pragma GCC unroll 4
+        for (int c = 0; c < V; ++c) key[c] = load_pairs(packed + p * KEYS + c * W);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+            const Pairs query = broadcast(queries + r * pairs + p);
+#pragma GCC unroll 4
+            for (int c = 0; c < V; ++c) total[r][c] = add_products(total[r][c], query, key[c]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+        for (int c = 0; c < V; ++c) store(scores + r * KEYS + c * W, total[r][c]);
+    }
+}
+
+template <int R>
+void score_few(const uint32_t* queries, const uint32_t* packed, int64_t pairs, int64_t count, float* scores) {
+    if (count > 2 * W) {
+        score_few<R, 4>(queries, packed, pairs, scores);
+    } else if (count > W) {
+        score_few<R, 2>(queries, packed, pairs, scores);
+    } else {
+        score_few<R, 1>(queries, packed, pairs, scores);
+    }
+}
+
+// Scores of a row become weights; lanes of keys the row does not see, and those beyond the block, weigh nothing.
+void weigh_few(const AttentionArgs& args, const Seen& seen, float* scores, float unit, float& top, float& shrink,
+               uint32_t* weights) {
+    if (args.softcap > 0.0f) soften(args, scores, KEYS);
+    vf s[4];
+    vf best = splat(HIDDEN);
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+        const int64_t first = seen.first - c * W, end = seen.end - c * W;
+        uint32_t mask = end >= W ? 0xffffu : end <= 0 ? 0u : (1u << end) - 1;
+        if (first > 0) mask = first >= W ? 0u : mask >> first << first;
+        s[c] = _mm512_mask_blend_ps(static_cast<__mmask16>(mask), splat(HIDDEN), load(scores + c * W));
+    }
+    if (seen.own < seen.end) {
+        float kept[KEYS];
+        memcpy(kept, s, sizeof kept);
+        for (int64_t n = seen.own; n < seen.end; ++n) {
+            if (seen.mask[n - seen.own] == 0) kept[n] = HIDDEN;
+        }
+        memcpy(s, kept, sizeof kept);
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) best = _mm512_max_ps(s[c], best);
+    const float largest = _mm512_reduce_max_ps(best) * unit;
+    const float now = largest > top ? largest : top;
+    const float base = now == HIDDEN ? 0.0f : now;
+    shrink = power_of_two(splat(top - base))[0];
+    top = now;
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) s[c] = power_of_two(_mm512_fmsub_ps(s[c], splat(unit), splat(base)));
+    for (int c = 0; c < 4; c += 2) {
+        const Pairs two = _mm512_cvtne2ps_pbh(s[c + 1], s[c]);
+        memcpy(weights + c * 8, &two, sizeof two);
+    }
+}
+
+// Of one head: pairs of keys [begin, end) of a block of `count` keys.
+struct Mix {
+    float* acc;              // [rows][value_size]
+    float* total;            // [rows]
+    const uint32_t* weights; // [rows][KEY_PAIRS]
+    const float* shrink;     // [rows]
+    int64_t offset;          // of the head's values
+    int64_t begin, end, count;
+};
+
+// acc[r][32 C dims from i] for R rows; `rest` of the last 32 exist.
+template <int R, int C, bool WHOLE>
+void mix_few(const Pad& pad, const Mix& mix, int64_t m, int64_t i, int64_t rest) {
+    vf total[R][2 * C], sum[R];
+    const Pairs ones = reinterpret_cast<Pairs>(_mm512_set1_epi32(0x3f803f80));
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+        const float shrink = mix.begin == 0 ? mix.shrink[m + r] : 1.0f;
+        const float* row = mix.acc + (m + r) * pad.value_size + i;
+        sum[r] = splat(mix.total[m + r]) * shrink;
+#pragma GCC unroll 8
+        for (int c = 0; c < 2 * C; ++c) total[r][c] = load(row + c * W) * shrink;
+    }
+    for (int64_t j = mix.begin; j < mix.end; ++j) {
+        const bf16* one = pad.values[2 * j] + mix.offset + i;
+        const bf16* two = 2 * j + 1 < mix.count ? pad.values[2 * j + 1] + mix.offset + i : pad.zeros;
+        Pairs weight[R];
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+            weight[r] = broadcast(mix.weights + (m + r) * KEY_PAIRS + j);
+            sum[r] = add_products(sum[r], weight[r], ones);
+        }
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) {
+            const __m512i a = WHOLE ? load_words(one + c * 32) : load_words(one, rest);
+            const __m512i b = WHOLE ? load_words(two + c * 32) : load_words(two, rest);
+            const Pairs low = reinterpret_cast<Pairs>(_mm512_unpacklo_epi16(a, b));
+            const Pairs high = reinterpret_cast<Pairs>(_mm512_unpackhi_epi16(a, b));
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) {
+                total[r][2 * c] = add_products(total[r][2 * c], weight[r], low);
+                total[r][2 * c + 1] = add_products(total[r][2 * c + 1], weight[r], high);
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+        float* row = mix.acc + (m + r) * pad.value_size + i;
+#pragma GCC unroll 8
+        for (int c = 0; c < 2 * C; ++c) store(row + c * W, total[r][c]);
+        // Every piece of a row computes the same total; the last one's is kept, when no other needs the old one.
+        if (i + 32 * C >= pad.value_size) mix.total[m + r] = sum[r][0];
+    }
+}
+
+template <int R>
+void mix_few(const Pad& pad, const Mix& mix, int64_t m, int64_t v_dim) {
+    constexpr int C = R > 2 ? 2 : 4;
+    int64_t i = 0;
+    for (; i + 32 * C <= v_dim; i += 32 * C) mix_few<R, C, true>(pad, mix, m, i, 0);
+    for (; i + 32 <= v_dim; i += 32) mix_few<R, 1, true>(pad, mix, m, i, 0);
+    if (i < v_dim) mix_few<R, 1, false>(pad, mix, m, i, v_dim - i);
+}
+
+void mix_few(const Pad& pad, const Mix& mix, int64_t v_dim) {
+    int64_t m = 0;
+    for (; m + 4 <= pad.rows; m += 4) mix_few<4>(pad, mix, m, v_dim);
+    for (; m + 2 <= pad.rows; m += 2) mix_few<2>(pad, mix, m, v_dim);
+    if (m < pad.rows) mix_few<1>(pad, mix, m, v_dim);
+}
+
+void start_few(const AttentionArgs& args, const Pad& pad, const Few& few, int64_t kv_head, int64_t at, bool first) {
+    memset(few.acc + at * pad.value_size, 0, static_cast<size_t>(pad.rows * pad.value_size) * 4);
+    for (int64_t m = 0; m < pad.rows; ++m) {
+        const bool sink = args.sinks != nullptr && first;
+        few.top[at + m] = sink ? args.sinks[kv_head * group_size(args) + pad.info[m].lane] * LOG2_E : HIDDEN;
+        few.total[at + m] = sink ? 1.0f : 0.0f;
+    }
+}
+
+void score_head(const AttentionArgs& args, const Pad& pad, const Few& few, int64_t head, int64_t begin, int64_t count) {
+    const uint32_t* queries = few.queries + head * pad.rows * pad.pairs;
+    const uint32_t* packed = few.packed + head * pad.pairs * KEYS;
+    int64_t m = 0;
+    for (; m + 4 <= pad.rows; m += 4) {
+        score_few<4>(queries + m * pad.pairs, packed, pad.pairs, count, few.scores + m * KEYS);
+    }
+    for (; m + 2 <= pad.rows; m += 2) {
+        score_few<2>(queries + m * pad.pairs, packed, pad.pairs, count, few.scores + m * KEYS);
+    }
+    if (m < pad.rows) score_few<1>(queries + m * pad.pairs, packed, pad.pairs, count, few.scores + m * KEYS);
+    const float unit = unit_of(args);
+    for (m = 0; m < pad.rows; ++m) {
+        const int64_t at = head * pad.rows + m;
+        weigh_few(args, seen_by(args, pad.info[m], begin, count), few.scores + m * KEYS, unit, few.top[at],
+                  few.shrink[at], few.weights + at * KEY_PAIRS);
+    }
+}
+
+void block_few(const AttentionArgs& args, const AttentionTask& task, const Pad& pad, const Few& few, int64_t begin,
+               int64_t count) {
+    const int64_t heads = task.kv_head_end - task.kv_head_begin;
+    pack_keys(args, task, pad, count, few.packed);
+    for (int64_t head = 0; head < heads; ++head) score_head(args, pad, few, head, begin, count);
+    for (int64_t j = 0; 2 * j < count; j += 8) { // values in the same order as keys
+        for (int64_t head = 0; head < heads; ++head) {
+            const int64_t at = head * pad.rows;
+            const Mix mix{few.acc + at * pad.value_size,
+                          few.total + at,
+                          few.weights + at * KEY_PAIRS,
+                          few.shrink + at,
+                          (task.kv_head_begin + head) * args.v_head_stride,
+                          j,
+                          smaller(j + 8, (count + 1) / 2),
+                          count};
+            fetch_ahead(pad.values, pad.next_values, 2 * j, count, head, heads, task.kv_head_begin * args.v_head_stride,
+                        args.v_head_stride, args.v_dim);
+            mix_few(pad, mix, args.v_dim);
+        }
+    }
+}
+
+void finish_few(const AttentionArgs& args, const AttentionTask& task, const Pad& pad, const Few& few, int64_t kv_head,
+                int64_t at, int64_t part, float* partials) {
+    for (int64_t m = 0; m < pad.rows; ++m) {
+        float* acc = few.acc + (at + m) * pad.value_size;
+        for (int64_t i = 0; i < pad.value_size; i += 2 * W) write_halves(acc + i, load(acc + i), load(acc + i + W));
+        if (!task.split) {
+            write_row(out_row<bf16>(args, pad.info[m], kv_head), acc, few.total[at + m], args.v_dim);
+            continue;
+        }
+        float* entry = entry_of(args, task, pad.info[m], kv_head, part, partials);
+        entry[0] = few.top[at + m];
+        entry[1] = few.total[at + m];
+        memcpy(entry + 16, acc, static_cast<size_t>(round_up(args.v_dim, ATTENTION_VALUE_PAD)) * 4);
+    }
+}
+
+bool attend_few(const AttentionArgs& args, const AttentionTask& task, Pad& pad, char* scratch, float* partials) {
+    const int64_t heads = task.kv_head_end - task.kv_head_begin, all = heads * pad.rows;
+    Few few;
+    few.queries = reinterpret_cast<uint32_t*>(carve(scratch, all * pad.pairs * 4));
+    few.acc = reinterpret_cast<float*>(carve(scratch, all * pad.value_size * 4));
+    few.top = reinterpret_cast<float*>(carve(scratch, all * 4));
+    few.total = reinterpret_cast<float*>(carve(scratch, all * 4));
+    few.packed = reinterpret_cast<uint32_t*>(carve(scratch, heads * pad.pairs * KEYS * 4));
+    few.scores = reinterpret_cast<float*>(carve(scratch, pad.rows * KEYS * 4));
+    few.weights = reinterpret_cast<uint32_t*>(carve(scratch, all * KEY_PAIRS * 4));
+    few.shrink = reinterpret_cast<float*>(carve(scratch, all * 4));
+    for (int64_t at = 0; at < all; ++at) {
+        const QueryRow& row = pad.info[at % pad.rows];
+        const int64_t head = (task.kv_head_begin + at / pad.rows) * group_size(args) + row.lane;
+        uint32_t* query = few.queries + at * pad.pairs;
+        query[pad.pairs - 1] = 0;
+        memcpy(query,
+               reinterpret_cast<const bf16*>(args.q) + row.token * args.q_token_stride + head * args.q_head_stride,
+               static_cast<size_t>(args.head_dim) * 2);
+    }
+    Walk walk{args, task, pad};
+    if (!walk.find(task.key_begin)) return false;
+    int64_t part = task.key_begin;
+    for (int64_t begin = task.key_begin, end; begin < task.key_end; begin = end) {
+        end = walk.block_end(begin);
+        if (!walk.advance(end)) return false;
+        const bool last = end == part_end(task, part);
+        for (int64_t head = 0; head < heads && begin == part; ++head) {
+            start_few(args, pad, few, task.kv_head_begin + head, head * pad.rows, first_part(task, begin));
+        }
+        block_few(args, task, pad, few, begin, end - begin);
+        for (int64_t head = 0; head < heads && last; ++head) {
+            finish_few(args, task, pad, few, task.kv_head_begin + head, head * pad.rows, part, partials);
+        }
+        if (last) part = end;
+    }
+    return true;
+}
+
+// ---- many rows ----
+
+// V vectors of query rows. Every array that holds rows is [..][V * 16].
+struct Many {
+    uint32_t* queries; // [pairs][rows]
+    uint32_t* keys;    // [KEYS][stride], as in the cache
+    uint32_t* values;  // [KEY_PAIRS][value_size]
+    float* scores;     // [KEYS][rows]
+    uint32_t* weights; // [KEY_PAIRS][rows]
+    float* acc;        // [value_size][rows]
+    float* top;        // [rows]
+    float* total;
+    float* shrink;
+};
+
+// Rows of keys are this many pairs apart in scratch: constants, so that one register addresses several.
+int64_t key_stride(const AttentionArgs& args) {
+    return args.head_dim <= 128 ? 64 : args.head_dim <= 256 ? 128 : MAX_HEAD_DIM / 2;
+}
+
+// How many keys (or value dims) meet V vectors of rows at once: 16 or 24 sums in registers hide the latency.
+constexpr int tile_of(int vectors) { return vectors == 1 ? 16 : vectors == 4 ? 4 : 8; }
+
+void copy_keys(const AttentionArgs& args, const Pad& pad, int64_t offset, int64_t count, int64_t stride, uint32_t* to) {
+    for (int64_t n = 0; n < count; ++n) {
+        const bf16* from = pad.keys[n] + offset;
+        fetch(pad.next_keys[n] + offset, args.head_dim);
+        for (int64_t i = 0; i < args.head_dim; i += 32) {
+            _mm512_storeu_si512(to + n * stride + i / 2, load_words(from + i, args.head_dim - i));
+        }
+    }
+}
+
+void pair_values(const AttentionArgs& args, const Pad& pad, int64_t offset, int64_t count, uint32_t* to) {
+    __m512i first, second;
+    {
+        uint16_t order[64];
+        for (int i = 0; i < 32; ++i) {
+            order[2 * i] = static_cast<uint16_t>(i);
+            order[2 * i + 1] = static_cast<uint16_t>(32 + i);
+        }
+        memcpy(&first, order, 64);
+        memcpy(&second, order + 32, 64);
+    }
+    for (int64_t j = 0; 2 * j < count; ++j) {
+        const bf16* one = pad.values[2 * j] + offset;
+        const bool both = 2 * j + 1 < count;
+        const bf16* two = both ? pad.values[2 * j + 1] + offset : pad.zeros;
+        fetch(pad.next_values[2 * j] + offset, args.v_dim);
+        fetch(pad.next_values[2 * j + 1] + offset, args.v_dim);
+        for (int64_t i = 0; i < args.v_dim; i += 32) {
+            const __m512i a = load_words(one + i, args.v_dim - i);
+            const __m512i b = load_words(both ? two + i : two, args.v_dim - i);
+            uint32_t* out = to + j * pad.value_size + i;
+            _mm512_storeu_si512(out, _mm512_permutex2var_epi16(a, first, b));
+            _mm512_storeu_si512(out + W, _mm512_permutex2var_epi16(a, second, b));
+        }
+    }
+}
+
+template <int V, int STRIDE>
+void score_many(const Many& many, int64_t pairs, int64_t count) {
+    constexpr int N = tile_of(V);
+    for (int64_t n = 0; n < count; n += N) { // the last tile may look at keys of the block before: never read
+        const uint32_t* key = many.keys + n * STRIDE;
+        const uint32_t* query = many.queries;
+        vf total[N][V] = {};
+        for (int64_t p = 0; p < pairs; ++p, ++key, query += V * W) {
+            Pairs q[V];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) q[v] = load_pairs(query + v * W);
+#pragma GCC unroll 16
+            for (int i = 0; i < N; ++i) {
+                const Pairs k = broadcast(key + i * STRIDE);
+#pragma GCC unroll 4
+                for (int v = 0; v < V; ++v) total[i][v] = add_products(total[i][v], q[v], k);
+            }
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < N; ++i) {
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) store(many.scores + ((n + i) * V + v) * W, total[i][v]);
+        }
+    }
+}
+
+template <int V>
+void hide_many(const AttentionArgs& args, const Pad& pad, const Many& many, int64_t begin, int64_t count) {
+    for (int64_t m = 0; m < pad.rows; ++m) {
+        const Seen seen = seen_by(args, pad.info[m], begin, count);
+        float* column = many.scores + m;
+        for (int64_t n = 0; n < smaller(seen.first, count); ++n) column[n * V * W] = HIDDEN;
+        for (int64_t n = larger(0, seen.end); n < count; ++n) column[n * V * W] = HIDDEN;
+        for (int64_t n = seen.own; n < seen.end; ++n) {
+            if (seen.mask[n - seen.own] == 0) column[n * V * W] = HIDDEN;
+        }
+    }
+}
+
+template <int V>
+void weigh_many(const AttentionArgs& args, const Many& many, int64_t count) {
+    const vf unit = splat(unit_of(args));
+    const Pairs ones = reinterpret_cast<Pairs>(_mm512_set1_epi32(0x3f803f80));
+    __m512i woven; // low halves 0..15 beside high halves 16..31
+    {
+        uint16_t order[32];
+        for (int i = 0; i < 16; ++i) {
+            order[2 * i] = static_cast<uint16_t>(i);
+            order[2 * i + 1] = static_cast<uint16_t>(16 + i);
+        }
+        memcpy(&woven, order, 64);
+    }
+    vf base[V], total[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+        vf best[2] = {splat(HIDDEN), splat(HIDDEN)};
+        for (int64_t n = 0; n < count; ++n)
+            best[n & 1] = _mm512_max_ps(load(many.scores + (n * V + v) * W), best[n & 1]);
+        const vf largest = _mm512_max_ps(best[0], best[1]) * unit, top = load(many.top + v * W);
+        const vf now = select(largest > top, largest, top);
+        base[v] = select(now == splat(HIDDEN), vf{}, now);
+        const vf shrink = power_of_two(top - base[v]);
+        total[v] = load(many.total + v * W) * shrink;
+        store(many.top + v * W, now);
+        store(many.shrink + v * W, shrink);
+    }
+    for (int64_t j = 0; 2 * j < count; ++j) {
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) {
+            const float* at = many.scores + (2 * j * V + v) * W;
+            const vf a = power_of_two(_mm512_fmsub_ps(load(at), unit, base[v]));
+            const vf b = 2 * j + 1 < count ? power_of_two(_mm512_fmsub_ps(load(at + V * W), unit, base[v])) : vf{};
+            const __m512i two = _mm512_permutexvar_epi16(woven, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
+            _mm512_storeu_si512(many.weights + (j * V + v) * W, two);
+            total[v] = add_products(total[v], reinterpret_cast<Pairs>(two), ones);
+        }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) store(many.total + v * W, total[v]);
+}
+
+template <int V>
+void mix_many(const Many& many, int64_t value_size, int64_t v_dim, int64_t count) {
+    constexpr int N = tile_of(V);
+    vf shrink[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) shrink[v] = load(many.shrink + v * W);
+    for (int64_t i = 0; i < v_dim; i += N) {
+        float* acc = many.acc + i * V * W;
+        vf total[N][V];
+#pragma GCC unroll 16
+        for (int d = 0; d < N; ++d) {
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) total[d][v] = load(acc + (d * V + v) * W) * shrink[v];
+        }
+        const uint32_t* value = many.values + i;
+        const uint32_t* weight = many.weights;
+        for (int64_t j = 0; 2 * j < count; ++j, value += value_size, weight += V * W) {
+            Pairs p[V];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) p[v] = load_pairs(weight + v * W);
+#pragma GCC unroll 16
+            for (int d = 0; d < N; ++d) {
+                const Pairs x = broadcast(value + d);
+#pragma GCC unroll 4
+                for (int v = 0; v < V; ++v) total[d][v] = add_products(total[d][v], p[v], x);
+            }
+        }
+#pragma GCC unroll 16
+        for (int d = 0; d < N; ++d) {
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) store(acc + (d * V + v) * W, total[d][v]);
+        }
+    }
+}
+
+template <int V>
+void start_many(const AttentionArgs& args, const Pad& pad, const Many& many, int64_t kv_head, bool first) {
+    memset(many.acc, 0, static_cast<size_t>(pad.value_size * V * W) * 4);
+    const bool sink = args.sinks != nullptr && first;
+    for (int64_t m = 0; m < V * W; ++m) {
+        const bool real = m < pad.rows && sink;
+        many.top[m] = real ? args.sinks[kv_head * group_size(args) + pad.info[m].lane] * LOG2_E : HIDDEN;
+        many.total[m] = real ? 1.0f : 0.0f;
+    }
+}
+
+template <int V>
+void copy_queries_many(const AttentionArgs& args, const Pad& pad, const Many& many, int64_t kv_head,
+                       const bf16* zeros) {
+    for (int64_t m = 0; m < V * W; m += 16) {
+        const char* rows[16];
+        for (int64_t i = 0; i < 16; ++i) {
+            const bf16* row = zeros;
+            if (m + i < pad.rows) {
+                const QueryRow& info = pad.info[m + i];
+                row = reinterpret_cast<const bf16*>(args.q) + info.token * args.q_token_stride +
+                      (kv_head * group_size(args) + info.lane) * args.q_head_stride;
+            }
+            rows[i] = reinterpret_cast<const char*>(row);
+        }
+        transpose_rows(rows, args.head_dim, many.queries + m, V * W);
+    }
+}
+
+template <int V>
+void finish_many(const AttentionArgs& args, const AttentionTask& task, const Pad& pad, const Many& many,
+                 int64_t kv_head, int64_t part, float* partials) {
+    // The scores are done with; 16 rows of them take 16 rows of the output.
+    uint32_t* turned = reinterpret_cast<uint32_t*>(many.scores);
+    const int64_t size = round_up(args.v_dim, ATTENTION_VALUE_PAD);
+    for (int64_t m = 0; m < pad.rows; m += 16) {
+        for (int64_t i = 0; i < size; i += 16) {
+            const char* rows[16];
+            for (int d = 0; d < 16; ++d) rows[d] = reinterpret_cast<const char*>(many.acc + (i + d) * V * W + m);
+            transpose(rows, 0, turned + i, size);
+        }
+        for (int64_t r = m; r < smaller(m + 16, pad.rows); ++r) {
+            const float* acc = reinterpret_cast<const float*>(turned) + (r - m) * size;
+            if (!task.split) {
+                write_row(out_row<bf16>(args, pad.info[r], kv_head), acc, many.total[r], args.v_dim);
+                continue;
+            }
+            float* entry = entry_of(args, task, pad.info[r], kv_head, part, partials);
+            entry[0] = many.top[r];
+            entry[1] = many.total[r];
+            memcpy(entry + 16, acc, static_cast<size_t>(size) * 4);
+        }
+    }
+}
+
+template <int V>
+bool attend_many(const AttentionArgs& args, const AttentionTask& task, Pad& pad, const Many& many, int64_t kv_head,
+                 float* partials) {
+    const int64_t stride = key_stride(args), k_offset = kv_head * args.k_head_stride;
+    copy_queries_many<V>(args, pad, many, kv_head, pad.zeros);
+    Walk walk{args, task, pad};
+    if (!walk.find(task.key_begin)) return false;
+    int64_t part = task.key_begin;
+    for (int64_t begin = task.key_begin, end; begin < task.key_end; begin = end) {
+        end = walk.block_end(begin);
+        if (!walk.advance(end)) return false;
+        const int64_t count = end - begin;
+        if (begin == part) start_many<V>(args, pad, many, kv_head, first_part(task, begin));
+        copy_keys(args, pad, k_offset, count, stride, many.keys);
+        if (stride == 64) {
+            score_many<V, 64>(many, pad.pairs, count);
+        } else if (stride == 128) {
+            score_many<V, 128>(many, pad.pairs, count);
+        } else {
+            score_many<V, MAX_HEAD_DIM / 2>(many, pad.pairs, count);
+        }
+        if (args.softcap > 0.0f) soften(args, many.scores, count * V * W);
+        if (!all_seen(args, task, begin, end)) hide_many<V>(args, pad, many, begin, count);
+        weigh_many<V>(args, many, count);
+        pair_values(args, pad, kv_head * args.v_head_stride, count, many.values);
+        mix_many<V>(many, pad.value_size, args.v_dim, count);
+        if (end == part_end(task, part)) {
+            finish_many<V>(args, task, pad, many, kv_head, part, partials);
+            part = end;
+        }
+    }
+    return true;
+}
+
+bool attend_rows(const AttentionArgs& args, const AttentionTask& task, Pad& pad, const Many& many, int64_t kv_head,
+                 float* partials) {
+    switch ((pad.rows + W - 1) / W) {
+    case 1: return attend_many<1>(args, task, pad, many, kv_head, partials);
+    case 2: return attend_many<2>(args, task, pad, many, kv_head, partials);
+    case 3: return attend_many<3>(args, task, pad, many, kv_head, partials);
+    default: return attend_many<4>(args, task, pad, many, kv_head, partials);
+    }
+}
+
+// Rows of a task that holds more than ROWS (one query of a larger group) are done piece by piece.
+bool attend_all(const AttentionArgs& args, const AttentionTask& task, Pad& pad, char* scratch, float* partials) {
+    Many many;
+    many.queries = reinterpret_cast<uint32_t*>(carve(scratch, pad.pairs * ROWS * 4));
+    many.keys = reinterpret_cast<uint32_t*>(carve(scratch, KEYS * key_stride(args) * 4));
+    many.values = reinterpret_cast<uint32_t*>(carve(scratch, KEY_PAIRS * pad.value_size * 4));
+    many.scores = reinterpret_cast<float*>(carve(scratch, larger(KEYS * ROWS, 16 * pad.value_size) * 4));
+    many.weights = reinterpret_cast<uint32_t*>(carve(scratch, KEY_PAIRS * ROWS * 4));
+    many.acc = reinterpret_cast<float*>(carve(scratch, pad.value_size * ROWS * 4));
+    many.top = reinterpret_cast<float*>(carve(scratch, ROWS * 4));
+    many.total = reinterpret_cast<float*>(carve(scratch, ROWS * 4));
+    many.shrink = reinterpret_cast<float*>(carve(scratch, ROWS * 4));
+    const QueryRow* info = pad.info;
+    const int64_t all = pad.rows;
+    for (int64_t kv_head = task.kv_head_begin; kv_head < task.kv_head_end; ++kv_head) {
+        for (int64_t m = 0; m < all; m += ROWS) {
+            pad.info = info + m;
+            pad.rows = smaller(ROWS, all - m);
+            if (!attend_rows(args, task, pad, many, kv_head, partials)) return false;
+        }
+    }
+    return true;
+}
+
+} // namespace
+
+bool attention_in_pairs(const AttentionArgs& args) {
+    return args.dtype == DType::bf16 && args.head_dim <= MAX_HEAD_DIM && args.scale > 0.0f;
+}
+
+int64_t attention_pairs_scratch(const AttentionArgs& args) {
+    const int64_t pairs = (args.head_dim + 1) / 2, value_size = round_up(args.v_dim, 2 * W);
+    const int64_t rows = larger(ROWS, group_size(args)), few = ATTENTION_JOINT_ROWS, all = few * args.kv_heads;
+    const int64_t pad = rows * int64_t{sizeof(QueryRow)} + 4 * KEYS * 8 + larger(value_size, args.head_dim) * 2;
+    const int64_t decode = all * (pairs + value_size + KEY_PAIRS + 3) + args.kv_heads * pairs * KEYS + few * KEYS;
+    const int64_t blocks = pairs * ROWS + KEYS * key_stride(args) + KEY_PAIRS * value_size +
+                           larger(KEYS * ROWS, 16 * value_size) + KEY_PAIRS * ROWS + value_size * ROWS + 3 * ROWS;
+    return pad + larger(decode, blocks) * 4 + 20 * 64;
+}
+
+bool attend_pairs(const AttentionArgs& args, const AttentionTask& task, char* scratch, float* partials) {
+    Pad pad;
+    pad.rows = count_rows(args, task);
+    pad.pairs = (args.head_dim + 1) / 2;
+    pad.value_size = round_up(args.v_dim, 2 * W);
+    QueryRow* info = reinterpret_cast<QueryRow*>(carve(scratch, pad.rows * int64_t{sizeof(QueryRow)}));
+    list_rows(args, task, info);
+    pad.info = info;
+    pad.keys = reinterpret_cast<const bf16**>(carve(scratch, KEYS * 8));
+    pad.values = reinterpret_cast<const bf16**>(carve(scratch, KEYS * 8));
+    pad.next_keys = reinterpret_cast<const bf16**>(carve(scratch, KEYS * 8));
+    pad.next_values = reinterpret_cast<const bf16**>(carve(scratch, KEYS * 8));
+    const int64_t zeros = larger(pad.value_size, args.head_dim) * 2;
+    char* zero = carve(scratch, zeros);
+    memset(zero, 0, static_cast<size_t>(zeros));
+    pad.zeros = reinterpret_cast<const bf16*>(zero);
+    if (pad.rows <= ATTENTION_JOINT_ROWS) return attend_few(args, task, pad, scratch, partials);
+    return attend_all(args, task, pad, scratch, partials);
+}
+
+#else
+
+bool attention_in_pairs(const AttentionArgs&) { return false; }
+int64_t attention_pairs_scratch(const AttentionArgs&) { return 0; }
+bool attend_pairs(const AttentionArgs&, const AttentionTask&, char*, float*) { return false; }
+
+#endif
+
+} // namespace PANDO_LEVEL
+} // namespace pando

@@ -1,0 +1,1 @@
+"""Quantised weights: rounding plain ones at load, and reading checkpoints that are quantised already."""

@@ -1,0 +1,60 @@
+"""`--quantization`: what becomes of the matrices of a plain checkpoint as they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from pando.kernels.weights import QuantizedWeight
+from pando.quant.order import InputWeight
+from pando.quant.rounding import four_bits, per_output
+from pando.quant.size import INT4_GROUP, MIN_SIDE
+
+Rounding = Callable[[Sequence[Tensor]], QuantizedWeight]
+"""Matrices [n_i, K] of one input -> one weight, rows one after another."""
+
+
+@dataclass(frozen=True, slots=True)
+class OnLoad:
+    """How matrices are rounded; None leaves them as they are.
+
+    linear: projections and experts. head: the output head. Embeddings, norms, biases, routers and matrices with a side
+    below `MIN_SIDE` are never rounded: they are small, or looked up row by row, or decide where everything else goes.
+    """
+
+    linear: Rounding | None = None
+    head: Rounding | None = None
+
+    def round_linear(self, parts: Sequence[InputWeight]) -> list[InputWeight]:
+        """The parts of a fused projection or an expert; what the checkpoint itself has quantised stays as it is."""
+        return _rounded(parts, self.linear)
+
+    def round_head(self, weight: InputWeight) -> InputWeight:
+        """The output head."""
+        return _rounded([weight], self.head)[0]
+
+
+def _rounded(parts: Sequence[InputWeight], rounding: Rounding | None) -> list[InputWeight]:
+    plain = [part for part in parts if isinstance(part, Tensor)]
+    rows, columns = sum(part.shape[0] for part in parts), parts[0].shape[1]
+    if rounding is None or len(plain) != len(parts) or min(rows, columns) < MIN_SIDE:
+        return list(parts)
+    return [rounding(plain)]
+
+
+AS_STORED = OnLoad()
+"""Nothing is rounded."""
+
+_INT8, _W8A8 = partial(per_output, activation_bits=16), partial(per_output, activation_bits=8)
+_INT4 = partial(four_bits, group_size=INT4_GROUP, activation_bits=8)
+
+ON_LOAD: Mapping[str, OnLoad] = {
+    "auto": AS_STORED,
+    "int8": OnLoad(_INT8, _INT8),
+    "w8a8": OnLoad(_W8A8, _W8A8),
+    "int4": OnLoad(_INT4, _W8A8),
+}
+"""By the name `--quantization` has for it."""

@@ -34,14 +34,18 @@ struct Floats {
 
 template <class Kind>
 float chains(int64_t rounds) {
-    const vf a = splat(1e-20f), b = splat(1e-20f);
+    const vf factors[2] = {splat(1e-20f), splat(1e-20f)};
     vf sums[CHAINS];
+#pragma GCC unroll 24
     for (int c = 0; c < CHAINS; ++c) sums[c] = splat(static_cast<float>(c)); // equal sums would be computed once
     for (int64_t i = 0; i < rounds; ++i) {
+        __asm__ volatile("" : : "r"(factors) : "memory"); // as if they had changed: else there is one product for all
+        const vf a = factors[0], b = factors[1];
 #pragma GCC unroll 24
         for (int c = 0; c < CHAINS; ++c) sums[c] = Kind::product(sums[c], a, b);
     }
     vf all{};
+#pragma GCC unroll 24
     for (int c = 0; c < CHAINS; ++c) all += sums[c];
     return sum(all);
 }

@@ -16,12 +16,15 @@ STAMP := $(VENV)/.installed
 DEV   := $(VENV)/.installed-dev
 BUILD_INPUTS := pyproject.toml $(wildcard CMakeLists.txt csrc/* csrc/*/* csrc/*/*/*)
 
-.PHONY: serve test lint type bench bench-peers docs clean install dev help
+CXX ?= c++
+
+.PHONY: serve test sanitize lint type bench bench-peers docs clean install dev help
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make serve    chat with the built-in model: web page and API on port $(PORT) (MODEL=..., PORT=...)"
 	@echo "make test     run the test suite (PYTEST_ARGS=... passes options on)"
+	@echo "make sanitize run the kernels' tests under the address and undefined-behaviour sanitizers"
 	@echo "make lint     check formatting and style      make type   check types"
 	@echo "make bench    quick speed figures of this machine"
 	@echo "make bench-peers  compare with other engines: hours, installs them (PEERS_ARGS=... passes options on)"
@@ -35,6 +38,17 @@ serve: $(STAMP)
 
 test: $(DEV)
 	@$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+# The kernels once more with the address and undefined-behaviour sanitizers, under their own tests.
+SANITIZED := build/sanitize
+sanitize: $(DEV)
+	@cmake=$$($(BIN)/python -c 'import shutil, cmake; print(shutil.which("cmake", path=cmake.CMAKE_BIN_DIR))' 2>/dev/null || command -v cmake); \
+	  $$cmake -S . -B $(SANITIZED) -DPANDO_SANITIZE=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > $(SANITIZED).log && \
+	  $$cmake --build $(SANITIZED) --parallel >> $(SANITIZED).log || { tail -30 $(SANITIZED).log; exit 1; }
+	@LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PANDO_TEST_NATIVE=$$(ls $(SANITIZED)/_native*.so) \
+	  $(BIN)/python -m pytest -q -p no:cacheprovider -k 'not forked' tests/kernels/test_cpu*.py tests/models/test_fused.py
+	@echo "sanitize: clean"
 
 lint: $(DEV)
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet . && echo "lint: clean"

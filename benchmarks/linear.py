@@ -27,6 +27,7 @@ from torch import Tensor
 from pando.kernels import cpu, set_num_threads
 from pando.kernels.cpu_linear import CODES, Limits, limits
 from pando.kernels.ops import OpTable, PackedLinear
+from pando.kernels.reference import REFERENCE
 from pando.kernels.weights import QuantizedWeight, Weight
 
 COLD_BYTES = 160 << 20
@@ -163,6 +164,29 @@ def measure(ops: OpTable, kind: str, name: str, rows: list[int], seconds: float)
     return result
 
 
+def measure_experts(ops: OpTable, kind: str, rows: list[int], seconds: float) -> list[Row]:
+    """Routed experts, 8 of 64 per token at random, beside torch's products expert by expert.
+
+    Bytes are those of the experts that were chosen; N counts the three projections of one.
+    """
+    count, top_k, hidden, inner = 64, 8, 1024, 384
+    dtype, pack = ROW_DTYPES.get(kind, torch.bfloat16), KINDS[kind]
+    gate_up = [torch.randn(2 * inner, hidden) / hidden**0.5 for _ in range(count)]
+    down = [torch.randn(hidden, inner) / inner**0.5 for _ in range(count)]
+    native = ops.pack_experts([pack(w) for w in gate_up], [pack(w) for w in down], "silu")
+    plain = REFERENCE.pack_experts([w.to(dtype) for w in gate_up], [w.to(dtype) for w in down], "silu")
+    result = []
+    for m in rows:
+        x, weights = torch.randn(m, hidden).to(dtype), torch.rand(m, top_k)
+        turns = [torch.stack([torch.randperm(count)[:top_k] for _ in range(m)]) for _ in range(8)]
+        touched = statistics.mean(len(ids.unique()) for ids in turns) / count
+        calls = [in_turn([partial(each, x, ids, weights) for ids in turns]) for each in (native, plain)]
+        ours, torch_own = median_us(calls, seconds)
+        rates = (touched * native.num_bytes / ours / 1e3, 6 * m * top_k * hidden * inner / ours / 1e3)
+        result.append(Row(kind, "experts", m, 3 * inner, hidden, ours, torch_own, *rates))
+    return result
+
+
 def print_rows(rows: list[Row], found: Limits) -> None:
     """One line per row."""
     bytes_limit, flops_limit = found.read_bytes / 1e9, found.flops / 1e9
@@ -181,7 +205,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--isa", default=None, help="instruction-set level; default: the best")
     parser.add_argument("--kinds", nargs="+", default=["bf16"], choices=list(KINDS))
-    parser.add_argument("--maps", nargs="+", default=["square", "gate_up", "down"], choices=list(MAPS))
+    parser.add_argument("--maps", nargs="+", default=["square", "gate_up", "down"], choices=[*MAPS, "experts"])
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 2, 4, 8, 16, 64, 512, 2048])
     parser.add_argument("--seconds", type=float, default=0.2, help="per row, ours and torch's together")
     parser.add_argument("--json", default=None, help="file for the rows")
@@ -198,7 +222,10 @@ def main() -> None:
         print(f"{kind} limits: {found.read_bytes / 1e9:.1f} GB/s, {found.flops / 1e9:.0f} GFLOP/s")
         print(HEADER)
         for name in options.maps:
-            rows += measure(ops, kind, name, options.rows, options.seconds)
+            if name == "experts":
+                rows += measure_experts(ops, kind, options.rows, options.seconds)
+            else:
+                rows += measure(ops, kind, name, options.rows, options.seconds)
             print_rows(rows[-len(options.rows) :], found)
     if options.json:
         with open(options.json, "w") as file:

@@ -13,36 +13,52 @@ constexpr int CHAINS = W == 16 ? 24 : 12;
 
 #if defined(__AVX512BF16__)
 struct Pairs {
-    static inline __attribute__((always_inline)) vf product(vf sum, vf a, vf b) {
+    using Sum = __m512;
+    static inline Sum start(int chain) { return _mm512_set1_ps(static_cast<float>(chain)); }
+    static inline Sum next(Sum sum, vf a, vf b) {
         return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
     }
+    static inline vf total(Sum sum) { return sum; }
 };
 #endif
 
 #if defined(__AVX512VNNI__)
 struct Bytes {
-    static inline __attribute__((always_inline)) vf product(vf sum, vf a, vf b) {
-        return reinterpret_cast<vf>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(a),
-                                                        reinterpret_cast<__m512i>(b)));
+    using Sum = __m512i;
+    static inline Sum start(int chain) { return _mm512_set1_epi32(chain); }
+    // Not the intrinsic: GCC 12 keeps copies of its sums in memory.
+    static inline Sum next(Sum sum, vf a, vf b) {
+        __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+        return sum;
     }
+    static inline vf total(Sum sum) { return _mm512_cvtepi32_ps(sum); }
 };
 #endif
 
 struct Floats {
-    static inline __attribute__((always_inline)) vf product(vf sum, vf a, vf b) { return sum + a * b; }
+    using Sum = vf;
+    static inline Sum start(int chain) { return splat(static_cast<float>(chain)); }
+    // The sum is what is multiplied: without multiply-adds, one product of a and b would serve all chains.
+    static inline Sum next(Sum sum, vf a, vf b) { return sum * a + b; }
+    static inline vf total(Sum sum) { return sum; }
 };
 
 template <class Kind>
 float chains(int64_t rounds) {
-    const vf a = splat(1e-20f), b = splat(1e-20f);
-    vf sums[CHAINS];
-    for (int c = 0; c < CHAINS; ++c) sums[c] = splat(static_cast<float>(c)); // equal sums would be computed once
-    for (int64_t i = 0; i < rounds; ++i) {
+    const vf factors[2] = {splat(0.75f), splat(0.75f)};
+    typename Kind::Sum sums[CHAINS];
 #pragma GCC unroll 24
-        for (int c = 0; c < CHAINS; ++c) sums[c] = Kind::product(sums[c], a, b);
+    for (int c = 0; c < CHAINS; ++c) sums[c] = Kind::start(c); // equal sums would be computed once
+    for (int64_t i = 0; i < rounds; ++i) {
+        const vf* either = factors;
+        __asm__ volatile("" : "+r"(either)); // it could be another pair each time, so that nothing leaves the loop
+        const vf a = either[0], b = either[1];
+#pragma GCC unroll 24
+        for (int c = 0; c < CHAINS; ++c) sums[c] = Kind::next(sums[c], a, b);
     }
     vf all{};
-    for (int c = 0; c < CHAINS; ++c) all += sums[c];
+#pragma GCC unroll 24
+    for (int c = 0; c < CHAINS; ++c) all += Kind::total(sums[c]);
     return sum(all);
 }
 

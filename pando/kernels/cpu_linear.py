@@ -277,7 +277,7 @@ def limits(level: int, kind: int = 1, num_bytes: int = 1 << 29) -> Limits:
     """
     memory = torch.ones(num_bytes // 4)
     return Limits(
-        flops=max(_rate(lambda: _native.burn(level, kind, 20_000)) for _ in range(8)),
+        flops=max(_rate(lambda: _native.burn(level, kind, 20_000)) for _ in range(60)),
         read_bytes=max(_rate(lambda: _read(level, memory)) for _ in range(5)),
     )
 

@@ -1,4 +1,4 @@
-"""Runs the model before it serves: the first pass is slow everywhere; where a budget follows from it, a second is timed."""
+"""Runs the model before it serves: a first pass is slow everywhere; a second is timed where a budget follows from it."""
 
 from __future__ import annotations
 

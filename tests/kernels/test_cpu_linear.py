@@ -17,7 +17,16 @@ from tests.kernels.cases import DTYPES, LEVELS, TOLERANCE, close
 pytestmark = pytest.mark.skipif(not LEVELS, reason=f"no compiled kernels: {cpu.LOAD_ERROR}")
 
 if LEVELS:
-    from pando.kernels.cpu_linear import ALIGNMENT, CHUNK_BYTES, NativeExperts, NativeLinear, Packer, PanelMemory
+    from pando.kernels import _native
+    from pando.kernels.cpu_linear import (
+        ALIGNMENT,
+        CHUNK_BYTES,
+        NativeExperts,
+        NativeLinear,
+        Packer,
+        PanelMemory,
+        limits,
+    )
 
 ROWS = (0, 1, 2, 3, 5, 6, 7, 13, 64, 97, 300)
 SIZES = (1, 2, 17, 31, 64, 65, 130, 1000)
@@ -225,6 +234,17 @@ def test_what_is_refused_and_what_stays_with_the_reference(packer: Packer) -> No
     double = packer.pack_linear(normal(8, 16).double())
     assert isinstance(double, reference.Linear)
     assert double(normal(2, 16).double()).dtype is torch.float64
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2, 3])
+@pytest.mark.parametrize("level", range(len(LEVELS)), ids=LEVELS)
+def test_limits_count_what_all_threads_do(level: int, kind: int) -> None:
+    done = _native.burn(level, kind, 10)
+    assert done > 0 and _native.burn(level, kind, 20) == 2 * done
+    cpu.set_num_threads(2)
+    assert _native.burn(level, kind, 10) == 2 * done
+    found = limits(level, kind, 1 << 16)
+    assert found.flops > 0 and found.read_bytes > 0
 
 
 # ---- experts ----

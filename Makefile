@@ -8,6 +8,7 @@ MODEL  ?= aspen
 # Pinned, and installed first: an open requirement may resolve to a build with several gigabytes of GPU libraries.
 TORCH  ?= torch==2.13.0
 PYTEST_ARGS ?=
+PEERS_ARGS ?=
 
 BIN   := $(VENV)/bin
 PIP   := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
@@ -15,7 +16,7 @@ STAMP := $(VENV)/.installed
 DEV   := $(VENV)/.installed-dev
 BUILD_INPUTS := pyproject.toml $(wildcard CMakeLists.txt csrc/* csrc/*/* csrc/*/*/*)
 
-.PHONY: serve test lint type bench docs clean install dev help
+.PHONY: serve test lint type bench bench-peers docs clean install dev help
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +24,7 @@ help:
 	@echo "make test     run the test suite (PYTEST_ARGS=... passes options on)"
 	@echo "make lint     check formatting and style      make type   check types"
 	@echo "make bench    quick speed figures of this machine"
+	@echo "make bench-peers  compare with other engines: hours, installs them (PEERS_ARGS=... passes options on)"
 	@echo "make docs     rewrite the generated pages     make clean  remove builds, caches and $(VENV)"
 
 install: $(STAMP)
@@ -42,6 +44,9 @@ type: $(DEV)
 
 bench: $(STAMP)
 	@$(BIN)/pando bench offline $(MODEL) --num-prompts 32 --input-len 256 --output-len 32
+
+bench-peers: $(STAMP)
+	@$(BIN)/python -m benchmarks.peers $(PEERS_ARGS)
 
 docs: $(DEV)
 	@$(BIN)/python -c "from pando.cli.flags import markdown; print(markdown(), end='')" > docs/flags.md

@@ -1,12 +1,12 @@
 """Attention of one layer: GB/s and GFLOP/s beside what this machine reads and multiplies, shared prefixes on and off.
 
-    python benchmarks/attention.py [--threads N] [--isa LEVEL] [--dtype bfloat16] [--heads 16 --kv-heads 8 --head-dim 128]
-                                   [--seconds 0.3] [--only TEXT] [--json FILE]
+    python benchmarks/attention.py [--threads N] [--isa LEVEL] [--dtype bfloat16] [--heads 16] [--kv-heads 8]
+                                   [--head-dim 128] [--seconds 0.3] [--only TEXT] [--json FILE]
 
 KV is read from memory, not from a cache: calls go round over enough layers' worth of it. Variants of a case (sharing on
 and off) are timed in turns. Bytes count the KV every row sees, once per row ("seen") and once per page ("read once");
-operations count a multiply-add as two, on the causal half only. The limits are a sum over 1 GiB and a 2,048^3 matrix
-product by torch in the same process.
+operations count a multiply-add as two, on the causal half only. The limits are those of `pando.kernels.cpu_linear`:
+products between registers and a read of 512 MiB, measured in the same process.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 from pando.cache.pool import KVPool
 from pando.cache.spec import CachePlan, FullAttention
 from pando.kernels import cpu, set_num_threads
+from pando.kernels.cpu_linear import limits
 from pando.kernels.ops import OpTable
 
 PAGE_SIZE = 16
@@ -154,15 +155,6 @@ def measure(case: Case, shape: Shape, ops: OpTable, dtype: torch.dtype, budget: 
     return rows
 
 
-def limits(budget: float) -> tuple[float, float]:
-    """(GB/s of a read, GFLOP/s of a bfloat16 matrix product), as torch reaches them here and now."""
-    big = torch.ones(1 << 28)
-    read = big.numel() * 4 / min(seconds_of(big.sum, 0) for _ in range(4)) / 1e9
-    a, b = (torch.randn(2048, 2048).bfloat16() for _ in range(2))
-    product = 2 * 2048**3 / min(seconds_of(lambda: a @ b, budget / 3) for _ in range(3)) / 1e9
-    return read, product
-
-
 def main() -> None:
     """Print the table and, if asked, write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -179,10 +171,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     set_num_threads(options.threads)
     shape = Shape(options.heads, options.kv_heads, options.head_dim)
-    dtype, ops = getattr(torch, options.dtype), cpu.table(options.isa or cpu.best_isa())
-    read, product = limits(options.seconds)
+    isa = options.isa or cpu.best_isa()
+    dtype, ops = getattr(torch, options.dtype), cpu.table(isa)
+    measured = limits(list(cpu.levels()).index(isa))
+    read, product = measured.read_bytes / 1e9, measured.flops / 1e9
     print(f"{ops.name}, {options.threads} threads, {options.dtype}, {shape}")
-    print(f"limits: read {read:.0f} GB/s, bfloat16 product {product:.0f} GFLOP/s")
+    print(f"limits: read {read:.0f} GB/s, bfloat16 products {product:.0f} GFLOP/s")
     print(f"{'case':44}{'':8}{'us':>10}{'seen GB/s':>11}{'read once':>11}{'of limit':>9}{'GFLOP/s':>9}{'of limit':>9}")
     rows = []
     for case in CASES:

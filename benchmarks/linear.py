@@ -27,7 +27,7 @@ from torch import Tensor
 from pando.kernels import cpu, set_num_threads
 from pando.kernels.cpu_linear import CODES, Limits, limits
 from pando.kernels.ops import OpTable, PackedLinear
-from pando.kernels.weights import Weight
+from pando.kernels.weights import QuantizedWeight, Weight
 
 COLD_BYTES = 160 << 20
 """Bytes of weights used in turn: several times a last-level cache."""
@@ -43,12 +43,31 @@ MAPS: dict[str, tuple[int, int, str | None]] = {
 }
 """Name -> (N, K, activation): a layer of a 0.6 B model, a larger square and the vocabulary."""
 
+
+def quantized(weight: Tensor, bits: int, group: int, activation_bits: int = 8) -> QuantizedWeight:
+    """Symmetric, rounded to nearest; group 0: one scale per output."""
+    n, k = weight.shape
+    size, largest = group or k, 127 if bits == 8 else 7
+    groups = weight.unflatten(1, (-1, size))
+    scale = (groups.abs().amax(2) / largest).half().float()
+    values = (groups / scale.unsqueeze(2)).round().clamp(-largest, largest).flatten(1)
+    if bits == 8:
+        return QuantizedWeight(values.to(torch.int8), scale, None, 8, size, activation_bits)
+    return QuantizedWeight((values + 8).to(torch.uint8), scale, -8 * scale, 4, size, activation_bits)
+
+
 KINDS: dict[str, Callable[[Tensor], Weight]] = {
     "f32": lambda weight: weight.float(),
     "bf16": lambda weight: weight.bfloat16(),
     "f16": lambda weight: weight.half(),
+    "w8a8": partial(quantized, bits=8, group=0),
+    "w8a16": partial(quantized, bits=8, group=0, activation_bits=16),
+    "g8_32": partial(quantized, bits=8, group=32),
+    "g4_32": partial(quantized, bits=4, group=32),
+    "g4_128": partial(quantized, bits=4, group=128),
+    "g4a16": partial(quantized, bits=4, group=128, activation_bits=16),
 }
-"""Name -> what `pack_linear` is given for a float32 weight. Quantised kinds are added here."""
+"""Name -> what `pack_linear` is given for a float32 weight. Quantised: bits of the weights, of activations, group."""
 
 ROW_DTYPES = {"f32": torch.float32, "f16": torch.float16}
 """Dtype of the rows by kind; the others take bfloat16."""
@@ -57,8 +76,11 @@ ROW_DTYPES = {"f32": torch.float32, "f16": torch.float16}
 KIND_CODES = {"f32": CODES[torch.float32], "bf16": CODES[torch.bfloat16], "f16": CODES[torch.float16]}
 """WeightKind of csrc/linear.hpp, which says what arithmetic the limit is measured with."""
 
+INT8_CODE = 3
+"""The same for all quantised kinds."""
+
 HEADER = (
-    f"{'kind':6}{'map':9}{'M':>6}{'N':>8}{'K':>6}{'ours us':>11}{'torch us':>11}{'ratio':>7}"
+    f"{'kind':7}{'map':9}{'M':>6}{'N':>8}{'K':>6}{'ours us':>11}{'torch us':>11}{'ratio':>7}"
     f"{'GB/s':>8}{'':6}{'GFLOP/s':>9}"
 )
 
@@ -146,7 +168,7 @@ def print_rows(rows: list[Row], found: Limits) -> None:
     bytes_limit, flops_limit = found.read_bytes / 1e9, found.flops / 1e9
     for row in rows:
         print(
-            f"{row.kind:6}{row.map:9}{row.m:6}{row.n:8}{row.k:6}{row.native_us:11.1f}{row.torch_us:11.1f}"
+            f"{row.kind:7}{row.map:9}{row.m:6}{row.n:8}{row.k:6}{row.native_us:11.1f}{row.torch_us:11.1f}"
             f"{row.torch_us / row.native_us:7.2f}{row.gb_per_s:8.1f}{row.gb_per_s / bytes_limit:6.0%}"
             f"{row.gflop_per_s:9.1f}{row.gflop_per_s / flops_limit:6.0%}",
             flush=True,
@@ -172,7 +194,7 @@ def main() -> None:
     print(f"pando {pando.__version__}, {ops.name}, {options.threads} threads")
     level, rows = list(cpu.levels()).index(isa), []
     for kind in options.kinds:
-        found = limits(level, KIND_CODES[kind])
+        found = limits(level, KIND_CODES.get(kind, INT8_CODE))
         print(f"{kind} limits: {found.read_bytes / 1e9:.1f} GB/s, {found.flops / 1e9:.0f} GFLOP/s")
         print(HEADER)
         for name in options.maps:

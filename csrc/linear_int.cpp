@@ -12,7 +12,7 @@ namespace {
 // Rows of one pass; bounds the memory of rounded activations, and costs one more pass over the weights per so many.
 constexpr int64_t PASS_ROWS = 1024;
 // Rows of one task: their activations stay in the second-level cache while panels stream by.
-constexpr int64_t TASK_ROWS = 96;
+constexpr int64_t TASK_ROWS = 192;
 // Bytes of weights a task of few rows reads, so that a thread reads long streams.
 constexpr int64_t TASK_BYTES = 256 << 10;
 // Elements rounded by one piece, and multiply-adds of a call below which the caller works alone.

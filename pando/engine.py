@@ -39,7 +39,7 @@ from pando.runtime.memory import MemoryPlan, ModelFacts, plan_memory
 from pando.runtime.runner import Runner
 from pando.runtime.sampler import Sampler
 from pando.runtime.table import RequestTable
-from pando.runtime.warmup import warm_up
+from pando.runtime.warmup import first_pass, prefill_rate
 from pando.scheduler.admission import Admission, Limits
 from pando.scheduler.gates import Gates
 from pando.scheduler.policy import waiting_queue
@@ -98,8 +98,8 @@ def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
     on_phase(Load("memory", 1.0, f"KV pool of {plan.total_tokens:,} tokens"))
     model.set_context_length(plan.context_length)
     runner = _runner(config, plan, model, device, ops)
-    rate = warm_up(*runner, device)
-    for reason in [*plan.reasons, f"warm-up: prefill at {rate:,.0f} tokens/s"]:
+    first_pass(*runner, device)
+    for reason in plan.reasons:
         _log.info(reason)
     info = _info(config, plan, model, device, ops, path)
     executor = ThreadedExecutor(runner[0]) if config.overlap == "on" and not device.asynchronous else runner[0]
@@ -125,7 +125,7 @@ def _plan(config: Config, model: DecoderModel, device: Device, ops: OpTable) -> 
     rate = None
     if on_cpu and config.chunked_prefill_size is None:
         probe = MemoryPlan(512, min(512, model.max_position), 1, 512, 0, 0, 0, 0)
-        rate = warm_up(*_runner(config, probe, model, device, ops), device)
+        rate = prefill_rate(*_runner(config, probe, model, device, ops), device)
     facts = ModelFacts.of(
         ModelSize.of(model.spec), dtype_name(model.dtype), matrix_bits(config.quantization, model.config_dict)
     )

@@ -27,13 +27,13 @@ namespace {
 
 // Where bytes are widened to 16 bits first, that takes half of the 16 registers.
 constexpr int INT_TILE_ROWS = W == 16 ? TILE_ROWS : 3;
-// Short groups of 4 bits add to their totals often. Three rows of totals stay in registers, which in many tiles is worth
-// more than unpacking a weight for more rows at once; longer groups and bytes gain nothing.
+// Short groups of 4 bits add to their totals often. Three rows of totals stay in registers, which in many tiles is
+// worth more than unpacking a weight for more rows at once; longer groups and bytes gain nothing.
 constexpr int GROUP_TILE_ROWS = 3;
 constexpr int64_t SHORT_GROUP_STEPS = 8;
 constexpr int MAX_REGISTER_TOTALS = W == 16 ? GROUP_TILE_ROWS * TILE_VECTORS : 2;
 constexpr int64_t BLOCK_BYTES = 16 << 10;
-constexpr int64_t LARGE_BLOCK_BYTES = 64 << 10;
+constexpr int64_t LARGE_BLOCK_BYTES = 128 << 10;
 constexpr int64_t MANY_TILES = 6;
 // How far ahead a single tile fetches its weights.
 constexpr int64_t FETCH_AHEAD = 12 << 10;
@@ -465,7 +465,8 @@ inline void store_first(int8_t* p, vi x, int64_t n) {
 
 // Values and their sums of one group of n inputs; each term `stride` bytes after the one before.
 template <class T, int TERMS, bool ORDINARY>
-__attribute__((always_inline)) inline void round_group(const T* x, int64_t n, float divisor, int8_t* values, int64_t stride, int32_t (&totals)[2]) {
+__attribute__((always_inline)) inline void round_group(const T* x, int64_t n, float divisor, int8_t* values,
+                                                       int64_t stride, int32_t (&totals)[2]) {
     const float inverse = 1.0f / divisor;
     vi sum[2] = {};
     const auto put = [&](vi q, int64_t i, int64_t count) {

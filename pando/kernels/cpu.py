@@ -16,7 +16,7 @@ from pando.errors import ConfigError
 from pando.kernels import reference
 from pando.kernels.ops import AttentionPlan, OpTable
 
-INTERFACE = 3
+INTERFACE = 4
 """The signatures this module calls; a compiled module of another number is stale."""
 
 LOAD_ERROR: str | None = None
@@ -117,6 +117,11 @@ def _is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
 def _is_heads(tensor: Tensor, dtype: torch.dtype) -> bool:
     """A CPU tensor [tokens or slots, heads, dim] of `dtype` with a contiguous last dim."""
     return tensor.dtype is dtype and tensor.is_cpu and tensor.dim() == 3 and tensor.stride(2) == 1
+
+
+def _placed(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
+    """Address and (token or slot, head) strides of a tensor [tokens or slots, heads, dim]."""
+    return tensor.data_ptr(), tensor.stride()[:2]
 
 
 def _row_strides(x: Tensor) -> tuple[int, int, int] | None:
@@ -364,12 +369,9 @@ class _Ops:
         _native.attention(
             self._level,
             code,
-            q_THD.data_ptr(),
-            q_THD.stride()[:2],
-            k_cache_SKD.data_ptr(),
-            k_cache_SKD.stride()[:2],
-            v_cache_SKD.data_ptr(),
-            v_cache_SKD.stride()[:2],
+            *_placed(q_THD),
+            *_placed(k_cache_SKD),
+            *_placed(v_cache_SKD),
             out.data_ptr(),
             tokens,
             heads,
@@ -377,9 +379,7 @@ class _Ops:
             head_dim,
             v_dim,
             min(slots, k_cache_SKD.shape[0]),
-            page_table_RP.data_ptr(),
-            page_table_RP.stride(0),
-            page_table_RP.shape[1],
+            *(page_table_RP.data_ptr(), page_table_RP.stride(0), page_table_RP.shape[1]),
             cu_q_lens.data_ptr(),
             kv_lens.data_ptr(),
             kv_lens.shape[0],
@@ -388,8 +388,7 @@ class _Ops:
             scale,
             softcap,
             0 if sinks is None else sinks.data_ptr(),
-            0 if tree_mask is None else tree_mask.data_ptr(),
-            0 if tree_mask is None else tree_mask.numel(),
+            *((0, 0) if tree_mask is None else (tree_mask.data_ptr(), tree_mask.numel())),
             plan,
         )
         return out

@@ -175,10 +175,7 @@ class Packer:
     ) -> PackedLinear:
         """Panels of a weight on the CPU; what there are no kernels for stays with the reference. Raises ConfigError."""
         if isinstance(weight, QuantizedWeight):
-            try:
-                return self._pack_quantized(weight, bias, activation, out_dtype)
-            except ValueError:
-                return reference.pack_linear(weight, bias, activation=activation, out_dtype=out_dtype)
+            return self._pack_quantized(weight, bias, activation, out_dtype)
         if not _is_native(weight):
             return reference.pack_linear(weight, bias, activation=activation, out_dtype=out_dtype)
         assert isinstance(weight, Tensor)
@@ -217,10 +214,13 @@ class Packer:
 
     def _pack_quantized(
         self, weight: QuantizedWeight, bias: Tensor | None, activation: str | None, out_dtype: torch.dtype | None
-    ) -> NativeLinear:
+    ) -> PackedLinear:
         (n, k), code = weight.shape, checked_activation(activation, weight.shape[0])
         panel_bias = None if bias is None else per_output(bias, n, code)
-        handle, memory = cpu_quantized.pack_quantized(weight, panel_bias, code, self._panels.take)
+        try:
+            handle, memory = cpu_quantized.pack_quantized(weight, panel_bias, code, self._panels.take)
+        except ValueError:
+            return reference.pack_linear(weight, bias, activation=activation, out_dtype=out_dtype)
         return NativeLinear(self._level, handle, (n if code < 0 else n // 2, k), memory, out_dtype)
 
 

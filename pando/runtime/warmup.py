@@ -1,4 +1,4 @@
-"""Runs the model once before it serves: the first pass is slow everywhere, and the second one is measured."""
+"""Runs the model before it serves: the first pass is slow everywhere; where a budget follows from it, a second is timed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,24 @@ from pando.core.sampling import SamplingParams
 from pando.device import Device
 from pando.runtime.runner import Runner
 
-PREFILL_TOKENS = 256
+FIRST_TOKENS = 16
+RATE_TOKENS = 128
 
 
-def warm_up(runner: Runner, pool: KVPool, device: Device) -> float:
-    """Prefill rate in tokens per second, after one unmeasured pass. Uses slot 0 and the pool's first pages."""
-    num = max(1, min(PREFILL_TOKENS, pool.num_slots - 1, runner.context_length))
-    seconds = [_prefill(runner, pool, num, device) for _ in range(2)]
-    return num / max(1e-6, seconds[-1])
+def first_pass(runner: Runner, pool: KVPool, device: Device) -> None:
+    """Run a few tokens, so that no request pays for what happens only once. Uses slot 0 and the pool's first pages."""
+    _prefill(runner, pool, _fitting(FIRST_TOKENS, runner, pool), device)
+
+
+def prefill_rate(runner: Runner, pool: KVPool, device: Device) -> float:
+    """Prompt tokens per second, measured on one pass after an unmeasured one."""
+    first_pass(runner, pool, device)
+    num = _fitting(RATE_TOKENS, runner, pool)
+    return num / max(1e-6, _prefill(runner, pool, num, device))
+
+
+def _fitting(num_tokens: int, runner: Runner, pool: KVPool) -> int:
+    return max(1, min(num_tokens, pool.num_slots - 1, runner.context_length))
 
 
 def _prefill(runner: Runner, pool: KVPool, num: int, device: Device) -> float:

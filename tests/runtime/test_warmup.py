@@ -7,14 +7,14 @@ import torch
 
 from pando.cache.pool import KVPool
 from pando.cache.spec import CachePlan
-from pando.runtime.warmup import PREFILL_TOKENS, warm_up
+from pando.runtime.warmup import FIRST_TOKENS, RATE_TOKENS, first_pass, prefill_rate
 from tests.runtime.toy_model import CPU, toy_runner
 
 
 @pytest.mark.parametrize(
     ("context", "num_pages", "page_size", "expected"),
     [
-        (1000, 1000, 1, PREFILL_TOKENS),
+        (1000, 1000, 1, RATE_TOKENS),
         (50, 1000, 1, 50),
         (1, 1000, 1, 1),
         (1000, 40, 1, 39),
@@ -26,6 +26,8 @@ from tests.runtime.toy_model import CPU, toy_runner
 def test_warm_up_fits(context: int, num_pages: int, page_size: int, expected: int) -> None:
     runner, model, _ = toy_runner(context=context, page_size=page_size)
     pool = KVPool(CachePlan(()), num_pages, page_size, "cpu", torch.float32)
-    assert warm_up(runner, pool, CPU) > 0
-    assert [len(batch.input_ids) for batch in model.seen] == [expected] * 2
+    assert prefill_rate(runner, pool, CPU) > 0
+    first_pass(runner, pool, CPU)
+    few = min(FIRST_TOKENS, expected)
+    assert [len(batch.input_ids) for batch in model.seen] == [few, expected, few]
     assert max(int(batch.out_loc.max()) for batch in model.seen) < pool.num_slots

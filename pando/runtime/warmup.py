@@ -1,4 +1,4 @@
-"""Runs the model before it serves: a first pass is slow everywhere; a second is timed where a budget follows from it."""
+"""Runs the model before it serves: first passes are slow everywhere; a second is timed where a budget depends on it."""
 
 from __future__ import annotations
 

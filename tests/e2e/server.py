@@ -70,7 +70,9 @@ class Server:
         self._lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.http = httpx.Client(base_url=self.url, timeout=30.0, trust_env=False)
+        # A connection per request: idle ones kept by a client that many threads share are closed under their users.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self.http = httpx.Client(base_url=self.url, timeout=30.0, trust_env=False, limits=limits)
 
     def _read(self) -> None:
         assert self.process.stdout is not None

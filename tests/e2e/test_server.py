@@ -75,13 +75,13 @@ def test_prompt_logprobs_of_a_prefill_only_request(server: Server) -> None:
 
 
 def test_a_stream_is_cumulative_and_ends(server: Server) -> None:
-    body = {"text": "hello", "sampling_params": {**GREEDY, "max_new_tokens": 20}, "stream": True}
+    body = {"text": "hello", "sampling_params": {**GREEDY, "max_new_tokens": 400}, "stream": True}
     with server.http.stream("POST", "/generate", json=body) as reply:
         assert reply.status_code == 200 and "text/event-stream" in reply.headers["content-type"]
         found = events(reply)
     texts = [entry["text"] for entry in found]
     assert len(found) > 5 and all(b.startswith(a) for a, b in zip(texts, texts[1:], strict=False))
-    assert found[-1]["meta_info"]["completion_tokens"] == 20
+    assert found[-1]["meta_info"]["completion_tokens"] == 400
     whole = server.generate(**{**body, "stream": False})
     assert whole["text"] == texts[-1] and whole["output_ids"] == found[-1]["output_ids"]
 
@@ -119,13 +119,13 @@ def test_aborting_r1_leaves_r10(server: Server) -> None:
             return events(reply)[-1]["meta_info"]
 
     with ThreadPoolExecutor(2) as pool:
-        one, ten = pool.submit(ask, "r1", 950), pool.submit(ask, "r10", 200)
+        one, ten = pool.submit(ask, "r1", 950), pool.submit(ask, "r10", 900)
         while server.stats()["num_running"] < 2:
             time.sleep(0.005)
         assert server.http.post("/abort_request", json={"rid": "r1"}).status_code == 200
         assert one.result()["finish_reason"]["type"] == "abort"
-        assert ten.result()["finish_reason"] == {"type": "length", "length": 200}
-        assert ten.result()["completion_tokens"] == 200
+        assert ten.result()["finish_reason"] == {"type": "length", "length": 900}
+        assert ten.result()["completion_tokens"] == 900
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -393,6 +393,11 @@ def test_shapes_that_do_not_fit_are_refused(ops: OpTable) -> None:
         ops.logprobs(x, torch.arange(2))
 
 
+def test_the_module_under_test_is_the_one_asked_for() -> None:
+    wanted = os.environ.get("PANDO_TEST_NATIVE")
+    assert wanted is None or cpu._native.__file__ == wanted
+
+
 def test_levels_are_checked() -> None:
     with pytest.raises(ConfigError, match="'avx1024'.*no such level"):
         cpu.table("avx1024")

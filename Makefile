@@ -46,8 +46,8 @@ UBSAN = $(shell $(CXX) -print-file-name=libubsan.so 2>/dev/null)
 sanitize: $(DEV)
 	@if [ ! -e "$(ASAN)" ] || [ ! -e "$(UBSAN)" ]; then \
 	  echo "sanitize: skipped: $(CXX) has no shared sanitizer runtimes (GCC brings them)"; else \
-	  $(PIP) install --no-deps --upgrade --target $(SANITIZED) -C cmake.define.PANDO_SANITIZE=ON \
-	    -C build-dir=build/sanitize . && \
+	  SKBUILD_CMAKE_DEFINE=PANDO_SANITIZE=ON SKBUILD_BUILD_DIR=build/sanitize \
+	    $(PIP) install --no-deps --upgrade --target $(SANITIZED) . && \
 	  LD_PRELOAD="$(ASAN) $(UBSAN)" ASAN_OPTIONS=detect_leaks=0 \
 	  PANDO_TEST_NATIVE=$$(ls $(CURDIR)/$(SANITIZED)/pando/kernels/_native*.so) \
 	  $(BIN)/python -m pytest -q -p no:cacheprovider -k 'not forked' \

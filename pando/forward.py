@@ -34,6 +34,23 @@ class ForwardBatch:
     page_size: int
     max_q_len: int
     max_kv_len: int
+    states: StateBatch | None = None
+
+
+@dataclass(slots=True)
+class StateBatch:
+    """Recurrent states of one step. A state slot indexes the states of all layers that have one.
+
+    slots_R int64: the slot that row r reads and writes in place. fresh_R bool: the row starts from zeros, whatever its
+    slot holds. save_token [N] int64, save_row [N] int64, save_slot [N] int64: after token `save_token` of the step,
+    which belongs to row `save_row`, the state is also written to `save_slot`.
+    """
+
+    slots: Tensor
+    fresh: Tensor
+    save_token: Tensor
+    save_row: Tensor
+    save_slot: Tensor
 
 
 @dataclass(slots=True, frozen=True)

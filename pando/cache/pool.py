@@ -1,4 +1,4 @@
-"""The tensors that hold keys and values of all sequences, one pair per layer."""
+"""The tensors that hold the state of all sequences, per layer: keys and values of tokens, recurrent states."""
 
 from __future__ import annotations
 
@@ -8,35 +8,72 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pando.cache.spec import CachePlan
+from pando.cache.spec import CachePlan, FullAttention, Latent, LayerSpec, SlidingWindow, State
 
 
 class KVPool:
-    """k_cache [S, K, D] and v_cache [S, K, Dv] per layer, S = num_pages * page_size token slots.
+    """k_cache [S, K, D] and v_cache [S, K, Dv] per layer, S = num_pages * page_size token slots; states per slot.
 
-    Token t of page p lives in slot p * page_size + t. Layers may differ in K, D and Dv.
+    Token t of page p lives in slot p * page_size + t. Layers may differ in K, D and Dv. A latent layer has K = 1 and
+    D = rank + rope_dim, and its values are a view of the keys' first `rank` dims. states[layer]: one tensor
+    [num_states, *shape] per tensor of the layer's State spec; such a layer has no keys, and others no states.
     """
 
     def __init__(
-        self, plan: CachePlan, num_pages: int, page_size: int, device: torch.device | str, dtype: torch.dtype
+        self,
+        plan: CachePlan,
+        num_pages: int,
+        page_size: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        *,
+        num_states: int = 0,
     ) -> None:
         assert num_pages > 0 and page_size > 0, (num_pages, page_size)
         self.plan = plan
         self.num_pages = num_pages
         self.page_size = page_size
         self.num_slots = num_pages * page_size
+        self.num_states = num_states
         # Zeroed: a padded row may read a slot nothing was written to, and 0 * weight must not become NaN.
-        self.k: tuple[Tensor, ...] = tuple(
-            _zeros((self.num_slots, layer.kv_heads, layer.head_dim), dtype, device) for layer in plan.layers
+        pairs = [self._keys_and_values(layer, dtype, device) for layer in plan.layers]
+        self.k: tuple[Tensor, ...] = tuple(k for k, _ in pairs)
+        self.v: tuple[Tensor, ...] = tuple(v for _, v in pairs)
+        self.states: tuple[tuple[Tensor, ...], ...] = tuple(
+            tuple(_zeros((num_states, *shape), getattr(torch, name), device) for shape, name in layer.tensors)
+            if isinstance(layer, State)
+            else ()
+            for layer in plan.layers
         )
-        self.v: tuple[Tensor, ...] = tuple(
-            _zeros((self.num_slots, layer.kv_heads, layer.v_dim), dtype, device) for layer in plan.layers
-        )
+
+    def copy_states(self, source: Tensor, target: Tensor) -> None:
+        """Copy the states of slots `source` [N] int64 to slots `target` [N], in every layer."""
+        for layer in self.states:
+            for tensor in layer:
+                tensor.index_copy_(0, target, tensor.index_select(0, source))
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all layers' tensors."""
-        return sum(t.numel() * t.element_size() for t in (*self.k, *self.v))
+        keys = sum(t.numel() * t.element_size() for t in self.k)
+        values = sum(
+            t.numel() * t.element_size()
+            for t, layer in zip(self.v, self.plan.layers, strict=True)
+            if not isinstance(layer, Latent)
+        )
+        return keys + values + sum(t.numel() * t.element_size() for layer in self.states for t in layer)
+
+    def _keys_and_values(
+        self, layer: LayerSpec, dtype: torch.dtype, device: torch.device | str
+    ) -> tuple[Tensor, Tensor]:
+        if isinstance(layer, FullAttention | SlidingWindow):
+            k = _zeros((self.num_slots, layer.kv_heads, layer.head_dim), dtype, device)
+            return k, _zeros((self.num_slots, layer.kv_heads, layer.v_dim), dtype, device)
+        if isinstance(layer, Latent):
+            latent = _zeros((self.num_slots, 1, layer.rank + layer.rope_dim), dtype, device)
+            return latent, latent[..., : layer.rank]
+        nothing = torch.empty((0, 1, 1), dtype=dtype, device=device)
+        return nothing, nothing
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,7 +40,41 @@ class SlidingWindow:
         return self.kv_heads * (self.head_dim + self.v_dim) * DTYPE_BYTES[self.dtype]
 
 
-LayerSpec = FullAttention | SlidingWindow
+@dataclass(frozen=True, slots=True)
+class Latent:
+    """Multi-head latent attention: one compressed vector of `rank` plus one rotary key of `rope_dim` per token."""
+
+    rank: int
+    rope_dim: int
+    dtype: str
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes one token takes in one layer."""
+        return (self.rank + self.rope_dim) * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A recurrent state: tensors of fixed shape per sequence, whatever its length. Exact at one position only.
+
+    tensors: (shape, dtype) of each tensor of the layer, for instance a convolution's inputs and the recurrent matrix.
+    """
+
+    tensors: tuple[tuple[tuple[int, ...], str], ...]
+
+    @property
+    def bytes_per_token(self) -> int:
+        """None: a state does not grow."""
+        return 0
+
+    @property
+    def bytes_per_state(self) -> int:
+        """Bytes one state takes in one layer."""
+        return sum(math.prod(shape) * DTYPE_BYTES[dtype] for shape, dtype in self.tensors)
+
+
+LayerSpec = FullAttention | SlidingWindow | Latent | State
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +92,8 @@ class CachePlan:
     def bytes_per_token(self) -> int:
         """Bytes one token takes over all layers."""
         return sum(layer.bytes_per_token for layer in self.layers)
+
+    @property
+    def bytes_per_state(self) -> int:
+        """Bytes one recurrent state takes over all layers; 0 = the model has none."""
+        return sum(layer.bytes_per_state for layer in self.layers if isinstance(layer, State))

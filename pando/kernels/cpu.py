@@ -16,14 +16,14 @@ from pando.errors import ConfigError
 from pando.kernels import reference
 from pando.kernels.ops import AttentionPlan, OpTable
 
-INTERFACE = 4
+INTERFACE = 5
 """The signatures this module calls; a compiled module of another number is stale."""
 
 LOAD_ERROR: str | None = None
 """Why there are no compiled kernels; None if there are."""
 
 try:
-    from pando.kernels import _native, cpu_linear, cpu_program
+    from pando.kernels import _native, cpu_linear, cpu_program, cpu_step
 except ImportError as error:
     LOAD_ERROR = str(error)
 else:
@@ -105,6 +105,9 @@ def table(isa: str) -> OpTable:
         apply_token_mask_=ops.apply_token_mask_,
         apply_penalties_=apply_penalties_,
         logprobs=ops.logprobs,
+        write_pages_=cpu_step.write_pages_,
+        fill_step_=cpu_step.fill_step_,
+        choose=partial(cpu_step.choose, level),
         program=partial(cpu_program.NativeProgram, level),
     )
 

@@ -2,8 +2,4 @@
 
 #include <nanobind/nanobind.h>
 
-namespace pando {
-
-void define_step(nanobind::module_& m);
-
-} // namespace pando
+namespace pando { void define_step(nanobind::module_& m); } // namespace pando

@@ -20,7 +20,7 @@ constexpr int64_t SCAN_PIECE = 1 << 13, SCAN_SMALL = 1 << 15;
 
 bool is_inside(int64_t index, int64_t size) { return index >= 0 && index < size; }
 
-void check_rows(const StepInputArgs& args) {
+void check_rows(const FlattenArgs& args) {
     int64_t tokens = 0, emitting = 0;
     for (int64_t row = 0; row < args.rows; ++row) {
         const int64_t start = args.starts[row], len = args.lens[row], most = args.pages.width * args.page_size;
@@ -35,7 +35,7 @@ void check_rows(const StepInputArgs& args) {
 }
 
 // The token, position and place in the cache of every position a row runs, from entry `at` of the outputs on.
-void flatten(const StepInputArgs& args, int64_t row, int64_t at) {
+void flatten_row(const FlattenArgs& args, int64_t row, int64_t at) {
     const int32_t* tokens = args.tokens.row(args.slots[row]);
     const int32_t* pages = args.pages.row(args.slots[row]);
     const int64_t start = args.starts[row], end = start + args.lens[row];
@@ -67,15 +67,16 @@ struct Best {
     }
 };
 
-// Finite or not, and without sampling parameters the largest logit. A large vocabulary is looked at in pieces.
+// Finite or not, and the largest logit of greedy rows. A large vocabulary is looked at in pieces.
 void scan_logits(const Kernels& kernels, const ChooseArgs& args) {
     const int64_t pieces = (args.vocab + SCAN_PIECE - 1) / SCAN_PIECE, count = args.rows * pieces;
-    const bool greedy = args.sampling.temperature == nullptr;
+    const bool greedy = args.greedy;
     char* room = thread_scratch(Scratch::plan, static_cast<size_t>(count * 9));
     int64_t* found = reinterpret_cast<int64_t*>(room);
     uint8_t* finite = reinterpret_cast<uint8_t*>(found + count);
     const auto scan = [&](int64_t i) {
-        const int64_t row = i / pieces, begin = i % pieces * SCAN_PIECE, size = std::min(SCAN_PIECE, args.vocab - begin);
+        const int64_t row = i / pieces, begin = i % pieces * SCAN_PIECE,
+                      size = std::min(SCAN_PIECE, args.vocab - begin);
         kernels.scan({args.logits + row * args.vocab + begin, size, greedy ? found + i : nullptr, finite + i}, 0, 1);
     };
     if (args.rows * args.vocab < SCAN_SMALL) {
@@ -111,8 +112,8 @@ void sample_rows(const Kernels& kernels, const ChooseArgs& args) {
         min_p[row] = args.sampling.min_p[slot];
         top_k[row] = args.sampling.top_k[slot];
     }
-    run_sample(kernels,
-               {args.logits, args.vocab, temperature, top_k, top_p, min_p, seeds, args.positions, args.tokens}, rows);
+    run_sample(kernels, {args.logits, args.vocab, temperature, top_k, top_p, min_p, seeds, args.positions, args.tokens},
+               rows);
 }
 
 } // namespace
@@ -127,13 +128,13 @@ void write_pages(const PageWriteArgs& args) {
     }
 }
 
-void fill_step(const StepInputArgs& args) {
+void flatten(const FlattenArgs& args) {
     check_rows(args);
     int64_t at = 0, emitting = 0;
     args.cu_q_lens[0] = 0;
     for (int64_t row = 0; row < args.rows; ++row) {
         const int64_t slot = args.slots[row], end = args.starts[row] + args.lens[row];
-        flatten(args, row, at);
+        flatten_row(args, row, at);
         at += args.lens[row];
         args.cu_q_lens[row + 1] = static_cast<int32_t>(at);
         args.kv_lens[row] = static_cast<int32_t>(end);
@@ -153,7 +154,7 @@ void choose(const Kernels& kernels, const ChooseArgs& args) {
     }
     if (args.vocab == 0) throw std::invalid_argument("no logits");
     scan_logits(kernels, args);
-    if (args.sampling.temperature != nullptr) sample_rows(kernels, args);
+    if (!args.greedy) sample_rows(kernels, args);
     for (int64_t row = 0; row < args.rows; ++row) {
         args.history.row(args.slots[row])[args.positions[row]] = static_cast<int32_t>(args.tokens[row]);
     }

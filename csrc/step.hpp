@@ -26,8 +26,8 @@ struct PageWriteArgs {
     int64_t count;
 };
 
-// Shapes and contents: `FillStep` in pando/kernels/ops.py.
-struct StepInputArgs {
+// Shapes and contents: `StepInputs` in pando/kernels/ops.py.
+struct FlattenArgs {
     const int64_t* slots; // [rows], as the next three
     const int64_t* starts;
     const int64_t* lens;
@@ -43,12 +43,12 @@ struct StepInputArgs {
     int32_t* cu_q_lens;
     int32_t* kv_lens;
     TableView page_table;
-    int64_t* last;        // [num_emitting]
-    int64_t* emit_slots;  // [num_emitting]
-    int64_t* emit_ends;   // [num_emitting]
+    int64_t* last; // [num_emitting], as the next two
+    int64_t* emit_slots;
+    int64_t* emit_ends;
 };
 
-// Sampling parameters by slot; temperature is null where every row takes its largest logit.
+// Sampling parameters by slot.
 struct SamplingColumns {
     const float* temperature;
     const int32_t* top_k;
@@ -62,14 +62,15 @@ struct ChooseArgs {
     int64_t rows, vocab;
     const int64_t* slots;
     const int64_t* positions;
-    SamplingColumns sampling;
+    SamplingColumns sampling; // ignored where `greedy`
+    bool greedy;              // every row takes its largest logit
     TableView history;
     int64_t* tokens; // [rows]
     int64_t* finite; // [rows], 0 or 1
 };
 
 void write_pages(const PageWriteArgs& args);
-void fill_step(const StepInputArgs& args);
+void flatten(const FlattenArgs& args);
 void choose(const Kernels& kernels, const ChooseArgs& args);
 
 } // namespace pando

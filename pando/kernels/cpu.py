@@ -105,9 +105,7 @@ def table(isa: str) -> OpTable:
         apply_token_mask_=ops.apply_token_mask_,
         apply_penalties_=apply_penalties_,
         logprobs=ops.logprobs,
-        write_pages_=cpu_step.write_pages_,
-        fill_step_=cpu_step.fill_step_,
-        choose=partial(cpu_step.choose, level),
+        step_table=partial(cpu_step.NativeStepTable, level),
         program=partial(cpu_program.NativeProgram, level),
     )
 

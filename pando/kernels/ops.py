@@ -235,39 +235,6 @@ class Program(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class StepInputs:
-    """Where `fill_step_` writes: R rows with T tokens in all, E of which emit. Ids and positions int64, the rest int32.
-
-    input_ids, positions [T]; out_loc [T], the token's slot in the KV pool; cu_q_lens [R+1]; kv_lens [R], cached and
-    this step's; page_table [R, P], whose rows may be strided; last [E], the index into T of an emitting row's last
-    token; emit_slots [E]; emit_ends [E], the position its next token will have.
-    """
-
-    input_ids: Tensor
-    positions: Tensor
-    out_loc: Tensor
-    cu_q_lens: Tensor
-    kv_lens: Tensor
-    page_table: Tensor
-    last: Tensor
-    emit_slots: Tensor
-    emit_ends: Tensor
-
-
-class FillStep(Protocol):
-    """Flatten a step out of the request table."""
-
-    def __call__(self, out: StepInputs, columns: Tensor, tokens_NC: Tensor, pages_NP: Tensor, page_size: int) -> None:
-        """Write every tensor of `out`, whose sizes fit the rows.
-
-        columns [4 * R] int64: the rows' slots, then starts, numbers of tokens, and 1 for rows that emit. Row r runs
-        positions start .. start + num - 1 of history tokens_NC[slot] int32; position p lies in page
-        pages_NP[slot, p // page_size] int32. page_table is the first P pages of each row's slot.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
 class SamplingColumns:
     """Sampling parameters by slot [N], as `Sample` takes them: seed int64, top_k int32, the others float32."""
 
@@ -278,21 +245,76 @@ class SamplingColumns:
     seed: Tensor
 
 
-class Choose(Protocol):
-    """The end of a step: a token for each row, written into the history."""
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """A flattened step of R rows with T tokens, E of which emit. Ids, indices and positions int64, the rest int32.
+
+    input_ids, positions [T]; out_loc [T], the token's slot in the KV pool; cu_q_lens [R+1]; kv_lens [R], cached and
+    this step's; page_table [R, P]; logits_index [E + X], the index into T of each emitting row's last token, then
+    X entries for the caller to fill; emit_slots [E]; emit_ends [E], the position the row's next token will have.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    out_loc: Tensor
+    cu_q_lens: Tensor
+    kv_lens: Tensor
+    page_table: Tensor
+    logits_index: Tensor
+    emit_slots: Tensor
+    emit_ends: Tensor
+
+
+class StepTable(Protocol):
+    """What happens around the model in a step, bound to one request table: N slots, C tokens and P pages each.
+
+    Host integers come in, device tensors go out, and nothing waits for the device. The tensors of a step are memory of
+    this object: they are overwritten by the next step, which runs behind it.
+    """
+
+    def write_pages(self, slots: Sequence[int], indices: Sequence[int], ids: Sequence[int]) -> None:
+        """pages[slot, index] = id; of two writes to the same place the later one holds."""
+        ...
+
+    def flatten(
+        self,
+        slots: Sequence[int],
+        starts: Sequence[int],
+        lens: Sequence[int],
+        emits: Sequence[int],
+        *,
+        num_extra: int,
+        num_pages: int,
+    ) -> StepInputs:
+        """The inputs of a step whose row r runs positions starts[r] .. starts[r] + lens[r] - 1 of slot slots[r].
+
+        emits: 1 for rows that yield a token. num_extra: the X of logits_index. num_pages: the width of page_table.
+        """
+        ...
+
+    def choose(self, logits_EV: Tensor, slots_E: Tensor, ends_E: Tensor, *, greedy: bool) -> Tensor:
+        """[2, E] int64: a token for each row, and 1 where its logits are all finite, else 0 (the token is any then).
+
+        Tokens are those of `Sample` with the parameters of the rows' slots, which are those of `argmax` where all rows
+        are greedy: say so if it is known. tokens[slot, end] is set to the row's token.
+        """
+        ...
+
+
+class MakeStepTable(Protocol):
+    """Bind the step ops to a request table."""
 
     def __call__(
         self,
-        logits_EV: Tensor,
-        slots_E: Tensor,
-        positions_E: Tensor,
-        history_NC: Tensor,
-        sampling: SamplingColumns | None,
-    ) -> Tensor:
-        """[2, E] int64: the tokens, and 1 where a row's logits are all finite, else 0 (its token is any).
+        tokens_NC: Tensor,
+        pages_NP: Tensor,
+        sampling: SamplingColumns,
+        page_size: int,
+        upload: Callable[[list[int]], Tensor],
+    ) -> StepTable:
+        """tokens and pages int32: a slot's history, and the pages of its positions, page_size each.
 
-        Tokens are those of `Sample` with the parameters of the rows' slots, or of `argmax` where sampling is None.
-        history_NC[slot, position] int32 is set to the row's token.
+        upload: host integers as int64 on the tables' device, without waiting for it.
         """
         ...
 
@@ -353,15 +375,7 @@ class OpTable:
     logprobs: Callable[[Tensor, Tensor], Tensor]
     """(logits [R,V] float32, token_ids [R] int64) -> log-softmax at the token [R] float32."""
 
-    write_pages_: Callable[[Tensor, Tensor], None]
-    """(pages [N, P] int32, writes [3 * W] int64: W slots, then page indices, then page ids): assign pages in place.
-
-    Of two writes to the same place the later one holds.
-    """
-
-    fill_step_: FillStep
-
-    choose: Choose
+    step_table: MakeStepTable
 
     program: Callable[[torch.dtype, int], Program] | None = None
     """(dtype, model width) -> an empty program; None where layers are run op by op."""

@@ -13,6 +13,7 @@ With all arithmetic on 64-bit words modulo 2^64 and `mix` the finaliser of Split
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +21,8 @@ from torch import Tensor
 
 from pando.core.sampling import GREEDY_TEMPERATURE
 from pando.errors import ConfigError
-from pando.kernels import reference_step
-from pando.kernels.ops import AttentionPlan, OpTable, PackedLinear, PackLinear, SamplingColumns
+from pando.kernels.ops import AttentionPlan, OpTable, PackedLinear, PackLinear
+from pando.kernels.reference_step import TorchStepTable
 from pando.kernels.weights import Weight
 
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu2", "swiglu_oai")
@@ -389,19 +390,6 @@ def logprobs(logits: Tensor, token_ids: Tensor) -> Tensor:
     return chosen - torch.logsumexp(logits, dim=-1)
 
 
-def choose(
-    logits_EV: Tensor, slots_E: Tensor, positions_E: Tensor, history_NC: Tensor, sampling: SamplingColumns | None
-) -> Tensor:
-    """Finite or not, `argmax` or `sample`, and the history."""
-    if sampling is None:
-        tokens = argmax(logits_EV)
-    else:
-        columns = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.seed)
-        tokens = sample(logits_EV, *(column[slots_E] for column in columns), positions_E)
-    history_NC.index_put_((slots_E, positions_E), tokens.to(history_NC.dtype))
-    return torch.stack((tokens, finite(logits_EV).long()))
-
-
 REFERENCE = OpTable(
     name="reference",
     pack_linear=pack_linear,
@@ -419,8 +407,6 @@ REFERENCE = OpTable(
     apply_token_mask_=apply_token_mask_,
     apply_penalties_=apply_penalties_,
     logprobs=logprobs,
-    write_pages_=reference_step.write_pages_,
-    fill_step_=reference_step.fill_step_,
-    choose=choose,
+    step_table=partial(TorchStepTable, sample, argmax, finite),
 )
 """The reference implementation of every op."""

@@ -16,7 +16,8 @@ from pando.core.batch import Batch, StepResult
 from pando.core.messages import TokenLogprobs
 from pando.device import Device, HostCopy
 from pando.forward import AttentionBackend, LanguageModel
-from pando.runtime.inputs import InputBuilder, Inputs
+from pando.kernels.ops import StepInputs
+from pando.runtime.inputs import build_inputs
 from pando.runtime.logprobs import PromptSpan, prompt_spans, read_logprobs, wanted_top
 from pando.runtime.sampler import Sampler
 from pando.runtime.table import RequestTable
@@ -28,7 +29,7 @@ class Step:
 
     batch: Batch
     hidden_LM: Tensor
-    inputs: Inputs
+    inputs: StepInputs
     rows_E: list[int]
     spans: list[PromptSpan]
     started: float
@@ -48,7 +49,6 @@ class Runner:
         self._table = table
         self._sampler = sampler
         self._device = device
-        self._inputs = InputBuilder(table)
         self.depth = 1 if device.asynchronous else 0
 
     @property
@@ -62,11 +62,11 @@ class Runner:
         started = time.perf_counter()
         self._table.apply(batch)
         spans = prompt_spans(batch, self._table.entries)
-        inputs = self._inputs(batch, spans)
-        hidden_TM = self._model.forward(inputs.forward, self._attention)
+        forward, inputs = build_inputs(batch, self._table, spans)
+        hidden_TM = self._model.forward(forward, self._attention)
         rows_E = [row for row, emit in enumerate(batch.emit) if emit]
-        everything = len(rows_E) == hidden_TM.shape[0] and inputs.forward.max_q_len == 1 and not spans
-        hidden_LM = hidden_TM if everything else hidden_TM[inputs.forward.logits_index]
+        everything = len(rows_E) == hidden_TM.shape[0] and forward.max_q_len == 1 and not spans
+        hidden_LM = hidden_TM if everything else hidden_TM[inputs.logits_index]
         return Step(batch, hidden_LM, inputs, rows_E, spans, started)
 
     @torch.inference_mode()
@@ -78,7 +78,7 @@ class Runner:
         if num_emit:
             logits_EV = self._model.logits(step.hidden_LM[:num_emit])
             entries = [self._table.entries[step.batch.slot[row]] for row in step.rows_E]
-            chosen_2E = self._sampler(logits_EV, entries, step.inputs.slots_E, step.inputs.ends_E)
+            chosen_2E = self._sampler(logits_EV, entries, step.inputs.emit_slots, step.inputs.emit_ends)
             step.chosen = self._device.to_host(chosen_2E)
             wanted = wanted_top(entries)
             if wanted:

@@ -34,8 +34,7 @@ class Sampler:
         """
         finite_E = self._process(logits_EV, entries, slots_E, positions_E)
         greedy = all(entry is None or entry.sampling.is_greedy for entry in entries)
-        sampling = None if greedy else self._table.sampling
-        chosen = self._ops.choose(logits_EV, slots_E, positions_E, self._table.tokens_NC, sampling)
+        chosen = self._table.step.choose(logits_EV, slots_E, positions_E, greedy=greedy)
         if finite_E is not None:
             chosen[1] = finite_E
         return chosen

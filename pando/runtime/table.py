@@ -19,15 +19,14 @@ class RequestTable:
     """All per-sequence state on the device, addressed by slot."""
 
     def __init__(self, num_slots: int, context_length: int, page_size: int, device: Device, ops: OpTable) -> None:
-        self.ops = ops
         self.device = device
         self.page_size = page_size
         self.context_length = context_length
         where = device.name
         # One more column than the context: the last sampled token of a full sequence is written behind it.
         self.tokens_NC = torch.zeros(num_slots, context_length + 1, dtype=torch.int32, device=where)
-        num_pages = (context_length + page_size - 1) // page_size
-        self.pages_NP = torch.zeros(num_slots, num_pages, dtype=torch.int32, device=where)
+        self.num_pages = (context_length + page_size - 1) // page_size
+        self.pages_NP = torch.zeros(num_slots, self.num_pages, dtype=torch.int32, device=where)
         self.prompt_len = torch.zeros(num_slots, dtype=torch.int64, device=where)
         self.sampling = SamplingColumns(
             temperature=torch.zeros(num_slots, dtype=torch.float32, device=where),
@@ -36,6 +35,7 @@ class RequestTable:
             min_p=torch.zeros(num_slots, dtype=torch.float32, device=where),
             seed=torch.zeros(num_slots, dtype=torch.int64, device=where),
         )
+        self.step = ops.step_table(self.tokens_NC, self.pages_NP, self.sampling, page_size, device.upload)
         self.entries: list[NewSlot | None] = [None] * num_slots
         """Host-side copy of what each slot was given."""
 
@@ -46,7 +46,7 @@ class RequestTable:
         for entry in batch.new_slots:
             self._enter(entry)
         if batch.page_slot:
-            self.ops.write_pages_(self.pages_NP, self.device.upload(batch.page_slot + batch.page_index + batch.page_id))
+            self.step.write_pages(batch.page_slot, batch.page_index, batch.page_id)
 
     def _enter(self, entry: NewSlot) -> None:
         slot, sampling = entry.slot, entry.sampling

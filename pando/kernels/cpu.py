@@ -69,6 +69,12 @@ def set_num_threads(n: int) -> None:
         _native.set_num_threads(n)
 
 
+def ask_for_huge_pages(memory: Tensor) -> None:
+    """For memory that nothing has touched yet: let huge pages back it. A matter of speed only."""
+    if LOAD_ERROR is None:
+        _native.huge_pages(memory.data_ptr(), memory.nbytes)
+
+
 def set_shared_prefix(on: bool) -> None:
     """Whether attention reads KV that rows of a batch share once (the default). No result depends on it."""
     if LOAD_ERROR is None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pando import env
 from pando.errors import ConfigError
-from pando.kernels import reference
+from pando.kernels import reference, reference_recurrent
 from pando.kernels.ops import AttentionPlan, OpTable
 
 INTERFACE = 5
@@ -30,7 +30,9 @@ else:
     if _native.interface != INTERFACE:
         LOAD_ERROR = f"it was built from other sources: interface {_native.interface}, not {INTERFACE}"
 
-NOT_NATIVE: dict[str, str] = {}
+NOT_NATIVE: dict[str, str] = dict.fromkeys(
+    ("causal_conv", "gated_delta", "state_space", "selective_scan"), "no compiled kernel yet"
+)
 """Ops that stay torch in the native table, with the reason."""
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -105,6 +107,10 @@ def table(isa: str) -> OpTable:
         gated_activation=ops.gated_activation,
         paged_attention=ops.paged_attention,
         attention_plan=_native.AttentionPlan,
+        causal_conv=reference_recurrent.causal_conv,
+        gated_delta=reference_recurrent.gated_delta,
+        state_space=reference_recurrent.state_space,
+        selective_scan=reference_recurrent.selective_scan,
         sample=ops.sample,
         argmax=ops.argmax,
         finite=ops.finite,

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pando.kernels.recurrent import CausalConv, GatedDelta, SelectiveScan, StateSpace
 from pando.kernels.weights import Weight
 
 
@@ -354,6 +355,11 @@ class OpTable:
 
     attention_plan: Callable[[], AttentionPlan]
     """() -> an empty plan for `paged_attention`, to be kept and reset for each step."""
+
+    causal_conv: CausalConv
+    gated_delta: GatedDelta
+    state_space: StateSpace
+    selective_scan: SelectiveScan
 
     sample: Sample
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from pando.core.sampling import GREEDY_TEMPERATURE
 from pando.errors import ConfigError
 from pando.kernels.ops import AttentionPlan, OpTable, PackedLinear, PackLinear
+from pando.kernels.reference_recurrent import causal_conv, gated_delta, selective_scan, state_space
 from pando.kernels.reference_step import TorchStepTable
 from pando.kernels.weights import Weight
 
@@ -401,6 +402,10 @@ REFERENCE = OpTable(
     gated_activation=gated_activation,
     paged_attention=paged_attention,
     attention_plan=NoPlan,
+    causal_conv=causal_conv,
+    gated_delta=gated_delta,
+    state_space=state_space,
+    selective_scan=selective_scan,
     sample=sample,
     argmax=argmax,
     finite=finite,

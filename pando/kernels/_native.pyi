@@ -3,6 +3,8 @@
 Strides in a tuple are (token or slot, head). ValueError on an index out of range or a level this processor lacks.
 """
 
+from collections.abc import Sequence
+
 interface: int
 
 def levels() -> list[tuple[str, str]]: ...
@@ -275,3 +277,43 @@ class Program:
         rotaries: list[tuple[int, int]],
         /,
     ) -> None: ...
+
+# ---- around the model ----
+
+_Table = tuple[int, int, int, int]
+"""Address, rows, width, row stride."""
+
+class StepTable:
+    def __init__(
+        self,
+        level: int,
+        tokens: _Table,
+        pages: _Table,
+        page_size: int,
+        temperature: int,
+        top_k: int,
+        top_p: int,
+        min_p: int,
+        seed: int,
+        /,
+    ) -> None: ...
+    def write_pages(self, slots: Sequence[int], indices: Sequence[int], ids: Sequence[int], /) -> None: ...
+    def bind(
+        self,
+        num_tokens: int,
+        num_emitting: int,
+        input_ids: int,
+        positions: int,
+        out_loc: int,
+        cu_q_lens: int,
+        kv_lens: int,
+        page_table: _Table,
+        last: int,
+        emit_slots: int,
+        emit_ends: int,
+        /,
+    ) -> None: ...
+    def flatten(
+        self, slots: Sequence[int], starts: Sequence[int], lens: Sequence[int], emits: Sequence[int], /
+    ) -> None: ...
+    def choose(self, logits: int, rows: int, vocab: int, slots: int, ends: int, greedy: bool, out: int, /) -> None: ...

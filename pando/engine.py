@@ -68,7 +68,8 @@ class EngineCore:
     def run(self) -> None:
         """The scheduler's loop, to its end; then the executor's thread, which holds the model and the pool."""
         try:
-            self.scheduler.run()
+            with torch.inference_mode():  # once for the thread: entering it in every step costs as much as the sampling
+                self.scheduler.run()
         finally:
             if isinstance(self.executor, ThreadedExecutor):
                 self.executor.close()

@@ -3,6 +3,8 @@
 Strides in a tuple are (token or slot, head). ValueError on an index out of range or a level this processor lacks.
 """
 
+from collections.abc import Sequence
+
 interface: int
 
 def levels() -> list[tuple[str, str]]: ...
@@ -222,6 +224,7 @@ class Program:
     def __init__(self, level: int, dtype: int, width: int, /) -> None: ...
     def bind(self, layers: list[tuple[int, int, int, int, int, int]], num_slots: int, /) -> None: ...
     def buffer(self, width: int, /) -> int: ...
+    def embed(self, rows: int, vocab: int, /) -> None: ...
     def norm(self, source: int, target: int, weight: int, eps: float, /) -> None: ...
     def linear(self, source: int, target: int, weight: Weight, accumulate: bool, /) -> None: ...
     def add(self, source: int, target: int, /) -> None: ...
@@ -258,10 +261,8 @@ class Program:
         sinks: int,
         /,
     ) -> None: ...
-    def run(
+    def look_at(
         self,
-        residual: int,
-        result: int,
         tokens: int,
         rows: int,
         positions: int,
@@ -275,3 +276,44 @@ class Program:
         rotaries: list[tuple[int, int]],
         /,
     ) -> None: ...
+    def run(self, residual: int, input_ids: int, result: int, /) -> None: ...
+
+# ---- around the model ----
+
+_Table = tuple[int, int, int, int]
+"""Address, rows, width, row stride."""
+
+class StepTable:
+    def __init__(
+        self,
+        level: int,
+        tokens: _Table,
+        pages: _Table,
+        page_size: int,
+        temperature: int,
+        top_k: int,
+        top_p: int,
+        min_p: int,
+        seed: int,
+        /,
+    ) -> None: ...
+    def write_pages(self, slots: Sequence[int], indices: Sequence[int], ids: Sequence[int], /) -> None: ...
+    def bind(
+        self,
+        num_tokens: int,
+        num_emitting: int,
+        input_ids: int,
+        positions: int,
+        out_loc: int,
+        cu_q_lens: int,
+        kv_lens: int,
+        page_table: _Table,
+        last: int,
+        emit_slots: int,
+        emit_ends: int,
+        /,
+    ) -> None: ...
+    def flatten(
+        self, slots: Sequence[int], starts: Sequence[int], lens: Sequence[int], emits: Sequence[int], /
+    ) -> None: ...
+    def choose(self, logits: int, rows: int, vocab: int, slots: int, ends: int, greedy: bool, out: int, /) -> None: ...

@@ -16,7 +16,7 @@ from pando.errors import ConfigError
 from pando.kernels import reference, reference_recurrent
 from pando.kernels.ops import AttentionPlan, OpTable
 
-INTERFACE = 5
+INTERFACE = 6
 """The signatures this module calls; a compiled module of another number is stale."""
 
 LOAD_ERROR: str | None = None

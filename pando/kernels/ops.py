@@ -191,6 +191,10 @@ class Program(Protocol):
         """A new buffer of `width` elements per token."""
         ...
 
+    def embed(self, weight_VM: Tensor) -> bool:
+        """Residual stream = rows of weight, the first of all instructions; False if this weight has no native form."""
+        ...
+
     def norm(self, source: int, target: int, weight: Tensor, eps: float) -> None:
         """target = rms_norm(source)."""
         ...
@@ -230,8 +234,11 @@ class Program(Protocol):
         """target [T, H * Dv] = attention of the queries in qkv over the layer's cache."""
         ...
 
-    def run(self, residual_TM: Tensor, step: StepTensors, rotaries: Sequence[Tensor]) -> Tensor:
-        """The result [T, M] of a step; residual_TM is used up. rotaries: cos_sin tables, as for `rope_`."""
+    def run(self, start: Tensor, step: StepTensors, rotaries: Sequence[Tensor]) -> Tensor:
+        """The result [T, M] of a step. rotaries: cos_sin tables, as for `rope_`.
+
+        start: the token ids [T] int64 of a program that embeds; else the residual stream [T, M], which is used up.
+        """
         ...
 
 

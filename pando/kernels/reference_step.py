@@ -73,8 +73,8 @@ class TorchStepTable:
         if greedy:
             tokens = self._argmax(logits_EV)
         else:
-            of = self._sampling
-            columns = (of.temperature, of.top_k, of.top_p, of.min_p, of.seed)
-            tokens = self._sample(logits_EV, *(column[slots_E] for column in columns), ends_E)
+            of, at = self._sampling, slots_E
+            columns = of.temperature[at], of.top_k[at], of.top_p[at], of.min_p[at], of.seed[at]
+            tokens = self._sample(logits_EV, *columns, ends_E)
         self._tokens_NC.index_put_((slots_E, ends_E), tokens.to(torch.int32))
         return torch.stack((tokens, self._finite(logits_EV).long()))

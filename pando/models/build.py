@@ -92,7 +92,7 @@ def build_model(
         info,
     )
     if not spec.parallel:
-        model.fused = fuse(layers, norm, builder.rotaries, loader.dtype, ops)
+        model.fused = fuse(model.embed, layers, norm, builder.rotaries, loader.dtype, ops)
     return model
 
 

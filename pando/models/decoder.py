@@ -83,7 +83,7 @@ class DecoderModel:
         self.eos_token_ids = info.eos_token_ids
         self.config_dict = info.config_dict
         self.fused: FusedLayers | None = None
-        """All layers in one call; set by the builder where the ops have a program for them."""
+        """Everything up to the logits in one call; set by the builder where the ops have a program for them."""
         self._rotaries = rotaries
         self._num_positions = 0
         # The norm that follows a layer is the next layer's first, or the final one.
@@ -111,9 +111,9 @@ class DecoderModel:
         """Final hidden states [T, M] after the last norm."""
         if batch.max_kv_len > self._num_positions:
             self.reserve_positions(max(batch.max_kv_len, min(2 * self._num_positions, self.max_position)))
-        h_TM = self.embed(batch.input_ids)
         if self.fused is not None:
-            return self.fused(h_TM, batch, attention.pool)
+            return self.fused(batch, attention.pool)
+        h_TM = self.embed(batch.input_ids)
         x_TM = self.layers[0].pre_attention(h_TM)
         for layer, following in self._steps:
             x_TM = self._step(layer, x_TM, h_TM, following, batch, attention)

@@ -16,6 +16,7 @@ from pando.cache.pool import KVPool
 from pando.forward import ForwardBatch
 from pando.kernels.ops import HeadsShape, OpTable, PackedLinear, Program, StepTensors
 from pando.layers.attention import Attention
+from pando.layers.embedding import Embedding
 from pando.layers.mlp import GatedMLP
 from pando.layers.norm import NoNorm, Norm, RMSNorm, Scale
 from pando.layers.rotary import Rotary
@@ -27,14 +28,14 @@ RESIDUAL, RESULT = 0, 1
 
 
 class FusedLayers:
-    """All layers and the final norm in one call."""
+    """Embedding, all layers and the final norm in one call."""
 
     def __init__(self, program: Program, rotaries: Sequence[Rotary]) -> None:
         self._program = program
         self._rotaries = rotaries
 
-    def __call__(self, h_TM: Tensor, batch: ForwardBatch, pool: KVPool) -> Tensor:
-        """Final hidden states [T, M]; h_TM is used up."""
+    def __call__(self, batch: ForwardBatch, pool: KVPool) -> Tensor:
+        """Final hidden states [T, M]."""
         step = StepTensors(
             batch.positions,
             batch.out_loc,
@@ -45,17 +46,26 @@ class FusedLayers:
             pool.k,
             pool.v,
         )
-        return self._program.run(h_TM, step, [rotary.table for rotary in self._rotaries])
+        return self._program.run(batch.input_ids, step, [rotary.table for rotary in self._rotaries])
 
 
 def fuse(
-    layers: Sequence[DecoderLayer], norm: Norm, rotaries: Sequence[Rotary], dtype: torch.dtype, ops: OpTable
+    embed: Embedding,
+    layers: Sequence[DecoderLayer],
+    norm: Norm,
+    rotaries: Sequence[Rotary],
+    dtype: torch.dtype,
+    ops: OpTable,
 ) -> FusedLayers | None:
     """The layers as a program, or None if they can not be one."""
     width = _width(norm)
     if ops.program is None or width is None:
         return None
     writer = _Writer(ops.program(dtype, width), width, rotaries)
+    if not writer.program.embed(embed.weight):
+        return None
+    if embed.multiplier != 1.0:
+        writer.program.scale(RESIDUAL, embed.multiplier)
     if all(writer.layer(layer) for layer in layers) and writer.norm(norm, RESIDUAL, RESULT):
         return FusedLayers(writer.program, rotaries)
     return None

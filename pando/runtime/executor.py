@@ -6,6 +6,8 @@ import queue
 import threading
 from concurrent.futures import Future
 
+import torch
+
 from pando.core.batch import Batch, StepResult
 from pando.runtime.runner import Runner, Step
 
@@ -57,6 +59,7 @@ class ThreadedExecutor:
         self._work.put(None)
         self._thread.join()
 
+    @torch.inference_mode()
     def _loop(self) -> None:
         while (item := self._work.get()) is not None:
             if isinstance(item, threading.Event):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from pando.core.batch import Batch, StepResult
@@ -39,7 +38,10 @@ class Step:
 
 
 class Runner:
-    """One rank's model, cache and request table. Implements launch, sample and collect of the executor protocol."""
+    """One rank's model, cache and request table. Implements launch, sample and collect of the executor protocol.
+
+    No tensor here wants a gradient; whoever owns the thread may run it in torch's inference mode.
+    """
 
     def __init__(
         self, model: LanguageModel, attention: AttentionBackend, table: RequestTable, sampler: Sampler, device: Device
@@ -56,12 +58,11 @@ class Runner:
         """Longest sequence the request table holds, tokens."""
         return self._table.context_length
 
-    @torch.inference_mode()
     def launch(self, batch: Batch) -> Step:
         """Run the forward pass of a step up to the hidden states whose logits are wanted."""
         started = time.perf_counter()
         self._table.apply(batch)
-        spans = prompt_spans(batch, self._table.entries)
+        spans = prompt_spans(batch, self._table.entries) if self._table.prompt_scored else []
         forward, inputs = build_inputs(batch, self._table, spans)
         hidden_TM = self._model.forward(forward, self._attention)
         rows_E = [row for row, emit in enumerate(batch.emit) if emit]
@@ -69,14 +70,13 @@ class Runner:
         hidden_LM = hidden_TM if everything else hidden_TM[inputs.logits_index]
         return Step(batch, hidden_LM, inputs, rows_E, spans, started)
 
-    @torch.inference_mode()
     def sample(self, step: Step, mask: None) -> None:
         """Choose the step's tokens, write them into the token history and start copying them to the host."""
         num_emit = len(step.rows_E)
         if not num_emit and not step.spans:
             return
         if num_emit:
-            logits_EV = self._model.logits(step.hidden_LM[:num_emit])
+            logits_EV = self._model.logits(step.hidden_LM[:num_emit] if step.spans else step.hidden_LM)
             entries = [self._table.entries[step.batch.slot[row]] for row in step.rows_E]
             chosen_2E = self._sampler(logits_EV, entries, step.inputs.emit_slots, step.inputs.emit_ends)
             step.chosen = self._device.to_host(chosen_2E)

@@ -7,13 +7,21 @@ is batched with, and again after a retraction.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from pando.core.batch import NewSlot
 from pando.kernels.ops import OpTable
-from pando.runtime.logits_processors import PROCESSORS, LogitsProcessor
+from pando.runtime.logits_processors import PROCESSORS, Entries, LogitsProcessor
 from pando.runtime.table import RequestTable
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the rows of a step ask for. changes: processors, each with the rows that want it, in order."""
+
+    greedy: bool
+    changes: Sequence[tuple[LogitsProcessor, list[int]]]
 
 
 class Sampler:
@@ -23,30 +31,32 @@ class Sampler:
         self._ops = ops
         self._table = table
         self._processors: Sequence[LogitsProcessor] = [make(ops, table) for make in PROCESSORS]
+        self._entries: Entries = []
+        self._wishes = self._read([])
 
-    def __call__(
-        self, logits_EV: Tensor, entries: Sequence[NewSlot | None], slots_E: Tensor, positions_E: Tensor
-    ) -> Tensor:
+    def __call__(self, logits_EV: Tensor, entries: Entries, slots_E: Tensor, positions_E: Tensor) -> Tensor:
         """[2, E] int64: the rows' tokens, and 1 where a row's logits were finite, else 0. The history has them, too.
 
         positions [E] are where the tokens will stand. `logits_EV` is changed in place by the processors, so that
-        log-probabilities read afterwards describe the distribution that was sampled, before temperature.
+        log-probabilities read afterwards describe the distribution that was sampled, before temperature. The result
+        is overwritten by the next call.
         """
-        finite_E = self._process(logits_EV, entries, slots_E, positions_E)
-        greedy = all(entry is None or entry.sampling.is_greedy for entry in entries)
-        chosen = self._table.step.choose(logits_EV, slots_E, positions_E, greedy=greedy)
+        if entries != self._entries:  # the same sequences decode for many steps
+            self._entries, self._wishes = entries, self._read(entries)
+        wishes = self._wishes
+        # Looked at first: processors forbid tokens.
+        finite_E = self._ops.finite(logits_EV) if wishes.changes else None
+        for processor, rows in wishes.changes:
+            processor.apply(logits_EV, rows, entries, slots_E, positions_E)
+        chosen_2E = self._table.step.choose(logits_EV, slots_E, positions_E, greedy=wishes.greedy)
         if finite_E is not None:
-            chosen[1] = finite_E
-        return chosen
+            chosen_2E[1] = finite_E
+        return chosen_2E
 
-    def _process(
-        self, logits_EV: Tensor, entries: Sequence[NewSlot | None], slots_E: Tensor, positions_E: Tensor
-    ) -> Tensor | None:
-        """Apply what rows ask for. Which rows were finite before it, if anything was done: tokens may be forbidden."""
-        finite_E = None
+    def _read(self, entries: Entries) -> Wishes:
+        changes = []
         for processor in self._processors:
             rows = [row for row, entry in enumerate(entries) if entry is not None and processor.wants(entry)]
             if rows:
-                finite_E = self._ops.finite(logits_EV) if finite_E is None else finite_E
-                processor.apply(logits_EV, rows, entries, slots_E, positions_E)
-        return finite_E
+                changes.append((processor, rows))
+        return Wishes(all(entry is None or entry.sampling.is_greedy for entry in entries), changes)

@@ -38,11 +38,14 @@ class RequestTable:
         self.step = ops.step_table(self.tokens_NC, self.pages_NP, self.sampling, page_size, device.upload)
         self.entries: list[NewSlot | None] = [None] * num_slots
         """Host-side copy of what each slot was given."""
+        self.prompt_scored: set[int] = set()
+        """Slots whose requests ask for logprobs of their prompt."""
 
     def apply(self, batch: Batch) -> None:
         """Enter new sequences and write page assignments, before the step runs."""
         for slot in batch.freed_slots:
             self.entries[slot] = None
+            self.prompt_scored.discard(slot)
         for entry in batch.new_slots:
             self._enter(entry)
         if batch.page_slot:
@@ -51,6 +54,8 @@ class RequestTable:
     def _enter(self, entry: NewSlot) -> None:
         slot, sampling = entry.slot, entry.sampling
         self.entries[slot] = entry
+        if entry.logprobs is not None and entry.logprobs.start >= 0:
+            self.prompt_scored.add(slot)
         self.tokens_NC[slot, : len(entry.tokens)] = self.device.upload(entry.tokens, torch.int32)
         self.prompt_len[slot] = entry.prompt_len
         columns = self.sampling

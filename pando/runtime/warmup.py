@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 
-import torch
-
 from pando.cache.pool import KVPool
 from pando.core.batch import Batch, NewSlot
 from pando.core.sampling import SamplingParams
@@ -38,8 +36,7 @@ def _prefill(runner: Runner, pool: KVPool, num: int, device: Device) -> float:
     batch = Batch(-1, [0], [0], [num], [1], [0], [entry], [], [0] * len(pages), list(pages), pages)
     device.synchronize()
     started = time.perf_counter()
-    with torch.inference_mode():
-        step = runner.launch(batch)
-        runner.sample(step, None)
-        runner.collect(step)
+    step = runner.launch(batch)
+    runner.sample(step, None)
+    runner.collect(step)
     return time.perf_counter() - started

@@ -164,6 +164,88 @@ RECIPES: dict[str, Recipe] = {
     ),
 }
 
+MLA = {"kv_lora_rank": 40, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 24, "num_key_value_heads": 4}
+DELTA = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "head_dim": 24,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 12,
+    "linear_value_head_dim": 20,
+}
+MAMBA2 = {"mamba_n_heads": 8, "mamba_d_state": 12, "mamba_n_groups": 2, "mamba_d_head": 16, "mamba_chunk_size": 8}
+
+HYBRID_RECIPES: dict[str, Recipe] = {
+    "qwen3_next": Recipe("Qwen3NextConfig", {**DELTA, **MOE, "shared_expert_intermediate_size": 40}),
+    "qwen3_5": Recipe("Qwen3_5TextConfig", DELTA),
+    "qwen3_5_moe": Recipe(
+        "Qwen3_5MoeTextConfig",
+        {
+            **DELTA,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "shared_expert_intermediate_size": 40,
+        },
+    ),
+    "granitemoehybrid": Recipe(
+        "GraniteMoeHybridConfig",
+        {
+            **MAMBA2,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 40,
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.2,
+            "residual_multiplier": 0.6,
+            "logits_scaling": 0.5,
+        },
+    ),
+    "granitemoehybrid_dense": Recipe(
+        "GraniteMoeHybridConfig",
+        {
+            **MAMBA2,
+            "layer_types": ["full_attention", "linear_attention", "linear_attention"],
+            "num_local_experts": 0,
+            "shared_intermediate_size": 80,
+            "position_embedding_type": "rope",
+            "attention_multiplier": 0.2,
+        },
+    ),
+    "deepseek_v2": Recipe(
+        "DeepseekV2Config",
+        {
+            **MLA,
+            "q_lora_rank": None,
+            "n_routed_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "n_shared_experts": 2,
+            "routed_scaling_factor": 1.7,
+            "first_k_dense_replace": 1,
+            "topk_method": "group_limited_greedy",
+            "n_group": 3,
+            "topk_group": 2,
+        },
+    ),
+    "deepseek_v3": Recipe(
+        "DeepseekV3Config",
+        {
+            **MLA,
+            **SIGMOID_MOE,
+            "q_lora_rank": 32,
+            "n_group": 2,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "num_nextn_predict_layers": 0,
+            "rope_parameters": {**YARN_ROPE, "mscale": 0.7, "mscale_all_dim": 1.0},
+        },
+    ),
+    "glm4_moe_lite": Recipe("Glm4MoeLiteConfig", {**MLA, **SIGMOID_MOE, "q_lora_rank": 32}),
+}
+"""Layers with recurrent states or a latent cache, alone or between attention."""
+
 EXTRA_RECIPES: dict[str, Recipe] = {
     "arcee": Recipe("ArceeConfig"),
     "cohere": Recipe("CohereConfig", {"logit_scale": 0.25, "use_qk_norm": True}),
@@ -227,8 +309,9 @@ EXTRA_RECIPES: dict[str, Recipe] = {
 }
 """Families beyond the first ones: one oracle pass each, where those get the whole matrix."""
 
-ALL_RECIPES = {**RECIPES, **EXTRA_RECIPES}
+ALL_RECIPES = {**RECIPES, **HYBRID_RECIPES, **EXTRA_RECIPES}
 FAMILIES: tuple[str, ...] = tuple(RECIPES)
+HYBRID_FAMILIES: tuple[str, ...] = tuple(HYBRID_RECIPES)
 EXTRA_FAMILIES: tuple[str, ...] = tuple(EXTRA_RECIPES)
 
 
@@ -437,6 +520,11 @@ def _redraw(model: PreTrainedModel, initial: dict[str, Tensor], seed: int, std: 
             # A small tied embedding (so that a token does not simply predict itself) would make small logits.
             offset = 1.0 - initial[name]
             parameter.copy_((1.0 + noise * 0.3) / (std * parameter.numel() ** 0.5) - offset)
+        elif name.endswith("A_log"):
+            # A state that lasts about as long as the prompts: one that forgets at once would hide most mistakes.
+            parameter.copy_(noise * 0.7 - 2.5)
+        elif name.endswith(("dt_bias", "dt_proj.bias")):
+            parameter.copy_(noise * 0.5)
         elif parameter.ndim == 1:
             parameter.copy_(initial[name] + noise * 0.3)
         elif name.endswith("bias"):

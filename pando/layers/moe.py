@@ -31,9 +31,9 @@ def route(logits_TE: Tensor, shape: MoeShape, correction_E: Tensor | None = None
 
 
 def _keep_top_groups(choice_TE: Tensor, shape: MoeShape) -> Tensor:
-    """Scores outside the `top_groups` groups with the best sum of two scores become -inf."""
+    """Scores outside the `top_groups` groups with the best sum of `group_scores` scores become -inf."""
     grouped = choice_TE.view(choice_TE.shape[0], shape.groups, -1)
-    best = grouped.topk(2, dim=-1).values.sum(-1).topk(shape.top_groups, dim=-1).indices
+    best = grouped.topk(shape.group_scores, dim=-1).values.sum(-1).topk(shape.top_groups, dim=-1).indices
     kept = torch.zeros(grouped.shape[:2], dtype=torch.bool, device=grouped.device).scatter_(1, best, True)
     return grouped.masked_fill(~kept[..., None], float("-inf")).view_as(choice_TE)
 

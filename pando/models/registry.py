@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pando.errors import UnsupportedModel
-from pando.models.families import gemma, glm, gpt_oss, granite, layer_norm, llama, moe, olmo, phi
+from pando.models.families import gemma, glm, gpt_oss, granite, latent, layer_norm, llama, moe, olmo, phi, qwen_hybrid
 from pando.models.hf_config import HFConfig
 from pando.models.spec import Spec
 
@@ -16,6 +16,8 @@ ADAPTERS: dict[str, Adapter] = {
     "cohere": layer_norm.cohere,
     "cohere2": layer_norm.cohere2,
     "cwm": llama.cwm,
+    "deepseek_v2": latent.deepseek_v2,
+    "deepseek_v3": latent.deepseek_v3,
     "dots1": moe.dots1,
     "ernie4_5": llama.interleaved,
     "ernie4_5_moe": moe.ernie4_5_moe,
@@ -27,10 +29,12 @@ ADAPTERS: dict[str, Adapter] = {
     "glm": glm.glm,
     "glm4": glm.glm4,
     "glm4_moe": moe.glm4_moe,
+    "glm4_moe_lite": latent.glm4_moe_lite,
     "gpt_neox": layer_norm.gpt_neox,
     "gpt_oss": gpt_oss.gpt_oss,
     "granite": granite.granite,
     "granitemoe": granite.granitemoe,
+    "granitemoehybrid": granite.granitemoehybrid,
     "helium": llama.interleaved,
     "hunyuan_v1_dense": llama.hunyuan_dense,
     "llama": llama.llama,
@@ -48,7 +52,10 @@ ADAPTERS: dict[str, Adapter] = {
     "qwen2": llama.qwen2,
     "qwen2_moe": moe.qwen2_moe,
     "qwen3": llama.qwen3,
+    "qwen3_5_moe_text": qwen_hybrid.qwen3_5_moe,
+    "qwen3_5_text": qwen_hybrid.qwen3_5,
     "qwen3_moe": moe.qwen3_moe,
+    "qwen3_next": qwen_hybrid.qwen3_next,
     "seed_oss": llama.seed_oss,
     "smollm3": llama.smollm3,
     "stablelm": layer_norm.stablelm,

@@ -213,6 +213,70 @@ HYBRID_RECIPES: dict[str, Recipe] = {
             "attention_multiplier": 0.2,
         },
     ),
+    "bamba": Recipe("BambaConfig", {**MAMBA2, "attn_layer_indices": [1], "head_dim": 16}),
+    "falcon_h1": Recipe(
+        "FalconH1Config",
+        {
+            **MAMBA2,
+            "mamba_d_ssm": 128,
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False,
+            "attention_in_multiplier": 1.2,
+            "attention_out_multiplier": 0.9,
+            "key_multiplier": 0.8,
+            "embedding_multiplier": 1.3,
+            "lm_head_multiplier": 0.7,
+            "mlp_multipliers": [0.8, 1.2],
+            "ssm_multipliers": [0.9, 1.1, 0.8, 1.2, 0.7],
+            "ssm_in_multiplier": 1.1,
+            "ssm_out_multiplier": 0.8,
+        },
+    ),
+    "falcon_h1_gate": Recipe("FalconH1Config", {**MAMBA2, "mamba_d_ssm": 128}),
+    "jamba": Recipe(
+        "JambaConfig",
+        {
+            "mamba_d_state": 12,
+            "mamba_dt_rank": 10,
+            "attn_layer_period": 3,
+            "attn_layer_offset": 1,
+            "num_experts": 6,
+            "num_hidden_layers": 4,
+        },
+    ),
+    "lfm2": Recipe("Lfm2Config", {"layer_types": ["conv", "full_attention", "conv"], "block_multiple_of": 16}),
+    "lfm2_moe": Recipe(
+        "Lfm2MoeConfig",
+        {
+            "layer_types": ["conv", "full_attention", "conv"],
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "num_dense_layers": 1,
+            "norm_topk_prob": False,
+        },
+    ),
+    "nemotron_h": Recipe(
+        "NemotronHConfig",
+        {
+            "layers_block_type": ["linear_attention", "mlp", "linear_attention", "full_attention", "moe"],
+            "num_hidden_layers": 5,
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 16,
+            "n_groups": 2,
+            "ssm_state_size": 12,
+            "chunk_size": 8,
+            "head_dim": 24,
+            "n_routed_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "moe_shared_expert_intermediate_size": 40,
+            "moe_latent_size": 32,
+            "routed_scaling_factor": 1.7,
+            # No bound: transformers applies one to the step sizes of prompts, and not to those of new tokens.
+            "time_step_min": 1e-30,
+        },
+    ),
     "deepseek_v2": Recipe(
         "DeepseekV2Config",
         {
@@ -503,7 +567,9 @@ def _config(recipe: Recipe, values: dict[str, Any]) -> Any:
 
 
 def _parameters(model: PreTrainedModel) -> dict[str, Tensor]:
-    buffers = {name: b for name, b in model.named_buffers() if name.endswith("e_score_correction_bias")}
+    buffers = {
+        name: b for name, b in model.named_buffers() if name.endswith(("e_score_correction_bias", "expert_bias"))
+    }
     return {**dict(model.named_parameters()), **buffers}
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 from torch.nn import functional as F
 
 from pando.kernels.ops import OpTable
+from pando.layers.shapes import GatedNormPlace
 
 
 class GatedNorm:
@@ -18,9 +17,7 @@ class GatedNorm:
 
     __slots__ = ("weight", "eps", "place", "_norm")
 
-    def __init__(
-        self, weight: Tensor | None, eps: float, place: Literal["after_gate", "before_gate"], ops: OpTable
-    ) -> None:
+    def __init__(self, weight: Tensor | None, eps: float, place: GatedNormPlace, ops: OpTable) -> None:
         self.weight = weight
         self.eps = eps
         self.place = place

@@ -45,7 +45,7 @@ class MoeShape:
     score: how router logits become weights. renormalise: the chosen weights sum to 1. scale: factor on the weights.
     correction: a bias added to the scores for choosing only. groups > 1: choose `top_groups` groups by the sum of
     their best `group_scores` scores, then experts inside them. shared_intermediate > 0: an MLP every token runs, gated
-    by a sigmoid when `shared_gate`.
+    by a sigmoid when `shared_gate`. latent > 0: the routed experts run on a projection of this width, and back from it.
     """
 
     num_experts: int
@@ -62,6 +62,7 @@ class MoeShape:
     expert_bias: bool = False
     shared_intermediate: int = 0
     shared_gate: bool = False
+    latent: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,12 +95,16 @@ class GatedDeltaShape:
         return 2 * self.key_width + self.value_width
 
 
+GatedNormPlace = Literal["after_gate", "before_gate"]
+"""Whether a norm is applied to what the gate has multiplied, or before it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateSpaceShape:
     """Mamba-2 (arXiv 2405.21060): causal convolution on x, B and C, one decay per head, gated norm.
 
-    dt_limit: bounds of the step size after softplus. norm: the gate is applied to the norm's input or to its result, or
-    there is no norm but the gate. factors: on the projection's z, x, B, C and dt. out_factor: on the result.
+    dt_limit: bounds of the step size after softplus. norm None: there is only the gate. factors: on the projection's z,
+    x, B, C and dt. out_factor: on the result.
     """
 
     heads: int
@@ -111,7 +116,7 @@ class StateSpaceShape:
     in_bias: bool = False
     out_bias: bool = False
     dt_limit: tuple[float, float] = (0.0, math.inf)
-    norm: Literal["after_gate", "before_gate"] | None = "after_gate"
+    norm: GatedNormPlace | None = "after_gate"
     factors: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0)
     out_factor: float = 1.0
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
 
 from pando.kernels.ops import OpTable
+from pando.kernels.weights import QuantizedWeight
 from pando.layers.linear import Linear
 from pando.layers.norm import LayerNorm, RMSNorm
 from pando.layers.rotary import Rotary
@@ -12,7 +16,24 @@ from pando.layers.shapes import RopeShape
 from pando.models.spec import Spec
 from pando.models.weights import Loader
 from pando.quant.on_load import OnLoad
-from pando.quant.order import InputWeight
+from pando.quant.order import InputWeight, OrderedWeight
+
+
+def scaled(weight: InputWeight, factor: float) -> InputWeight:
+    """The weight times a factor, rounded once to its own dtype."""
+    if factor == 1.0:
+        return weight
+    if isinstance(weight, Tensor):
+        return (weight.float() * factor).to(weight.dtype)
+    if isinstance(weight, OrderedWeight):
+        return OrderedWeight(_scaled(weight.weight, factor), weight.order)
+    return _scaled(weight, factor)
+
+
+def _scaled(weight: QuantizedWeight, factor: float) -> QuantizedWeight:
+    """A quantised weight times a factor."""
+    offset = None if weight.offset is None else weight.offset * factor
+    return replace(weight, scale=weight.scale * factor, offset=offset)
 
 
 class Parts:
@@ -57,16 +78,26 @@ class Parts:
         return Linear.fused(weights, vector, self.ops)
 
     def fused(
-        self, parts: Sequence[tuple[str, int]], columns: int, bias: bool, activation: str | None = None
+        self,
+        parts: Sequence[tuple[str, int]],
+        columns: int,
+        bias: bool,
+        activation: str | None = None,
+        factors: Sequence[float] | None = None,
     ) -> Linear:
-        """Several linear maps of one input, given as (checkpoint name, rows), as one."""
-        weights = self.weights([(name + ".weight", rows) for name, rows in parts], columns)
+        """Several linear maps of one input, given as (checkpoint name, rows), as one; factors: of their matrices."""
+        weights = self.weights([(name + ".weight", rows) for name, rows in parts], columns, factors)
         vector = self.loader.vectors([(name + ".bias", rows) for name, rows in parts]) if bias else None
         return Linear.fused(weights, vector, self.ops, activation=activation)
 
-    def weights(self, parts: Sequence[tuple[str, int]], columns: int) -> list[InputWeight]:
+    def weights(
+        self, parts: Sequence[tuple[str, int]], columns: int, factors: Sequence[float] | None = None
+    ) -> list[InputWeight]:
         """Matrices of one fused projection, rounded to one if that was asked for."""
-        return self.rounding.round_linear([self.loader.weight(name, rows, columns) for name, rows in parts])
+        stored = [self.loader.weight(name, rows, columns) for name, rows in parts]
+        if factors is not None:
+            stored = [scaled(weight, factor) for weight, factor in zip(stored, factors, strict=True)]
+        return self.rounding.round_linear(stored)
 
     def tensors(self, index: int, whole: str, parts: dict[str, int]) -> list[tuple[str, int]]:
         """Tensors of a fused linear: one when the checkpoint stores it fused, else one per part."""

@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pando.errors import UnsupportedModel
-from pando.models.families import gemma, glm, gpt_oss, granite, latent, layer_norm, llama, moe, olmo, phi, qwen_hybrid
+from pando.models.families import (
+    gemma,
+    glm,
+    gpt_oss,
+    granite,
+    latent,
+    layer_norm,
+    lfm2,
+    llama,
+    mamba_hybrid,
+    moe,
+    olmo,
+    phi,
+    qwen_hybrid,
+)
 from pando.models.hf_config import HFConfig
 from pando.models.spec import Spec
 
@@ -13,6 +27,7 @@ Adapter = Callable[[HFConfig], Spec]
 
 ADAPTERS: dict[str, Adapter] = {
     "arcee": llama.arcee,
+    "bamba": mamba_hybrid.bamba,
     "cohere": layer_norm.cohere,
     "cohere2": layer_norm.cohere2,
     "cwm": llama.cwm,
@@ -22,6 +37,7 @@ ADAPTERS: dict[str, Adapter] = {
     "ernie4_5": llama.interleaved,
     "ernie4_5_moe": moe.ernie4_5_moe,
     "exaone4": olmo.exaone4,
+    "falcon_h1": mamba_hybrid.falcon_h1,
     "flex_olmo": olmo.flex_olmo,
     "gemma": gemma.gemma,
     "gemma2": gemma.gemma2,
@@ -37,12 +53,16 @@ ADAPTERS: dict[str, Adapter] = {
     "granitemoehybrid": granite.granitemoehybrid,
     "helium": llama.interleaved,
     "hunyuan_v1_dense": llama.hunyuan_dense,
+    "jamba": mamba_hybrid.jamba,
+    "lfm2": lfm2.lfm2,
+    "lfm2_moe": lfm2.lfm2_moe,
     "llama": llama.llama,
     "minimax_m2": moe.minimax_m2,
     "ministral": llama.mistral,
     "mistral": llama.mistral,
     "mixtral": moe.mixtral,
     "nemotron": layer_norm.nemotron,
+    "nemotron_h": mamba_hybrid.nemotron_h,
     "olmo": olmo.olmo,
     "olmo2": olmo.olmo2,
     "olmo3": olmo.olmo3,

@@ -116,7 +116,8 @@ def _biases(spec: Spec, layer: LayerShape) -> int:
         return total + (ups * layer.intermediate + spec.hidden_size if spec.mlp_bias and layer.has_mlp else 0)
     per_expert = ups * moe.intermediate + spec.hidden_size if moe.expert_bias else 0
     router = moe.num_experts * (int(moe.router_bias) + int(moe.correction))
-    return total + moe.num_experts * per_expert + router
+    latent = moe.latent + spec.hidden_size if moe.latent > 0 and spec.mlp_bias else 0
+    return total + moe.num_experts * per_expert + router + latent
 
 
 def _qkv_rows(spec: Spec, layer: LayerShape) -> int:
@@ -140,4 +141,5 @@ def _layer_matrices(spec: Spec, layer: LayerShape, *, active: bool) -> int:
         return total + projections * hidden * layer.intermediate
     experts = moe.top_k if active else moe.num_experts
     shared = projections * hidden * moe.shared_intermediate + (hidden if moe.shared_gate else 0)
-    return total + moe.num_experts * hidden + experts * projections * hidden * moe.intermediate + shared
+    routed = experts * projections * (moe.latent or hidden) * moe.intermediate + 2 * moe.latent * hidden
+    return total + moe.num_experts * hidden + routed + shared

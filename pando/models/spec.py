@@ -74,6 +74,7 @@ class Spec:
     expert_layout: a tensor per expert, all experts in one, or gpt-oss's transposed and interleaved ones.
     out_gate: attention's output is multiplied by sigmoid(gate), and the query projection holds query and gate of the
     first head, then of the second... attention_factor: on attention's result, where another mixer runs beside it.
+    gate_multiplier: on an MLP's gate, before the activation; mlp_multiplier: on its result.
     """
 
     family: str
@@ -100,6 +101,8 @@ class Spec:
     sinks: bool = False
     out_gate: bool = False
     attention_factor: float = 1.0
+    gate_multiplier: float = 1.0
+    mlp_multiplier: float = 1.0
     softcap: float = 0.0
     final_softcap: float = 0.0
     embed_multiplier: float = 1.0
@@ -238,6 +241,8 @@ _THETA = {
     "flex_olmo": 5e5,
     "gpt_oss": 1.5e5,
     "helium": 1e5,
+    "lfm2": 1e6,
+    "lfm2_moe": 1e6,
     "minimax_m2": 5e6,
     "mixtral": 1e6,
     "olmo3": 5e5,

@@ -164,6 +164,152 @@ RECIPES: dict[str, Recipe] = {
     ),
 }
 
+MLA = {"kv_lora_rank": 40, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 24, "num_key_value_heads": 4}
+DELTA = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "head_dim": 24,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 12,
+    "linear_value_head_dim": 20,
+}
+MAMBA2 = {"mamba_n_heads": 8, "mamba_d_state": 12, "mamba_n_groups": 2, "mamba_d_head": 16, "mamba_chunk_size": 8}
+
+HYBRID_RECIPES: dict[str, Recipe] = {
+    "qwen3_next": Recipe("Qwen3NextConfig", {**DELTA, **MOE, "shared_expert_intermediate_size": 40}),
+    "qwen3_5": Recipe("Qwen3_5TextConfig", DELTA),
+    "qwen3_5_moe": Recipe(
+        "Qwen3_5MoeTextConfig",
+        {
+            **DELTA,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "shared_expert_intermediate_size": 40,
+        },
+    ),
+    "granitemoehybrid": Recipe(
+        "GraniteMoeHybridConfig",
+        {
+            **MAMBA2,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 40,
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.2,
+            "residual_multiplier": 0.6,
+            "logits_scaling": 0.5,
+        },
+    ),
+    "granitemoehybrid_dense": Recipe(
+        "GraniteMoeHybridConfig",
+        {
+            **MAMBA2,
+            "layer_types": ["full_attention", "linear_attention", "linear_attention"],
+            "num_local_experts": 0,
+            "shared_intermediate_size": 80,
+            "position_embedding_type": "rope",
+            "attention_multiplier": 0.2,
+        },
+    ),
+    "bamba": Recipe("BambaConfig", {**MAMBA2, "attn_layer_indices": [1], "head_dim": 16}),
+    "falcon_h1": Recipe(
+        "FalconH1Config",
+        {
+            **MAMBA2,
+            "mamba_d_ssm": 128,
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False,
+            "attention_in_multiplier": 1.2,
+            "attention_out_multiplier": 0.9,
+            "key_multiplier": 0.8,
+            "embedding_multiplier": 1.3,
+            "lm_head_multiplier": 0.7,
+            "mlp_multipliers": [0.8, 1.2],
+            "ssm_multipliers": [0.9, 1.1, 0.8, 1.2, 0.7],
+            "ssm_in_multiplier": 1.1,
+            "ssm_out_multiplier": 0.8,
+        },
+    ),
+    "falcon_h1_gate": Recipe("FalconH1Config", {**MAMBA2, "mamba_d_ssm": 128}),
+    "jamba": Recipe(
+        "JambaConfig",
+        {
+            "mamba_d_state": 12,
+            "mamba_dt_rank": 10,
+            "attn_layer_period": 3,
+            "attn_layer_offset": 1,
+            "num_experts": 6,
+            "num_hidden_layers": 4,
+        },
+    ),
+    "lfm2": Recipe("Lfm2Config", {"layer_types": ["conv", "full_attention", "conv"], "block_multiple_of": 16}),
+    "lfm2_moe": Recipe(
+        "Lfm2MoeConfig",
+        {
+            "layer_types": ["conv", "full_attention", "conv"],
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "num_dense_layers": 1,
+            "norm_topk_prob": False,
+        },
+    ),
+    "nemotron_h": Recipe(
+        "NemotronHConfig",
+        {
+            "layers_block_type": ["linear_attention", "mlp", "linear_attention", "full_attention", "moe"],
+            "num_hidden_layers": 5,
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 16,
+            "n_groups": 2,
+            "ssm_state_size": 12,
+            "chunk_size": 8,
+            "head_dim": 24,
+            "n_routed_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "moe_shared_expert_intermediate_size": 40,
+            "moe_latent_size": 32,
+            "routed_scaling_factor": 1.7,
+            # No bound: transformers applies one to the step sizes of prompts, and not to those of new tokens.
+            "time_step_min": 1e-30,
+        },
+    ),
+    "deepseek_v2": Recipe(
+        "DeepseekV2Config",
+        {
+            **MLA,
+            "q_lora_rank": None,
+            "n_routed_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "n_shared_experts": 2,
+            "routed_scaling_factor": 1.7,
+            "first_k_dense_replace": 1,
+            "topk_method": "group_limited_greedy",
+            "n_group": 3,
+            "topk_group": 2,
+        },
+    ),
+    "deepseek_v3": Recipe(
+        "DeepseekV3Config",
+        {
+            **MLA,
+            **SIGMOID_MOE,
+            "q_lora_rank": 32,
+            "n_group": 2,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "num_nextn_predict_layers": 0,
+            "rope_parameters": {**YARN_ROPE, "mscale": 0.7, "mscale_all_dim": 1.0},
+        },
+    ),
+    "glm4_moe_lite": Recipe("Glm4MoeLiteConfig", {**MLA, **SIGMOID_MOE, "q_lora_rank": 32}),
+}
+"""Layers with recurrent states or a latent cache, alone or between attention."""
+
 EXTRA_RECIPES: dict[str, Recipe] = {
     "arcee": Recipe("ArceeConfig"),
     "cohere": Recipe("CohereConfig", {"logit_scale": 0.25, "use_qk_norm": True}),
@@ -227,8 +373,9 @@ EXTRA_RECIPES: dict[str, Recipe] = {
 }
 """Families beyond the first ones: one oracle pass each, where those get the whole matrix."""
 
-ALL_RECIPES = {**RECIPES, **EXTRA_RECIPES}
+ALL_RECIPES = {**RECIPES, **HYBRID_RECIPES, **EXTRA_RECIPES}
 FAMILIES: tuple[str, ...] = tuple(RECIPES)
+HYBRID_FAMILIES: tuple[str, ...] = tuple(HYBRID_RECIPES)
 EXTRA_FAMILIES: tuple[str, ...] = tuple(EXTRA_RECIPES)
 
 
@@ -420,7 +567,9 @@ def _config(recipe: Recipe, values: dict[str, Any]) -> Any:
 
 
 def _parameters(model: PreTrainedModel) -> dict[str, Tensor]:
-    buffers = {name: b for name, b in model.named_buffers() if name.endswith("e_score_correction_bias")}
+    buffers = {
+        name: b for name, b in model.named_buffers() if name.endswith(("e_score_correction_bias", "expert_bias"))
+    }
     return {**dict(model.named_parameters()), **buffers}
 
 
@@ -437,6 +586,11 @@ def _redraw(model: PreTrainedModel, initial: dict[str, Tensor], seed: int, std: 
             # A small tied embedding (so that a token does not simply predict itself) would make small logits.
             offset = 1.0 - initial[name]
             parameter.copy_((1.0 + noise * 0.3) / (std * parameter.numel() ** 0.5) - offset)
+        elif name.endswith("A_log"):
+            # A state that lasts about as long as the prompts: one that forgets at once would hide most mistakes.
+            parameter.copy_(noise * 0.7 - 2.5)
+        elif name.endswith(("dt_bias", "dt_proj.bias")):
+            parameter.copy_(noise * 0.5)
         elif parameter.ndim == 1:
             parameter.copy_(initial[name] + noise * 0.3)
         elif name.endswith("bias"):

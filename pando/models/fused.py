@@ -1,7 +1,8 @@
 """A decoder's layers as one program of the op table, where it has programs and the layers are made of what they know.
 
 What a program does is what `pando.models.decoder` does op by op; tests hold the two against each other. A family with
-a part no instruction exists for (layer norms, ungated MLPs, mixtures, parallel branches) runs op by op.
+a part no instruction exists for (layer norms, ungated MLPs, mixtures, parallel branches, mixers other than attention,
+gates on its output) runs op by op.
 """
 
 from __future__ import annotations
@@ -93,10 +94,10 @@ class _Writer:
 
     def layer(self, layer: DecoderLayer) -> bool:
         """Attention, then MLP, each added to the residual stream."""
-        if layer.pre_mlp is None or not isinstance(layer.mlp, GatedMLP):
+        if layer.pre_mlp is None or not isinstance(layer.mlp, GatedMLP) or not isinstance(layer.mixer, Attention):
             return False
         source = self._normed(layer.pre_attention)
-        if source is None or not self._attention(source, layer.attention, layer.post_attention):
+        if source is None or not self._attention(source, layer.mixer, layer.post_attention):
             return False
         source = self._normed(layer.pre_mlp)
         return source is not None and self._mlp(source, layer.mlp, layer.post_mlp)
@@ -117,7 +118,7 @@ class _Writer:
 
     def _attention(self, source: int, attention: Attention, after: Branch | None) -> bool:
         shape, rope, qk_norm, params = attention.shape, attention.rotary, attention.qk_norm, attention.params
-        if qk_norm is not None and qk_norm.place == "full":
+        if attention.gated or (qk_norm is not None and qk_norm.place == "full"):
             return False
         norms, eps = None, 0.0
         if qk_norm is not None:

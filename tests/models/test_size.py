@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from pando.kernels import op_table
 from pando.models.load import load_model
 from pando.models.size import ModelSize
-from tests.tiny_models import EXTRA_FAMILIES, FAMILIES, tiny_checkpoint
+from tests.tiny_models import EXTRA_FAMILIES, FAMILIES, HYBRID_FAMILIES, tiny_checkpoint
 
 QWEN3_06B = {
     "model_type": "qwen3",
@@ -29,7 +29,7 @@ QWEN3_06B = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES + EXTRA_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES + HYBRID_FAMILIES + EXTRA_FAMILIES)
 def test_parameters_are_the_tensors_of_the_checkpoint(family: str) -> None:
     folder = tiny_checkpoint(family)
     tensors = load_file(folder / "model.safetensors")

@@ -216,6 +216,13 @@ struct PanelKernels {
     void (*multiply)(const PanelArgs&, const PanelTask&, char* scratch);
 };
 
+// recurrent.hpp has the types.
+struct ConvArgs;
+struct DeltaArgs;
+struct SpaceArgs;
+struct SelectiveArgs;
+struct RecurrentTask;
+
 // Leaves that read indices return false if one was out of range; that entry is skipped, so memory stays intact.
 struct Kernels {
     void (*norm)(const NormArgs&, int64_t begin, int64_t end);
@@ -232,6 +239,15 @@ struct Kernels {
     void (*scan)(const ScanArgs&, int64_t begin, int64_t end);
     void (*mask)(const MaskArgs&, int64_t begin, int64_t end);
     void (*logprob)(const LogprobArgs&, int64_t begin, int64_t end);
+
+    // recurrent_conv.cpp, recurrent_delta.cpp, recurrent_space.cpp; scratch: bytes one call needs
+    void (*conv)(const ConvArgs&, const RecurrentTask&);
+    int64_t (*delta_scratch)(const DeltaArgs&);
+    void (*delta)(const DeltaArgs&, const RecurrentTask&, char* scratch);
+    int64_t (*space_scratch)(const SpaceArgs&);
+    void (*space)(const SpaceArgs&, const RecurrentTask&, char* scratch);
+    int64_t (*selective_scratch)(const SelectiveArgs&);
+    void (*selective)(const SelectiveArgs&, const RecurrentTask&, char* scratch);
 
     // gemm_float.cpp
     PanelKernels float_panels;

@@ -2,6 +2,7 @@
 // allocated for Python. pando.kernels.cpu is the only caller and checks dtypes, devices and layouts first.
 #include "bind.hpp"
 #include "bind_program.hpp"
+#include "bind_recurrent.hpp"
 #include "bind_step.hpp"
 #include "drivers.hpp"
 #include "isa.hpp"
@@ -340,7 +341,7 @@ void define_linear(nb::module_& m) {
 
 NB_MODULE(_native, m) {
     nb::set_leak_warnings(false); // an engine that lives to the end of the process keeps its plan: no leak
-    m.attr("interface") = 6;      // counts up with every change of a signature below; pando.kernels.cpu checks it
+    m.attr("interface") = 7;      // counts up with every change of a signature below; pando.kernels.cpu checks it
     m.def("levels", &levels, "(name, why it can not be used or '') of every level, lowest first");
     m.def("num_threads", &num_threads);
     m.def("set_num_threads", &set_num_threads);
@@ -363,4 +364,5 @@ NB_MODULE(_native, m) {
     define_linear(m);
     define_program(m);
     define_step(m);
+    define_recurrent(m);
 }

@@ -6,6 +6,7 @@ Strides in a tuple are (token or slot, head). ValueError on an index out of rang
 from collections.abc import Sequence
 
 interface: int
+max_taps: int
 
 def levels() -> list[tuple[str, str]]: ...
 def num_threads() -> int: ...
@@ -317,3 +318,88 @@ class StepTable:
         self, slots: Sequence[int], starts: Sequence[int], lens: Sequence[int], emits: Sequence[int], /
     ) -> None: ...
     def choose(self, logits: int, rows: int, vocab: int, slots: int, ends: int, greedy: bool, out: int, /) -> None: ...
+
+# Recurrent ops. ragged: rows, tokens, slots of the pool, saves; addresses of cu_q_lens, slots, fresh, save_token and
+# save_slot.
+def causal_conv(
+    level: int,
+    dtype: int,
+    x: int,
+    token_stride: int,
+    weight: int,
+    bias: int,
+    state: int,
+    slot_stride: int,
+    out: int,
+    channels: int,
+    taps: int,
+    silu: bool,
+    ragged: tuple[int, ...],
+    /,
+) -> None: ...
+def gated_delta(
+    level: int,
+    dtype: int,
+    q: int,
+    q_strides: tuple[int, ...],
+    k: int,
+    k_strides: tuple[int, ...],
+    v: int,
+    v_strides: tuple[int, ...],
+    log_decay: int,
+    beta: int,
+    state: int,
+    slot_stride: int,
+    out: int,
+    key_heads: int,
+    value_heads: int,
+    key_dim: int,
+    value_dim: int,
+    channels: bool,
+    normalize: bool,
+    scale: float,
+    ragged: tuple[int, ...],
+    /,
+) -> None: ...
+def state_space(
+    level: int,
+    dtype: int,
+    x: int,
+    x_strides: tuple[int, ...],
+    b: int,
+    b_strides: tuple[int, ...],
+    c: int,
+    c_strides: tuple[int, ...],
+    dt: int,
+    a: int,
+    d: int,
+    state: int,
+    slot_stride: int,
+    out: int,
+    heads: int,
+    groups: int,
+    head_dim: int,
+    state_size: int,
+    ragged: tuple[int, ...],
+    /,
+) -> None: ...
+def selective_scan(
+    level: int,
+    dtype: int,
+    x: int,
+    x_stride: int,
+    b: int,
+    b_stride: int,
+    c: int,
+    c_stride: int,
+    dt: int,
+    a: int,
+    d: int,
+    state: int,
+    slot_stride: int,
+    out: int,
+    channels: int,
+    state_size: int,
+    ragged: tuple[int, ...],
+    /,
+) -> None: ...

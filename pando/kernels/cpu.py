@@ -13,26 +13,24 @@ from torch import Tensor
 
 from pando import env
 from pando.errors import ConfigError
-from pando.kernels import reference, reference_recurrent
+from pando.kernels import reference
 from pando.kernels.ops import AttentionPlan, OpTable
 
-INTERFACE = 6
+INTERFACE = 7
 """The signatures this module calls; a compiled module of another number is stale."""
 
 LOAD_ERROR: str | None = None
 """Why there are no compiled kernels; None if there are."""
 
 try:
-    from pando.kernels import _native, cpu_linear, cpu_program, cpu_step
+    from pando.kernels import _native, cpu_linear, cpu_program, cpu_recurrent, cpu_step
 except ImportError as error:
     LOAD_ERROR = str(error)
 else:
     if _native.interface != INTERFACE:
         LOAD_ERROR = f"it was built from other sources: interface {_native.interface}, not {INTERFACE}"
 
-NOT_NATIVE: dict[str, str] = dict.fromkeys(
-    ("causal_conv", "gated_delta", "state_space", "selective_scan"), "no compiled kernel yet"
-)
+NOT_NATIVE: dict[str, str] = {}
 """Ops that stay torch in the native table, with the reason."""
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -96,6 +94,7 @@ def table(isa: str) -> OpTable:
     level = list(found).index(isa)
     ops = _Ops(level)
     packer = cpu_linear.Packer(level)
+    recurrent = cpu_recurrent.RecurrentOps(level)
     return OpTable(
         name=f"cpu-{isa}",
         pack_linear=packer.pack_linear,
@@ -107,10 +106,10 @@ def table(isa: str) -> OpTable:
         gated_activation=ops.gated_activation,
         paged_attention=ops.paged_attention,
         attention_plan=_native.AttentionPlan,
-        causal_conv=reference_recurrent.causal_conv,
-        gated_delta=reference_recurrent.gated_delta,
-        state_space=reference_recurrent.state_space,
-        selective_scan=reference_recurrent.selective_scan,
+        causal_conv=recurrent.causal_conv,
+        gated_delta=recurrent.gated_delta,
+        state_space=recurrent.state_space,
+        selective_scan=recurrent.selective_scan,
         sample=ops.sample,
         argmax=ops.argmax,
         finite=ops.finite,

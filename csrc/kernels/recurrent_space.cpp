@@ -48,11 +48,11 @@ void space_tile(const SpaceChunk& chunk, float* state, int64_t stride, int64_t l
     for (int r = 0; r < ROWS; ++r) {
         for (int j = 0; j < N; ++j) s[r][j] = load_part(state + r * stride + j * W, j == N - 1 ? last : W);
     }
-    for (int64_t t = 0; t < tokens; ++t) {
+    const auto advance = [&](int64_t t, vf* total) {
         const float* const b = chunk.inputs.b + t * chunk.inputs.padded + entry;
         const float* const c = chunk.inputs.c + t * chunk.inputs.padded + entry;
         const vf decay = splat(chunk.decay[t]);
-        vf x[ROWS], total[ROWS];
+        vf x[ROWS];
         for (int r = 0; r < ROWS; ++r) {
             x[r] = splat(chunk.dt_x[t * chunk.rows + row + r]);
             total[r] = vf{};
@@ -64,8 +64,22 @@ void space_tile(const SpaceChunk& chunk, float* state, int64_t stride, int64_t l
                 total[r] = fused(s[r][j], c_j, total[r]);
             }
         }
-        float* const y = chunk.y + t * chunk.rows + row;
-        for (int r = 0; r < ROWS; ++r) put(y + r, sum(total[r]), entry > 0);
+    };
+    float* const y = chunk.y + row;
+    int64_t t = 0;
+    for (; t + 2 <= tokens; t += 2) { // four sums cost little more than one
+        vf first[2] = {}, second[2] = {};
+        advance(t, first);
+        advance(t + 1, second);
+        const v4 found = sums(first[0], first[1], second[0], second[1]);
+        for (int r = 0; r < ROWS; ++r) put(y + t * chunk.rows + r, found[r], entry > 0);
+        for (int r = 0; r < ROWS; ++r) put(y + (t + 1) * chunk.rows + r, found[2 + r], entry > 0);
+    }
+    if (t < tokens) {
+        vf first[2] = {};
+        advance(t, first);
+        const v4 found = sums(first[0], first[1], vf{}, vf{});
+        for (int r = 0; r < ROWS; ++r) put(y + t * chunk.rows + r, found[r], entry > 0);
     }
     for (int r = 0; r < ROWS; ++r) {
         for (int j = 0; j < N; ++j) store_part(state + r * stride + j * W, s[r][j], j == N - 1 ? last : W);

@@ -1,6 +1,5 @@
 // The Python face of the recurrent ops.
 #include "bind_recurrent.hpp"
-
 #include "bind.hpp"
 #include "isa.hpp"
 #include "recurrent.hpp"

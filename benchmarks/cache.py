@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 
+from pando.cache.budget import CacheLayout
 from pando.cache.handle import CacheHandle
 from pando.cache.key import TokenKey
 from pando.cache.manager import CacheManager
@@ -35,7 +36,7 @@ def admitted(manager: CacheManager, key: TokenKey, num_tokens: int) -> CacheHand
 
 def with_prompt(page_size: int, num_tokens: int, chunk: int) -> tuple[CacheManager, TokenKey]:
     """A cache that holds one prompt, published in chunks and still running, so that its nodes stay apart."""
-    manager = CacheManager(2 * num_tokens // page_size + 64, page_size)
+    manager = CacheManager(CacheLayout(page_size, 1), (2 * num_tokens // page_size + 64) * page_size)
     key = TokenKey(i * 7919 % 50021 for i in range(num_tokens))
     handle = admitted(manager, key, num_tokens)
     for end in range(chunk, num_tokens + 1, chunk):
@@ -60,7 +61,7 @@ def request_calls(page_size: int, rounds: int) -> Iterator[tuple[str, float]]:
     shared = list(range(500))
     best = dict.fromkeys(("admit", "publish", "grow, room", "grow, all", "release"), float("inf"))
     for round_index in range(rounds):
-        manager = CacheManager(600 * num_requests // page_size + 2000, page_size)
+        manager = CacheManager(CacheLayout(page_size, 1), (600 * num_requests // page_size + 2000) * page_size)
         warm = admitted(manager, TokenKey(shared), 500)
         manager.release(warm, 500, publish=True)
         draw = random.Random(round_index)
@@ -92,7 +93,7 @@ def decode_steps(page_size: int, rounds: int) -> Iterator[tuple[str, float]]:
     """One decode step of 256 requests through `grow_many`, averaged over 64 steps."""
     best = float("inf")
     for _ in range(rounds):
-        manager = CacheManager(256 * 1100 // page_size + 256, page_size)
+        manager = CacheManager(CacheLayout(page_size, 1), (256 * 1100 // page_size + 256) * page_size)
         handles = [admitted(manager, TokenKey([i, *range(999)]), 1000) for i in range(256)]
         steps = [[n] * 256 for n in range(1001, 1065)]
         best = min(best, _timed(lambda m=manager, h=handles, s=steps: [m.grow_many(h, n) for n in s]) / 64)  # type: ignore[misc]
@@ -102,7 +103,7 @@ def decode_steps(page_size: int, rounds: int) -> Iterator[tuple[str, float]]:
 def evictions(num_nodes: int) -> Iterator[tuple[str, float]]:
     """Evicting leaves one after the other out of a tree of `num_nodes` nodes, by whole nodes and page by page."""
     for label, pages_per_leaf in (("whole leaf of 1 page", 1), ("page of a leaf of 4", 4)):
-        manager = CacheManager(num_nodes * pages_per_leaf, 1)
+        manager = CacheManager(CacheLayout(1, 1), num_nodes * pages_per_leaf)
         for i in range(num_nodes):
             handle = admitted(manager, TokenKey([i, *range(pages_per_leaf - 1)]), pages_per_leaf)
             manager.release(handle, pages_per_leaf, publish=True)

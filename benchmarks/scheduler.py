@@ -12,6 +12,7 @@ import random
 import statistics
 import time
 
+from pando.cache.budget import CacheLayout
 from pando.cache.manager import CacheManager
 from pando.core.batch import Batch, StepResult
 from pando.core.messages import Command, Generate, Reply
@@ -61,7 +62,7 @@ class NullInbox:
 def build(running: int, page_size: int, policy: str, depth: int) -> tuple[Scheduler, NullInbox]:
     """A scheduler with room for `running` sequences."""
     num_tokens = 1 << 20
-    cache = CacheManager(num_tokens // page_size, page_size)
+    cache = CacheManager(CacheLayout(page_size, 1), num_tokens)
     stats = Stats()
     admission = Admission(cache, waiting_queue(policy, cache), Limits(8192, running, 8192, page_size), stats)
     rules = Rules(8192, 1000, 1 << 20, frozenset([2]), lambda sampling: None, {})  # type: ignore[arg-type,return-value]

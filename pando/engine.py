@@ -19,6 +19,7 @@ import torch
 
 import pando
 from pando.attention.paged import PagedAttentionBackend
+from pando.cache.budget import CacheLayout
 from pando.cache.manager import CacheManager
 from pando.cache.pool import KVPool
 from pando.core.config import BUILTIN_MODEL, Config
@@ -145,10 +146,10 @@ def _runner(
 def _scheduler(
     config: Config, plan: MemoryPlan, executor: Executor, inbox: Inbox, info: EngineInfo, tokenizer: Tokenizer
 ) -> Scheduler:
+    token_bytes = max(1, plan.kv_bytes // max(1, plan.total_tokens))
     cache = CacheManager(
-        plan.total_tokens // config.page_size,
-        config.page_size,
-        plan.kv_bytes // max(1, plan.total_tokens) * config.page_size,
+        CacheLayout(config.page_size, token_bytes),
+        plan.total_tokens // config.page_size * config.page_size * token_bytes,
         sharing=not config.disable_radix_cache,
     )
     limits = Limits(plan.token_budget, plan.max_running, plan.context_length, config.page_size)

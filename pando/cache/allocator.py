@@ -1,13 +1,12 @@
-"""Who owns which page, in host integers. A freed page rests in quarantine while a launched step may still write it."""
+"""Who owns which slot of an id space, in host integers. A freed slot rests while a launched step may still write it."""
 
 from __future__ import annotations
 
 from array import array
-from collections import deque
 
 
-class PageAllocator:
-    """Free list over pages 0..num_pages-1, lowest page first on a fresh pool.
+class SlotAllocator:
+    """Free list over slots 0..num_slots-1 (pages, or recurrent states), lowest first on a fresh pool.
 
        take / take_one            retire, nothing in flight
     free ------------> owned ---------------------------------> free
@@ -15,62 +14,70 @@ class PageAllocator:
                          +---------> quarantine(s) ----------------+  collected(s)
     """
 
-    __slots__ = ("_free", "_quarantine", "_newest_collected", "_newest_launched", "num_pages", "num_quarantined")
+    __slots__ = ("_free", "_quarantine", "newest_collected", "newest_launched", "num_quarantined", "num_slots")
 
-    def __init__(self, num_pages: int) -> None:
-        self.num_pages = num_pages
+    def __init__(self, num_slots: int) -> None:
+        self.num_slots = num_slots
         self.num_quarantined = 0
-        self._free = array("i", range(num_pages - 1, -1, -1))
-        self._quarantine: deque[tuple[int, array[int]]] = deque()
-        self._newest_launched = -1
-        self._newest_collected = -1
+        self._free = array("i", range(num_slots - 1, -1, -1))
+        self._quarantine: list[tuple[int, array[int]]] = []
+        self.newest_launched = -1
+        self.newest_collected = -1
 
     @property
     def num_free(self) -> int:
-        """Pages that can be taken now."""
+        """Slots that can be taken now."""
         return len(self._free)
 
+    @property
+    def num_used(self) -> int:
+        """Slots that are owned or rest."""
+        return self.num_slots - len(self._free)
+
     def take_one(self) -> int:
-        """One free page. The caller has checked that there is one."""
+        """One free slot. The caller has checked that there is one."""
         return self._free.pop()
 
     def take(self, count: int) -> array[int]:
-        """`count` free pages, ascending on a fresh pool. The caller has checked that they exist."""
+        """`count` free slots, ascending on a fresh pool. The caller has checked that they exist."""
         free = self._free
         cut = len(free) - count
-        assert cut >= 0, f"{count} pages taken of {len(free)} free"
-        pages = free[cut:]
+        assert cut >= 0, f"{count} slots taken of {len(free)} free"
+        slots = free[cut:]
         del free[cut:]
-        pages.reverse()
-        return pages
+        slots.reverse()
+        return slots
 
-    def put(self, pages: array[int]) -> None:
-        """Give pages back at once; only for pages that no launched step writes."""
-        self._free.extend(pages[::-1])
+    def put(self, slots: array[int]) -> None:
+        """Give slots back at once; only for those that no launched step writes."""
+        self._free.extend(slots[::-1])
 
-    def retire(self, pages: array[int]) -> None:
-        """Give pages back as soon as every step launched so far has been collected."""
-        if not pages:
+    def retire(self, slots: array[int], *, planned: bool = False) -> None:
+        """Give slots back when every step launched so far, and with `planned` the next one too, has been collected."""
+        if not slots:
             return
-        if self._newest_launched <= self._newest_collected:
-            self.put(pages)
+        last = self.newest_launched + planned
+        if last <= self.newest_collected:
+            self.put(slots)
             return
-        self.num_quarantined += len(pages)
-        self._quarantine.append((self._newest_launched, pages))
+        self.num_quarantined += len(slots)
+        self._quarantine.append((last, slots))
 
     def launched(self, step: int) -> None:
         """Step `step` was launched; steps are numbered upwards."""
-        assert step > self._newest_launched, f"step {step} launched after {self._newest_launched}"
-        self._newest_launched = step
+        assert step > self.newest_launched, f"step {step} launched after {self.newest_launched}"
+        self.newest_launched = step
 
     def collected(self, step: int) -> None:
         """Step `step`, and with it every earlier one, has ended on the device."""
-        self._newest_collected = max(self._newest_collected, step)
-        while self._quarantine and self._quarantine[0][0] <= step:
-            pages = self._quarantine.popleft()[1]
-            self.num_quarantined -= len(pages)
-            self.put(pages)
+        self.newest_collected = max(self.newest_collected, step)
+        if self._quarantine:
+            due = [slots for tag, slots in self._quarantine if tag <= step]
+            self._quarantine = [(tag, slots) for tag, slots in self._quarantine if tag > step]
+            for slots in due:
+                self.num_quarantined -= len(slots)
+                self.put(slots)
 
-    def idle_pages(self) -> list[int]:
-        """Every page in the free list or in quarantine, for `check()`."""
-        return [*self._free, *(page for _, pages in self._quarantine for page in pages)]
+    def idle_slots(self) -> list[int]:
+        """Every slot in the free list or in quarantine, for `check()`."""
+        return [*self._free, *(slot for _, slots in self._quarantine for slot in slots)]

@@ -14,26 +14,36 @@ from pando.cache.components import Receipt
 from pando.cache.key import TokenKey
 from pando.cache.node import Node
 
+FULL, WINDOW = 0, 1
+"""Groups of pages, in page-table writes: of full attention and latent layers, and of sliding windows."""
+
+PageWrite = tuple[int, int, int]
+"""(group, page index, page id): this page of a request is at this id from now on."""
+
 
 @dataclass(frozen=True, slots=True)
 class PrefixMatch:
     """The longest reusable prefix of a query. Valid until the next call that changes the cache.
 
-    num_tokens: tokens that need not be computed, whole pages. anchor: equal for two queries whose matches end in the
-    same node; waiting requests can be grouped by it. node: where the match ends, None in an unknown namespace.
+    num_tokens: tokens that need not be computed, whole pages. num_matched: tokens that the tree knows, >= num_tokens; a
+    state or a window is lacking for the rest. anchor: equal for two queries whose matches end in the same node; waiting
+    requests can be grouped by it. node: where the known tokens end, None in an unknown namespace. resume: where
+    `num_tokens` end.
     """
 
     num_tokens: int
+    num_matched: int
     anchor: Hashable
     node: Node | None
+    resume: Node | None
 
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """Pages are lacking; nothing was changed. Releasing `shortfall_pages` pages would make the same call succeed."""
+    """Bytes are lacking; nothing was changed. Releasing `shortfall_bytes` would make the same call succeed."""
 
     denied: ClassVar[Literal[True]] = True
-    shortfall_pages: int
+    shortfall_bytes: int
 
 
 class CacheHandle:
@@ -42,55 +52,89 @@ class CacheHandle:
         page index   0 ........... num_tree_pages ............ len(pages)
         pages        | the tree's, locked |  the request's own   |
 
-    key: the request's tokens. pages: page ids in position order. num_cached: tokens found at admission.
-    num_tree_pages: leading pages that belong to the tree (found or published). node: where they end. A new handle's
-    pages are those found; the manager adds the reserved ones.
+        page index   0 ....... first_window_page ... num_window_tree_pages ... len(window_pages)
+        window_pages |   -1   | the tree's, locked  |     the request's own     |
+
+    key: the request's tokens. num_cached: tokens found at admission; computing starts behind them. num_matched: tokens
+    whose KV the tree had then; their pages are the tree's, though those behind num_cached are computed once more.
+    pages: page ids in position order. state: slot of the recurrent state that the request's steps read and write, -1
+    without states. restore: slot to copy there before its first step, -1 = start from zeros. node: where the tree's
+    pages end. num_planned: tokens published, so the next step starts there. checkpoints: positions whose states are to
+    be saved. saves: (position, slot, step that saves) of states not in the tree yet. spare, spare_at, spare_step:
+    slot for the state at the last whole page (-1 = none), its position, the step that saves it.
     """
 
-    __slots__ = ("key", "namespace", "node", "num_cached", "num_tree_pages", "pages", "receipt")
+    __slots__ = (
+        "checkpoints", "first_window_page", "key", "namespace", "node", "num_cached", "num_matched", "num_planned",
+        "num_tree_pages", "num_window_tree_pages", "pages", "prompt_len", "receipt", "restore", "saves", "spare",
+        "spare_at", "spare_step", "state", "window_pages",
+    )  # fmt: skip
     denied: ClassVar[Literal[False]] = False
 
-    def __init__(
-        self, key: TokenKey, namespace: str, node: Node, receipt: Receipt, pages: array[int], num_cached: int
-    ) -> None:
+    def __init__(self, key: TokenKey, namespace: str, node: Node, num_cached: int, pages: array[int]) -> None:
         self.key = key
         self.namespace = namespace
         self.node = node
-        self.receipt = receipt
-        self.num_cached = num_cached
+        self.receipt: Receipt = ()
+        self.num_cached = self.num_planned = num_cached
+        self.num_matched = node.depth
         self.num_tree_pages = len(pages)
         self.pages = pages
+        self.window_pages = array("i")
+        self.first_window_page = self.num_window_tree_pages = 0
+        self.state = self.restore = self.spare = -1
+        self.spare_at = self.spare_step = 0
+        self.prompt_len = len(key)
+        self.checkpoints: list[int] = []
+        self.saves: list[tuple[int, int, int]] = []
 
 
 class GrowResult:
-    """New pages of one handle: `page_ids[i]` belongs at page index `first_page + i`. Empty if there was room."""
+    """Page-table writes of one handle. Empty if there was room."""
 
-    __slots__ = ("first_page", "page_ids")
+    __slots__ = ("writes",)
     denied: ClassVar[Literal[False]] = False
 
-    def __init__(self, first_page: int, page_ids: array[int]) -> None:
-        self.first_page = first_page
-        self.page_ids = page_ids
+    def __init__(self, writes: list[PageWrite]) -> None:
+        self.writes = writes
 
 
 class PageWrites:
-    """New pages of many handles as columns: handle `row[i]` of the call has `page_id[i]` at `page_index[i]`."""
+    """Page-table writes of many handles as columns: `page_id[i]` at `page_index[i]` of `group[i]` for `row[i]`."""
 
-    __slots__ = ("page_id", "page_index", "row")
+    __slots__ = ("group", "page_id", "page_index", "row")
     denied: ClassVar[Literal[False]] = False
 
     def __init__(self) -> None:
         self.row: list[int] = []
+        self.group: list[int] = []
         self.page_index: list[int] = []
         self.page_id: list[int] = []
 
 
 @dataclass(frozen=True, slots=True)
+class SlotStats:
+    """One id space at one moment, in slots: num_slots = free + quarantined + evictable + locked; evicted in total."""
+
+    num_slots: int
+    num_free: int
+    num_quarantined: int
+    num_evictable: int
+    num_evicted: int
+
+    @property
+    def num_locked(self) -> int:
+        """Held by running requests, shared or their own."""
+        return self.num_slots - self.num_free - self.num_quarantined - self.num_evictable
+
+
+@dataclass(frozen=True, slots=True)
 class CacheStats:
-    """The pool at one moment, in pages: num_pages = free + quarantined + evictable + locked. And what was evicted.
+    """The cache at one moment. The first six count pages of full attention: num_pages is the sum of the next four.
 
     num_locked: held by running requests, shared or their own. num_held_tokens: tokens whose KV is resident (or about
-    to be), each counted once. evicted_tokens: total since the start.
+    to be), each counted once. evicted_tokens: total since the start. held_bytes: of all components, without what rests
+    in quarantine; budget_bytes: what they may use together. by_component: each id space, by "full", "window", "state".
     """
 
     num_pages: int
@@ -102,3 +146,5 @@ class CacheStats:
     num_handles: int
     evicted_tokens: int
     held_bytes: int
+    budget_bytes: int
+    by_component: dict[str, SlotStats]

@@ -1,57 +1,90 @@
-"""CacheManager: what the scheduler calls. Matches prefixes, reserves pages, publishes what was computed, evicts.
+"""CacheManager: what the scheduler calls. Matches prefixes, reserves pages and states, publishes what was computed.
 
-    match -> admit -> [ grow -> publish ]* -> release         launched(step) / collected(step) around every step
+    match -> admit -> [ grow -> plan_saves -> publish ]* -> release      launched(step), collected(step) around steps
 
 `publish` is called when the step that computes the tokens is planned. That is sound because steps run in order on the
 device and store their KV before they attend: whoever matches those pages runs later. For the same reason an evicted
-page can be handed out at once: the steps that still read it run before the one that writes it anew. Pages that a
-request frees itself may still be written by a launched step, so they go through the allocator's quarantine.
+slot can be handed out at once: the steps that still read it run before the one that writes it anew. Slots that a
+request frees itself may still be written by a launched step, so they go through the allocator's quarantine. A state
+that a step saves is copied by whoever resumes there before a step runs, so it can be found once its step was launched.
 """
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Sequence
 
-from pando.cache.allocator import PageAllocator
-from pando.cache.components import Component, FullKV, Receipt
-from pando.cache.events import EventHub
-from pando.cache.handle import CacheHandle, CacheStats, Denied, GrowResult, PageWrites, PrefixMatch
+from pando.cache.admission import CheckpointPolicy, checkpoints_of
+from pando.cache.budget import CacheLayout
+from pando.cache.components import Pin, Receipt
+from pando.cache.handle import (
+    FULL,
+    WINDOW,
+    CacheHandle,
+    CacheStats,
+    Denied,
+    GrowResult,
+    PageWrite,
+    PageWrites,
+    PrefixMatch,
+    SlotStats,
+)
 from pando.cache.invariants import check_manager
-from pando.cache.key import TOKEN_BYTES, TokenKey, common_prefix
-from pando.cache.node import Node, pages_of, slots_of
-from pando.cache.tree import RadixTree
-from pando.cache.value import EvictionOrder, LruLeaf
+from pando.cache.key import TOKEN_BYTES, TokenKey
+from pando.cache.manager_eviction import Eviction
+from pando.cache.manager_insert import Insertion, forget
+from pando.cache.manager_store import Store
+from pando.cache.node import Node, pages_of
+from pando.cache.value import Policy
+from pando.cache.value_flops import FlopProfile, LinearProfile
 
-_NO_GROWTH = GrowResult(0, array("i"))
+_NO_GROWTH = GrowResult([])
+
+DEFAULT_POLICY = "gdsf:0.25"
+DEFAULT_ADMISSION = "branch+last"
 
 
 class CacheManager:
     """The prefix cache of one replica, on host integers. Not thread-safe: one scheduler owns it.
 
-    num_pages, page_size (tokens): the pool. bytes_per_page: over all layers, for statistics. sharing=False matches and
-    publishes nothing. order: eviction order, least recently used leaf by default.
+    layout: what the model keeps. budget_bytes: what all of it may take. num_slots: the id spaces (pages of full
+    attention, window pages, states; those the layout has, in this order), by default as many as the budget holds.
+    policy, admission: a name (`POLICY_NAMES`, `ADMISSION_NAMES`) or an object. profile: the model's arithmetic.
+    sharing=False matches and publishes nothing.
     """
 
     def __init__(
         self,
-        num_pages: int,
-        page_size: int,
-        bytes_per_page: int = 0,
+        layout: CacheLayout,
+        budget_bytes: int,
         *,
+        num_slots: Sequence[int] | None = None,
+        policy: str | Policy = DEFAULT_POLICY,
+        admission: str | CheckpointPolicy = DEFAULT_ADMISSION,
+        profile: FlopProfile | None = None,
         sharing: bool = True,
-        order: EvictionOrder | None = None,
     ) -> None:
-        self.page_size = page_size
+        self.page_size = layout.page_size
+        self.page_bytes = sum(layout.slot_bytes[:2] if layout.window else layout.slot_bytes[:1])
         self.sharing = sharing
-        self.order: EvictionOrder = LruLeaf() if order is None else order
-        self.kv = FullKV(0, bytes_per_page, self.order)
-        self.components: tuple[Component, ...] = (self.kv,)
-        self.allocator = PageAllocator(num_pages)
-        self.tree = RadixTree(page_size, self.components)
-        self.events = EventHub(self.tree)
+        if num_slots is None:
+            num_slots = [budget_bytes // size if size else 0 for size in layout.slot_bytes]
+        self.store = Store(layout, budget_bytes, list(num_slots), policy, profile or LinearProfile())
+        store = self.store
+        self.tree, self.kv, self.window, self.states = store.tree, store.kv, store.window, store.states
+        self.components, self.order, self.budget, self.events = (
+            store.components, store.order, store.budget, store.events,
+        )  # fmt: skip
+        self.allocator = self.kv.allocator
+        self.eviction = Eviction(store)
+        self.insertion = Insertion(store)
+        self.admission = checkpoints_of(admission)
         self.handles: set[CacheHandle] = set()
-        self.evicted_tokens = 0
+        self._has_kv = layout.kv_bytes_per_token > 0
+        self._grid = math.lcm(layout.page_size, layout.grid)
+        self._keeps_spare = self.states is not None and sharing and self.page_size > 1 and self.admission.keeps_last
+        self._slack = max(1, min(layout.window, 1024) // (4 * layout.page_size))
 
     # -- finding
 
@@ -70,70 +103,87 @@ class CacheManager:
         stop = max(0, (most if limit is None else min(limit, most)) // self.page_size) * self.tree.page_bytes
         node, num_bytes = self.tree.find(data, stop, namespace) if self.sharing else (None, 0)
         if node is None:
-            return PrefixMatch(0, (namespace, 0), None)
-        num_tokens = num_bytes // TOKEN_BYTES
-        for component in self.components:
-            num_tokens = component.usable(node, num_tokens)
-        return PrefixMatch(num_tokens, (namespace, node.id), node)
+            return PrefixMatch(0, 0, (namespace, 0), None, None)
+        matched = num_bytes // TOKEN_BYTES
+        resume, usable = (node, matched) if len(self.components) == 1 else self._usable(node, matched)
+        return PrefixMatch(usable, matched, (namespace, node.id), node, resume)
 
-    def available_pages(self) -> int:
-        """Pages that a reservation can get: free ones and evictable ones."""
-        return self.allocator.num_free + self.kv.num_slots - self.kv.num_locked
+    def _usable(self, node: Node, num_tokens: int) -> tuple[Node, int]:
+        """What all components can resume from; each shortens it, until none does."""
+        usable, before = num_tokens, -1
+        while usable != before:
+            before = usable
+            for component in reversed(self.components):
+                node, usable = component.usable(node, usable)
+        return node, usable
 
     # -- a request's way
 
     def admit(
         self, key: TokenKey, namespace: str, num_tokens_needed: int, *, limit: int | None = None, keep: int = 0
     ) -> CacheHandle | Denied:
-        """Lock the longest cached prefix of `key` and reserve pages for positions [0, num_tokens_needed), or deny.
+        """Lock the longest cached prefix of `key` and reserve all that positions [0, num_tokens_needed) need, or deny.
 
         `handle.num_cached` tokens need not be computed. The key stays the caller's, who appends tokens to it.
         limit: tokens to take from the cache at most. keep: pages that must stay available afterwards.
         """
         match = self.match(key, namespace, limit)
-        shortfall = self._shortfall(match, num_tokens_needed) + keep
+        page = self.page_size
+        num_pages = -(-num_tokens_needed // page)
+        need = [max(0, num_pages - match.num_matched // page) if self._has_kv else 0]
+        kept = [self.kv.num_to_lock(match.node, match.num_matched) + (keep if self._has_kv else 0)]
+        if self.window is not None:
+            need.append(max(0, num_pages - match.num_tokens // page))
+            kept.append(self.window.num_to_lock(match.resume, match.num_tokens) + keep)
+        if self.states is not None:
+            need.append(1 + self._keeps_spare)
+            kept.append(self.states.num_to_lock(match.resume, match.num_tokens))
+        shortfall = self.budget.shortfall(need, kept)
         if shortfall > 0:
             return Denied(shortfall)
-        node = match.node if match.node is not None else self.tree.root(namespace)
-        tail = node.depth - match.num_tokens
-        if tail:
-            node = self.tree.split(node, len(node.key) - tail * TOKEN_BYTES)
-        receipt = self._lock(node)
-        if match.num_tokens:
-            self._touch(node)
-        pages = self._path_pages(node)
-        num_new = self._num_pages(num_tokens_needed) - len(pages)
-        handle = CacheHandle(key, namespace, node, receipt, pages, match.num_tokens)
-        if num_new > 0:
-            self._reserve(num_new)
-            pages.extend(self.allocator.take(num_new))
+        handle = self._hold(match, key, namespace)
+        self.eviction.make_room(need)
+        handle.pages.extend(self.allocator.take(need[0]))
+        if self.window is not None:
+            handle.window_pages.extend(self.window.allocator.take(need[1]))
+        if self.states is not None:
+            handle.state = self.states.allocator.take_one()
+            handle.spare = self.states.allocator.take_one() if self._keeps_spare else -1
         self.handles.add(handle)
         return handle
 
     def grow(self, handle: CacheHandle, num_tokens: int) -> GrowResult | Denied:
         """Make pages exist for positions [0, num_tokens) of the handle. Returns the new ones."""
+        if self.window is not None:
+            grown = self.grow_many([handle], [num_tokens])
+            if grown.denied:
+                return grown
+            return GrowResult(list(zip(grown.group, grown.page_index, grown.page_id, strict=True)))
         pages = handle.pages
         first = len(pages)
         need = -(-num_tokens // self.page_size) - first
-        if need <= 0:
+        if need <= 0 or not self._has_kv:
             return _NO_GROWTH
-        allocator = self.allocator
-        if need > allocator.num_free:
-            shortfall = need - self.available_pages()
+        if need > self.allocator.num_free or self.budget.binds:
+            shortfall = self._make_room([need])
             if shortfall > 0:
                 return Denied(shortfall)
-            self._reserve(need)
-        new = allocator.take(need)
+        new = self.allocator.take(need)
         pages.extend(new)
-        return GrowResult(first, new)
+        return GrowResult([(FULL, index, slot) for index, slot in enumerate(new, first)])
 
     def grow_many(self, handles: Sequence[CacheHandle], num_tokens: Sequence[int]) -> PageWrites | Denied:
-        """`grow` of every handle to its own number of tokens, all or none, with the new pages as columns."""
-        page_size = self.page_size
+        """`grow` of every handle to its own number of tokens, all or none, with the new pages as columns.
+
+        The next step of a handle with windows starts at its last token: what it can not see any more is let go.
+        """
+        page_size, window = self.page_size, self.window
         writes = PageWrites()
+        if not self._has_kv and window is None:
+            return writes
         rows, indices = writes.row, writes.page_index
         for row, (handle, count) in enumerate(zip(handles, num_tokens, strict=True)):
-            first = len(handle.pages)
+            first = len(handle.pages) if window is None else len(handle.window_pages)
             need = -(-count // page_size) - first
             if need == 1:
                 rows.append(row)
@@ -141,77 +191,100 @@ class CacheManager:
             elif need > 1:
                 rows.extend([row] * need)
                 indices.extend(range(first, first + need))
-        shortfall = len(rows) - self.available_pages()
-        if shortfall > 0:
-            return Denied(shortfall)
-        if not rows:
-            return writes
-        self._reserve(len(rows))
-        writes.page_id = self.allocator.take(len(rows)).tolist()
-        for row, page in zip(rows, writes.page_id, strict=True):
-            handles[row].pages.append(page)
+        if rows:
+            count = len(rows)
+            if count > self.allocator.num_free or self.budget.binds or window is not None:
+                shortfall = self._make_room([count] if self._has_kv else [0])
+                if shortfall > 0:
+                    return Denied(shortfall)
+            self._hand_out(writes, handles)
+        if window is not None:
+            self._slide_all(writes, handles, num_tokens)
         return writes
 
-    def publish(self, handle: CacheHandle, num_tokens: int) -> list[tuple[int, int]]:
+    def plan_saves(self, handle: CacheHandle, start: int, end: int) -> list[tuple[int, int]]:
+        """States that the step over positions [start, end) must save: (position, slot), start < position <= end.
+
+        What is saved is the state after `position` tokens. Call it before `publish(handle, end)`, which shares them.
+        Where keeping one is worth less than what would have to go, there is none.
+        """
+        states = self.states
+        if states is None or not self.sharing or not handle.node.live:
+            return []
+        step = states.allocator.newest_launched + 1
+        saves: list[tuple[int, int]] = []
+        while handle.checkpoints and handle.checkpoints[0] <= end:
+            position = handle.checkpoints.pop(0)
+            slot = self._slot_for(handle, position) if position > start else -1
+            if slot >= 0:
+                handle.saves.append((position, slot, step))
+                saves.append((position, slot))
+        at = end // self.page_size * self.page_size if end - start == 1 else self._on_grid(handle, end)
+        if handle.spare >= 0 and at > max(start, handle.spare_at) and at + self.page_size > handle.prompt_len:
+            handle.spare_at, handle.spare_step = at, step
+            saves.append((at, handle.spare))
+        return saves
+
+    def publish(self, handle: CacheHandle, num_tokens: int) -> list[PageWrite]:
         """Let others match the full pages of the handle's first `num_tokens` tokens, all computed or being planned.
 
-        Returns (page index, page id) writes: pages that another request published first replace the handle's own.
+        Returns page-table writes: pages that another request published first replace the handle's own.
         """
-        num_pages = num_tokens // self.page_size
-        if num_pages <= handle.num_tree_pages or not handle.node.live or not self.sharing:
-            return []
-        assert num_tokens <= len(handle.key) and num_pages <= len(handle.pages), (num_tokens, len(handle.pages))
-        swaps: list[tuple[int, int]] = []
-        node = self._insert(handle, num_pages, swaps)
-        receipt = self._lock(node)
-        self._unlock(handle.receipt)
-        handle.node, handle.receipt, handle.num_tree_pages = node, receipt, num_pages
-        return swaps
+        return self._publish(handle, num_tokens, handle.num_planned)
 
-    def release(self, handle: CacheHandle, num_tokens: int, *, publish: bool) -> None:
-        """End the handle: publish its first `num_tokens` tokens if asked, free its own pages, drop its lock."""
+    def release(self, handle: CacheHandle, num_tokens: int, *, publish: bool, state_at: int | None = None) -> None:
+        """End the handle: publish its first `num_tokens` tokens if asked, free its own slots, drop its locks.
+
+        state_at: tokens that the working state has read, all launched steps included; kept if it fits `num_tokens`.
+        """
         assert handle in self.handles, "the handle was released before"
         if publish:
             self.publish(handle, num_tokens)
         self.handles.remove(handle)
         self.allocator.retire(handle.pages[handle.num_tree_pages :])
+        if self.window is not None:
+            own = max(handle.num_window_tree_pages, handle.first_window_page)
+            self.window.allocator.retire(handle.window_pages[own:])
+        if self.states is not None:
+            self._release_states(handle, num_tokens if publish else 0, state_at)
         node = handle.node
-        self._touch(node)
+        self._touch(node, 0)
         self._unlock(handle.receipt)
-        if not node.live:
-            self._drop_dead_path(node)
-        elif node.parent is not None:
-            self.tree.merge_upwards(node)
-        else:
-            self.tree.drop_root_if_idle(node)
+        self._settle(node)
 
     # -- steps
 
     def launched(self, step: int) -> None:
-        """Step `step` was launched. Pages freed from now on rest until it is collected."""
-        self.allocator.launched(step)
+        """Step `step` was launched. What is freed from now on rests until it is collected; its states can be found."""
+        for component in self.components:
+            component.allocator.launched(step)
+        if self.insertion.unborn:
+            self._deliver(step)
 
     def collected(self, step: int) -> None:
-        """Step `step` has ended, well or not. Pages freed before the next launch can be used again."""
-        self.allocator.collected(step)
+        """Step `step` has ended, well or not. Slots freed before the next launch can be used again."""
+        for component in self.components:
+            component.allocator.collected(step)
+        if self.insertion.unborn:
+            self._deliver(step)
 
     # -- forgetting
 
     def invalidate(self) -> None:
-        """A step failed: nothing published so far may be matched again. Locked pages go when they are released."""
+        """A step failed: nothing published so far may be matched again. Locked slots go when they are released."""
         roots = list(self.tree.roots.values())
         for node in self.tree.nodes():
             node.live = False
         self.tree.roots.clear()
         for root in roots:
-            self._drop_unlocked(root)
+            self.eviction.drop_unlocked(root)
         if self.events.active:
             self.events.cleared()
 
     def flush(self) -> bool:
         """Drop everything that no request holds. False if requests hold anything."""
         for root in list(self.tree.roots.values()):
-            self._drop_unlocked(root)
+            self.eviction.drop_unlocked(root)
         if self.events.active and not self.tree.roots:
             self.events.cleared()
         return not self.handles
@@ -221,49 +294,90 @@ class CacheManager:
     @property
     def num_held_tokens(self) -> int:
         """Tokens whose KV is resident or being planned, in the tree and in handles, each counted once. O(handles)."""
-        own = sum(self._num_own_tokens(handle) for handle in self.handles)
-        return self.kv.num_slots * self.page_size + own
+        page = self.page_size
+        own = sum(min(len(h.key), len(h.pages) * page) - h.num_tree_pages * page for h in self.handles)
+        return self.kv.num_slots * page + own if self._has_kv else 0
 
     def stats(self) -> CacheStats:
         """Counts of this moment. O(handles)."""
-        free, quarantined = self.allocator.num_free, self.allocator.num_quarantined
-        evictable = self.kv.num_slots - self.kv.num_locked
-        used = self.allocator.num_pages - free
+        by_component = {}
+        for c, gone in zip(self.components, self.eviction.evicted, strict=True):
+            space, evictable = c.allocator, c.num_slots - c.num_locked
+            by_component[c.name] = SlotStats(space.num_slots, space.num_free, space.num_quarantined, evictable, gone)
+        full = by_component["full"]
+        resting = sum(c.allocator.num_quarantined * c.slot_bytes for c in self.components)
         return CacheStats(
-            num_pages=self.allocator.num_pages,
-            num_free=free,
-            num_quarantined=quarantined,
-            num_evictable=evictable,
-            num_locked=used - quarantined - evictable,
+            num_pages=full.num_slots,
+            num_free=full.num_free,
+            num_quarantined=full.num_quarantined,
+            num_evictable=full.num_evictable,
+            num_locked=full.num_locked,
             num_held_tokens=self.num_held_tokens,
             num_handles=len(self.handles),
-            evicted_tokens=self.evicted_tokens,
-            held_bytes=(used - quarantined) * self.kv.slot_bytes,
+            evicted_tokens=self.eviction.evicted[0] * self.page_size,
+            held_bytes=self.budget.used_bytes - resting,
+            budget_bytes=self.budget.num_bytes,
+            by_component=by_component,
         )
 
     def check(self) -> None:
         """Recompute every fact from scratch and assert that it agrees. For tests; O(everything)."""
-        check_manager(self.tree, self.kv, self.order, self.allocator, self.handles)
+        check_manager(self.store, self.handles, self.insertion.unborn)
 
-    # -- inner
+    # -- inner: admission
 
-    def _num_pages(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.page_size)
+    def _hold(self, match: PrefixMatch, key: TokenKey, namespace: str) -> CacheHandle:
+        """A handle on the matched prefix, locked, with nothing reserved yet."""
+        node = match.node if match.node is not None else self.tree.root(namespace)
+        node = self.tree.cut_at(node, match.num_matched)
+        handle = CacheHandle(key, namespace, node, match.num_tokens, self._path_pages(node))
+        handle.num_tree_pages = match.num_matched // self.page_size
+        resume = node if match.num_tokens == match.num_matched else self.tree.cut_at(node, match.num_tokens)
+        receipt: Receipt = (self.kv.lock(node),)
+        if self.window is not None:
+            first = self.window.first_page(match.num_tokens)
+            pin = self.insertion.lock_window(self.window, resume, first * self.page_size)
+            self.window.use(pin)
+            handle.window_pages = array("i", [-1]) * first + self.window.pages_under(pin)
+            handle.first_window_page, handle.num_window_tree_pages = first, len(handle.window_pages)
+            receipt += (pin,)
+        if self.states is not None:
+            if match.num_tokens:
+                handle.restore = self.states.slot(resume)
+                receipt += (self.states.lock(resume),)
+            handle.checkpoints = self._checkpoints(handle)
+        handle.receipt = receipt
+        if match.num_tokens:
+            self._touch(resume, 1)
+        return handle
 
-    def _num_own_tokens(self, handle: CacheHandle) -> int:
-        return min(len(handle.key), len(handle.pages) * self.page_size) - handle.num_tree_pages * self.page_size
+    def _checkpoints(self, handle: CacheHandle) -> list[int]:
+        """Positions whose states the handle should save, ascending, on pages and on the grid."""
+        if not self.sharing:
+            return []
+        wanted = self.admission.positions(handle.num_cached, handle.num_matched, handle.prompt_len)
+        rounded = {self._on_grid(handle, min(position, handle.prompt_len)) for position in wanted}
+        return sorted(position for position in rounded if position > handle.num_cached)
 
-    def _shortfall(self, match: PrefixMatch, num_tokens: int) -> int:
-        """Pages lacking to lock the match and reserve the rest of `num_tokens`; <= 0 if it fits.
+    def _on_grid(self, handle: CacheHandle, position: int) -> int:
+        """The last position up to `position` where a state can be saved and found."""
+        start = handle.num_cached
+        return start + (position - start) // self._grid * self._grid
 
-        Locking takes pages out of the evictable ones, so the matched pages count as well, once, if nobody holds them.
-        """
-        need = self._num_pages(num_tokens) - match.num_tokens // self.page_size
-        node = match.node
-        to_lock = self.kv.num_to_lock(node)
-        if node is not None and to_lock:
-            to_lock -= (node.depth - match.num_tokens) // self.page_size  # the unmatched end of the last edge
-        return max(0, need) + to_lock - self.available_pages()
+    def _slot_for(self, handle: CacheHandle, position: int) -> int:
+        """A slot for the state after `position` tokens, or -1 if it is there already or not worth its room."""
+        states = self.states
+        assert states is not None
+        node: Node | None = handle.node
+        while node is not None and node.depth > position:
+            node = node.parent
+        if node is not None and node.depth == position and states.slot(node) >= 0:
+            return -1
+        above = max([handle.num_cached, *(saved for saved, _, _ in handle.saves)])
+        need = [0] * (len(self.components) - 1) + [1]
+        if not self.eviction.try_room(need, self.order.policy.newcomer(position, min(above, position))):
+            return -1
+        return states.allocator.take_one()
 
     def _path_pages(self, node: Node) -> array[int]:
         """Pages of all tokens from the root to the end of `node`."""
@@ -274,99 +388,145 @@ class CacheManager:
             current = current.parent
         pages = array("i")
         for part in reversed(path):
-            pages.extend(pages_of(part.records[self.kv.index].slots))
+            pages.extend(pages_of(part.records[0].slots))
         return pages
 
-    def _lock(self, node: Node) -> Receipt:
-        return tuple([component.lock(node) for component in self.components])
-
     def _unlock(self, receipt: Receipt) -> None:
-        for pin in receipt:
+        for pin in reversed(receipt):
             self.components[pin.component].unlock(pin)
+            if not pin.node.live:
+                self._purge(pin)
 
-    def _touch(self, node: Node) -> None:
+    def _purge(self, pin: Pin) -> None:
+        """What an invalidated lock no longer holds can not be evicted, so it goes at once."""
+        node: Node | None = pin.node
+        while node is not None and node.depth >= pin.start and node.parent is not None:
+            self.eviction.purge(node)
+            node = node.parent
+
+    def _touch(self, node: Node, num_hits: int) -> None:
+        self.order.touch(node)
         for component in self.components:
-            component.touch(node)
+            component.touch(node, num_hits)
 
-    def _insert(self, handle: CacheHandle, num_pages: int, swaps: list[tuple[int, int]]) -> Node:
-        """Walk and extend the tree below the handle's node to `num_pages` pages; returns the node that ends there."""
-        data, width = handle.key.data, self.tree.page_bytes
-        node, index = handle.node, handle.num_tree_pages
-        while index < num_pages:
-            start = index * width
-            child = node.children.get(bytes(data[start : start + width]))
-            if child is None:
-                node = self.tree.attach(node, bytes(data[start : num_pages * width]))
-                self.kv.adopt(node, slots_of(handle.pages[index:num_pages]))
-                if self.events.active:
-                    self.events.stored(node)
-                return node
-            common = common_prefix(child.key, data, start, num_pages * width, width)
-            node = child if common == len(child.key) else self.tree.split(child, common)
-            index = self._swap(handle, node, index, swaps)
-        return node
+    # -- inner: growing and publishing
 
-    def _swap(self, handle: CacheHandle, node: Node, index: int, swaps: list[tuple[int, int]]) -> int:
-        """Replace the handle's own pages from `index` on by those of `node`; returns the index after them."""
-        pages = pages_of(node.records[self.kv.index].slots)
-        end = index + len(pages)
-        duplicates = handle.pages[index:end]
-        handle.pages[index:end] = pages
-        swaps.extend(zip(range(index, end), pages, strict=True))
-        self.allocator.retire(duplicates)
-        return end
+    def _make_room(self, need: list[int]) -> int:
+        """Room for as many slots of both groups of pages; the bytes lacking, if it can not be had."""
+        if self.window is not None:
+            need = [need[0], max(need)]
+        need = need + [0] * (len(self.components) - len(need))
+        shortfall = self.budget.shortfall(need, [0] * len(need))
+        if shortfall <= 0:
+            self.eviction.make_room(need)
+        return shortfall
 
-    def _reserve(self, num_pages: int) -> None:
-        """Evict until `num_pages` pages are free. The caller has checked that it can be done."""
-        missing = num_pages - self.allocator.num_free
-        while missing > 0:
-            missing -= self._evict_one(missing)
+    def _hand_out(self, writes: PageWrites, handles: Sequence[CacheHandle]) -> None:
+        """Take the pages that `writes` lacks: one of each group per entry."""
+        count = len(writes.row)
+        if self._has_kv:
+            writes.page_id = self.allocator.take(count).tolist()
+            writes.group = [FULL] * count
+            for row, page in zip(writes.row, writes.page_id, strict=True):
+                handles[row].pages.append(page)
+        if self.window is not None:
+            pages = self.window.allocator.take(count)
+            for row, slot in zip(writes.row, pages, strict=True):
+                handles[row].window_pages.append(slot)
+            if self._has_kv:
+                writes.row.extend(writes.row[:])
+                writes.page_index.extend(writes.page_index[:])
+            writes.page_id.extend(pages)
+            writes.group.extend([WINDOW] * count)
 
-    def _evict_one(self, at_most: int) -> int:
-        """Evict the tail of the least valuable record, `at_most` pages of it; returns how many."""
-        record = self.order.pop()
-        node = record.node
-        count = min(at_most, len(record.slots))
-        if self.events.active:
-            self.events.removed(node, count)
-        self.allocator.put(pages_of(self.kv.cut(record, count)))
-        self.evicted_tokens += count * self.page_size
-        if len(record.slots):
-            self.tree.trim(node, count)
-            self.kv.offer(node)
-            return count
-        self._remove(node)
-        return count
+    def _slide_all(self, writes: PageWrites, handles: Sequence[CacheHandle], num_tokens: Sequence[int]) -> None:
+        """Let go of window pages that handles can not see any more, once they are worth the call."""
+        window = self.window
+        assert window is not None
+        for row, (handle, count) in enumerate(zip(handles, num_tokens, strict=True)):
+            first = window.first_page(count - 1)
+            if first - handle.first_window_page < self._slack:
+                continue
+            known = min(len(handle.key), count - 1)
+            if not self.sharing or not handle.node.live:
+                self._forget(handle, first)
+            elif known >= handle.num_planned:
+                for group, index, slot in self._publish(handle, known, count - 1):
+                    writes.row.append(row)
+                    writes.group.append(group)
+                    writes.page_index.append(index)
+                    writes.page_id.append(slot)
 
-    def _remove(self, node: Node) -> None:
-        """Take the emptied leaf `node` out of the tree."""
-        parent = self.tree.detach(node)
-        for component in self.components:
-            component.offer(parent)
-        if parent.parent is None:
-            self.tree.drop_root_if_idle(parent)
+    def _forget(self, handle: CacheHandle, first: int) -> None:
+        """A handle that shares nothing frees its own window pages in front of page `first`."""
+        own = max(handle.first_window_page, handle.num_window_tree_pages)
+        if self.window is not None and first > own:
+            self.window.allocator.retire(handle.window_pages[own:first])
+            forget(handle, first)
 
-    def _drop(self, node: Node) -> None:
-        """Free all pages of the unlocked leaf `node` and take it out."""
-        record = node.records[self.kv.index]
-        self.order.discard(record)
-        self.allocator.retire(pages_of(self.kv.cut(record, len(record.slots))))
-        self._remove(node)
+    def _publish(self, handle: CacheHandle, num_tokens: int, start: int) -> list[PageWrite]:
+        """`publish`, while a step is planned that starts behind `start` tokens of the handle."""
+        num_pages = num_tokens // self.page_size
+        writes: list[PageWrite] = []
+        if not self.sharing or not handle.node.live or num_tokens <= start and num_pages <= handle.num_tree_pages:
+            return writes
+        if num_pages > handle.num_tree_pages:
+            assert num_tokens <= len(handle.key), (num_tokens, len(handle.key))
+            assert not self._has_kv or num_pages <= len(handle.pages), (num_tokens, len(handle.pages))
+            self.insertion.extend(handle, num_pages, writes)
+        if self.window is not None:
+            writes += self.insertion.slide(self.window, handle, num_tokens, start)
+        if self.states is not None:
+            self._drop_restored(handle)
+            self.insertion.attach_saves(self.states, handle, num_pages * self.page_size)
+        handle.num_planned = max(handle.num_planned, num_tokens)
+        return writes
 
-    def _drop_unlocked(self, root: Node) -> None:
-        """Drop every node below `root` that protects nothing, children before parents."""
-        below = [root]
-        for node in below:
-            below.extend(node.children.values())
-        for node in reversed(below[1:]):
-            if not any(record.locks for record in node.records):
-                if self.events.active and node.live:
-                    self.events.removed(node, len(node.key) // self.tree.page_bytes)
-                self._drop(node)
+    def _drop_restored(self, handle: CacheHandle) -> None:
+        """The first step is planned: the state it copies is read before anything can be written there."""
+        *others, last = handle.receipt
+        assert self.states is not None
+        if last.component == self.states.index:
+            self.states.unlock(last)
+            handle.receipt = tuple(others)
 
-    def _drop_dead_path(self, node: Node | None) -> None:
-        """Drop what an invalidated handle's lock was the last to hold."""
-        while node is not None and node.parent is not None and not node.records[self.kv.index].locks:
-            parent = node.parent
-            self._drop(node)
-            node = parent
+    # -- inner: releasing
+
+    def _release_states(self, handle: CacheHandle, num_tokens: int, state_at: int | None) -> None:
+        """Keep the last state of the handle's first `num_tokens` tokens, free the others."""
+        states = self.states
+        assert states is not None
+        now = states.allocator.newest_launched
+        own = [(slot, step) for _, slot, step in handle.saves] + [(handle.state, now)]
+        if handle.spare >= 0:
+            own.append((handle.spare, handle.spare_step))
+        shared = self.sharing and handle.node.live and self.admission.keeps_last and num_tokens > 0
+        if shared and state_at == num_tokens and num_tokens % self.page_size == 0:
+            own.remove((handle.state, now))
+            self.insertion.attach_state(states, handle, num_tokens, handle.state, now)
+        elif shared and handle.spare >= 0 and 0 < handle.spare_at <= num_tokens:
+            own.remove((handle.spare, handle.spare_step))
+            self.insertion.attach_state(states, handle, handle.spare_at, handle.spare, handle.spare_step)
+        for slot, step in own:
+            states.allocator.retire(array("i", [slot]), planned=step > now)
+
+    def _settle(self, node: Node) -> None:
+        """`node` lost a lock: tidy up around it."""
+        if not node.live:
+            self.eviction.drop_dead_path(node)
+        elif node.parent is None:
+            self.tree.drop_root_if_idle(node)
+        elif not self.eviction.prune(node):
+            self.tree.merge_upwards(node)
+
+    def _deliver(self, step: int) -> None:
+        """States saved by steps up to `step` can be found and evicted."""
+        states = self.states
+        assert states is not None
+        due = [locks for at, locks in self.insertion.unborn if at <= step]
+        self.insertion.unborn = [(at, locks) for at, locks in self.insertion.unborn if at > step]
+        for locks in due:
+            node = locks[0].node
+            states.planned.discard(node.records[states.index])
+            self._unlock(locks)
+            self._settle(node)

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 Slots = NDArray[np.int32]
 """Pool indices (pages, or state slots) in position order. Written once, then immutable; splits make views."""
 
+NOTHING: Slots = np.empty(0, dtype=np.int32)
+"""No slots: a tombstone, where a component's part was evicted or never written. A later insert may heal it."""
+
 
 def slots_of(pages: array[int]) -> Slots:
     """A read-only copy of `pages`."""
@@ -26,17 +29,21 @@ def pages_of(slots: Slots) -> array[int]:
 class Record:
     """What one component keeps at one node: the unit of locking and of eviction.
 
-    slots: pool indices held. locks: see the component; 0 = may be evicted. last_use: logical time of the last hit.
-    stamp: version of this record's entry in the eviction order, 0 = it is no candidate.
+    component: whose it is. slots: pool indices held. locks: see the component; 0 = may be evicted. frequency: hits that
+    ended here. floor: the policy's inflation at the last of them. reach: tokens of the longest prefix that needed a
+    window's pages. stamp: version of this record's entry in the eviction order, 0 = it is no candidate.
     """
 
-    __slots__ = ("last_use", "locks", "node", "slots", "stamp")
+    __slots__ = ("component", "floor", "frequency", "locks", "node", "reach", "slots", "stamp")
 
-    def __init__(self, node: Node, slots: Slots, *, locks: int, last_use: int) -> None:
+    def __init__(self, node: Node, component: int, slots: Slots = NOTHING, locks: int = 0) -> None:
         self.node = node
+        self.component = component
         self.slots = slots
         self.locks = locks
-        self.last_use = last_use
+        self.frequency = 1
+        self.floor = 0.0
+        self.reach = 0
         self.stamp = 0
 
 
@@ -44,11 +51,12 @@ class Node:
     """An edge of the tree with the tokens on it.
 
     key: the edge's tokens as bytes, whole pages, empty only at a root. depth: tokens from the root to this node's end.
-    children: by the bytes of their first page. records: one per component, in component order. live: False once
-    invalidated: never matched again, kept only until its locks are gone. hashes: chained page hashes, if computed.
+    children: by the bytes of their first page. records: one per component, in component order. last_use: logical time
+    of the last hit that ended here. live: False once invalidated: never matched again, kept only until its locks are
+    gone. hashes: chained page hashes, if computed.
     """
 
-    __slots__ = ("children", "depth", "hashes", "id", "key", "live", "namespace", "parent", "records")
+    __slots__ = ("children", "depth", "hashes", "id", "key", "last_use", "live", "namespace", "parent", "records")
 
     def __init__(self, node_id: int, parent: Node | None, key: bytes, depth: int, namespace: str) -> None:
         self.id = node_id
@@ -58,5 +66,11 @@ class Node:
         self.namespace = namespace
         self.children: dict[bytes, Node] = {}
         self.records: list[Record] = []
+        self.last_use = 0
         self.live = True
         self.hashes: bytes | None = None
+
+    @property
+    def start(self) -> int:
+        """Tokens from the root to this node's beginning."""
+        return 0 if self.parent is None else self.parent.depth

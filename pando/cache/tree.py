@@ -11,23 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from pando.cache.components import Component
 from pando.cache.key import TOKEN_BYTES, common_prefix
 from pando.cache.node import Node, Record
 
 MERGED_KEY_BYTES = 65536
-"""Nodes are merged up to this key length, so that cutting the tail of one copies little."""
+"""By default nodes are merged up to this key length, so that cutting the tail of one copies little."""
 
 
 class RadixTree:
     """Token prefixes by namespace, at page granularity. Depth is bounded by nothing, so nothing here recurses."""
 
-    def __init__(self, page_size: int, components: Sequence[Component]) -> None:
+    def __init__(
+        self, page_size: int, components: Sequence[Component], merged_key_bytes: int = MERGED_KEY_BYTES
+    ) -> None:
+        self.page_size = page_size
         self.page_bytes = page_size * TOKEN_BYTES
         self.components = components
         self.roots: dict[str, Node] = {}
+        self._merged_key_bytes = merged_key_bytes
         self._num_ids = 0
 
     def find(self, data: bytes | bytearray, stop: int, namespace: str) -> tuple[Node | None, int]:
@@ -55,12 +57,10 @@ class RadixTree:
         root = self.roots.get(namespace)
         if root is None:
             root = self.roots[namespace] = self._new_node(None, b"", 0, namespace)
-            nothing = np.empty(0, dtype=np.int32)
-            root.records = [Record(root, nothing, locks=0, last_use=0) for _ in self.components]
         return root
 
     def attach(self, parent: Node, key: bytes) -> Node:
-        """A new leaf below `parent`; the caller gives it its records."""
+        """A new leaf below `parent`, with empty records."""
         assert key and len(key) % self.page_bytes == 0, f"edge of {len(key)} bytes, pages of {self.page_bytes}"
         assert key[: self.page_bytes] not in parent.children, "a sibling begins with the same page"
         node = self._new_node(parent, key, parent.depth + len(key) // TOKEN_BYTES, parent.namespace)
@@ -75,6 +75,7 @@ class RadixTree:
         upper = self._new_node(parent, key[:num_bytes], parent.depth + num_bytes // TOKEN_BYTES, node.namespace)
         upper.children[key[num_bytes : num_bytes + page_bytes]] = node
         parent.children[key[:page_bytes]] = upper
+        upper.last_use = node.last_use
         node.parent, node.key = upper, key[num_bytes:]
         num_pages = num_bytes // page_bytes
         for component in self.components:
@@ -84,12 +85,20 @@ class RadixTree:
             upper.hashes, node.hashes = node.hashes[: num_pages * width], node.hashes[num_pages * width :]
         return upper
 
+    def cut_at(self, node: Node, num_tokens: int) -> Node:
+        """The node on the path to `node` that ends after `num_tokens` tokens; split off if they end inside an edge."""
+        while node.start >= num_tokens and node.parent is not None:
+            node = node.parent
+        if node.depth == num_tokens:
+            return node
+        return self.split(node, (num_tokens - node.start) * TOKEN_BYTES)
+
     def merge_upwards(self, node: Node) -> None:
         """Dissolve the only-child chain above `node` into it, as far as every component allows. Undoes `split`."""
         path, size = [node], len(node.key)
         while (upper := path[-1].parent) is not None and upper.parent is not None and len(upper.children) == 1:
             size += len(upper.key)
-            if size > MERGED_KEY_BYTES or not all(c.can_merge(upper, path[-1]) for c in self.components):
+            if size > self._merged_key_bytes or not all(c.can_merge(upper, path[-1]) for c in self.components):
                 break
             path.append(upper)
         if len(path) == 1:
@@ -136,4 +145,6 @@ class RadixTree:
 
     def _new_node(self, parent: Node | None, key: bytes, depth: int, namespace: str) -> Node:
         self._num_ids += 1
-        return Node(self._num_ids, parent, key, depth, namespace)
+        node = Node(self._num_ids, parent, key, depth, namespace)
+        node.records = [Record(node, component.index) for component in self.components]
+        return node

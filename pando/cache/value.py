@@ -1,4 +1,4 @@
-"""Which record is worth least. One interface, so that policies differ in nothing but their order."""
+"""Which record is worth least: the candidates for eviction in the order of a policy, which can be exchanged."""
 
 from __future__ import annotations
 
@@ -6,47 +6,77 @@ import heapq
 from collections.abc import Iterator
 from typing import Protocol
 
-from pando.cache.node import Record
+from pando.cache.node import Node, Record
+
+NUM_TIERS = 2
+"""Proper candidates, and those that go only when there is no other: every unlocked record is in one of them."""
 
 
-class EvictionOrder(Protocol):
-    """The candidates for eviction (unlocked records that their component can give up), least valuable first.
+class Policy(Protocol):
+    """An order among records. Scores of all components are comparable; the lowest goes first."""
 
-    A candidate carries a non-zero `stamp`, set here and nowhere else.
+    whole_leaves: bool
+    """True if a leaf with a state goes at once with all it holds, False if only as much goes as is needed."""
+
+    def rank(self, record: Record) -> tuple[int, float]:
+        """(tier, score) of a candidate as it is now. May rise while the record is a candidate; see `EvictionOrder`."""
+
+    def newcomer(self, tokens: int, above: int) -> float:
+        """Score of a state that is not there yet, after `tokens` tokens, when the nearest one above is at `above`."""
+
+    def touched(self, record: Record) -> None:
+        """`record` was made or used."""
+
+    def evicted(self, score: float) -> None:
+        """A record with this score was the victim."""
+
+    def choose(self, candidates: Iterator[Record]) -> Record | None:
+        """The victim, for a policy whose scores depend on all candidates; None: the lowest score."""
+
+
+class EvictionOrder:
+    """Candidates for eviction, least valuable first. O(log n): outdated entries of the heaps go when they surface.
+
+    A candidate carries a non-zero `stamp`, set here and nowhere else. A score that rose since it was entered is
+    noticed when it surfaces; one that may have sunk must be entered again by `add`.
     """
 
-    def add(self, record: Record) -> None:
-        """`record` became a candidate, or its value changed."""
-
-    def discard(self, record: Record) -> None:
-        """`record` is no candidate any more; harmless if it was none."""
-
-    def pop(self) -> Record:
-        """Remove and return the least valuable candidate. Raises LookupError if there is none."""
-
-    def __iter__(self) -> Iterator[Record]:
-        """All candidates, in no particular order."""
-
-    def __len__(self) -> int:
-        """Number of candidates."""
-
-
-class LruLeaf:
-    """Least recently used leaf first. O(log n): a heap whose outdated entries are dropped when they surface."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[int, int, Record]] = []
+    def __init__(self, policy: Policy, num_components: int) -> None:
+        self.policy = policy
+        self.clock = 0
+        self._heaps: list[list[list[tuple[float, int, Record]]]] = [
+            [[] for _ in range(NUM_TIERS)] for _ in range(num_components)
+        ]
         self._num_stamps = 0
         self._num_candidates = 0
+        self._num_entries = 0
+
+    def use(self, policy: Policy) -> None:
+        """Go on with another policy: every candidate is ranked anew."""
+        self.policy = policy
+        candidates = list(self)
+        for tiers in self._heaps:
+            for heap in tiers:
+                heap.clear()
+        self._num_entries = 0
+        for record in candidates:
+            self.add(record)
+
+    def touch(self, node: Node) -> None:
+        """`node` was made, or a hit ended in it."""
+        self.clock += 1
+        node.last_use = self.clock
 
     def add(self, record: Record) -> None:
-        """`record` became a candidate, or was used; its former entry is outdated from now on."""
+        """`record` became a candidate, or its value changed; its former entry is outdated from now on."""
         if not record.stamp:
             self._num_candidates += 1
         self._num_stamps += 1
         record.stamp = self._num_stamps
-        heapq.heappush(self._heap, (record.last_use, record.stamp, record))
-        if len(self._heap) > 2 * self._num_candidates + 64:
+        tier, score = self.policy.rank(record)
+        heapq.heappush(self._heaps[record.component][tier], (score, record.stamp, record))
+        self._num_entries += 1
+        if self._num_entries > 2 * self._num_candidates + 64:
             self._compact()
 
     def discard(self, record: Record) -> None:
@@ -55,24 +85,53 @@ class LruLeaf:
             record.stamp = 0
             self._num_candidates -= 1
 
-    def pop(self) -> Record:
-        """Remove and return the candidate used longest ago. Raises LookupError if there is none."""
-        while self._heap:
-            _, stamp, record = heapq.heappop(self._heap)
-            if record.stamp == stamp:
-                self.discard(record)
-                return record
-        raise LookupError("no candidate for eviction")
+    def peek(self, component: int | None = None) -> tuple[float, Record] | None:
+        """Score and record of the least valuable candidate, of one component if asked; None if there is none."""
+        heaps = self._heaps if component is None else [self._heaps[component]]
+        for tier in range(NUM_TIERS):
+            tops = [top for tiers in heaps if (top := self._top(tiers[tier])) is not None]
+            if tops:
+                least = min(tops)
+                chosen = self.policy.choose(r for tiers in heaps for _, stamp, r in tiers[tier] if r.stamp == stamp)
+                return (least[0], least[2]) if chosen is None else (self.policy.rank(chosen)[1], chosen)
+        return None
+
+    def pop(self, component: int | None = None) -> Record:
+        """Remove and return the least valuable candidate. Raises LookupError if there is none."""
+        least = self.peek(component)
+        if least is None:
+            raise LookupError("no candidate for eviction")
+        score, record = least
+        self.discard(record)
+        self.policy.evicted(score)
+        return record
 
     def __iter__(self) -> Iterator[Record]:
         """All candidates, in no particular order."""
-        return (record for _, stamp, record in self._heap if record.stamp == stamp)
+        return (r for tiers in self._heaps for heap in tiers for _, stamp, r in heap if r.stamp == stamp)
 
     def __len__(self) -> int:
         """Number of candidates."""
         return self._num_candidates
 
+    def _top(self, heap: list[tuple[float, int, Record]]) -> tuple[float, int, Record] | None:
+        while heap:
+            score, stamp, record = heap[0]
+            if record.stamp != stamp:
+                heapq.heappop(heap)
+                self._num_entries -= 1
+                continue
+            now = self.policy.rank(record)[1]
+            if now <= score:
+                return heap[0]
+            heapq.heapreplace(heap, (now, stamp, record))
+        return None
+
     def _compact(self) -> None:
-        """Drop outdated entries, so that the heap stays within a constant factor of the candidates."""
-        self._heap = [entry for entry in self._heap if entry[2].stamp == entry[1]]
-        heapq.heapify(self._heap)
+        """Drop outdated entries, so that the heaps stay within a constant factor of the candidates."""
+        self._num_entries = 0
+        for tiers in self._heaps:
+            for tier, heap in enumerate(tiers):
+                tiers[tier] = [entry for entry in heap if entry[2].stamp == entry[1]]
+                heapq.heapify(tiers[tier])
+                self._num_entries += len(tiers[tier])

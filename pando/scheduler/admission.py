@@ -10,9 +10,10 @@ once, without a rule for it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pando.cache.handle import FULL, PageWrite
 from pando.cache.manager import CacheManager
 from pando.core.batch import Batch, NewSlot
 from pando.scheduler.policy import WaitingQueue
@@ -75,7 +76,7 @@ class Admission:
         self.num_retracted = 0
         self._free_slots = list(range(limits.max_running - 1, -1, -1))
         self._blocked: tuple[Request | None, int] = (None, 0)
-        """The request that was denied last, and the available pages it waits for (saves a match per step)."""
+        """The request that was denied last, and the available bytes it waits for (saves a match per step)."""
         self._freed: list[int] = []
         self._new: list[NewSlot] = []
         self._step = 0
@@ -200,8 +201,7 @@ class Admission:
             if victim is request:
                 return
             grown = self.cache.grow(request.handle, planned + 1)
-        if grown.page_ids:
-            self._write_pages(plan.batch, request.slot, grown.first_page, grown.page_ids)
+        self._write(plan.batch, request.slot, grown.writes)
         self._row(plan, request, 1, int(request.known + request.pending < request.limit))
 
     def _victim(self, plan: Plan) -> Request | None:
@@ -222,9 +222,7 @@ class Admission:
         emit = int(last and request.known + request.pending < request.limit)
         self._row(plan, request, num, emit)
         assert request.handle is not None
-        swaps = self.cache.publish(request.handle, request.planned)
-        for index, page_id in swaps:
-            self._write_pages(plan.batch, request.slot, index, [page_id])
+        self._write(plan.batch, request.slot, self.cache.publish(request.handle, request.planned))
         return num
 
     def _row(self, plan: Plan, request: Request, num: int, emit: int) -> None:
@@ -239,11 +237,11 @@ class Admission:
         request.pending += emit
 
     @staticmethod
-    def _write_pages(batch: Batch, slot: int, first: int, pages: Sequence[int]) -> None:
-        num = len(pages)
-        batch.page_slot.extend([slot] * num)
-        batch.page_index.extend(range(first, first + num))
-        batch.page_id.extend(pages)
+    def _write(batch: Batch, slot: int, writes: Iterable[PageWrite]) -> None:
+        for _, index, page_id in writes:
+            batch.page_slot.append(slot)
+            batch.page_index.append(index)
+            batch.page_id.append(page_id)
 
     def _admit_waiting(self, plan: Plan) -> None:
         """Admit in queue order until budget, slots or pages run out. The queue's first is never overtaken for pages."""
@@ -288,12 +286,14 @@ class Admission:
         needed = request.known
         page = self.limits.page_size
         keep = keep if self.running else 0
-        blocked, pages_wanted = self._blocked
-        if blocked is request and self.running and self.cache.available_pages() < pages_wanted + keep:
+        blocked, wanted = self._blocked
+        kept_bytes = keep * self.cache.page_bytes
+        if blocked is request and self.running and self.cache.budget.available_bytes < wanted + kept_bytes:
             return False
         handle = self.cache.admit(request.key, request.namespace, needed, limit=request.reusable, keep=keep)
         if handle.denied:
-            self._blocked = (request, self.cache.available_pages() + handle.shortfall_pages - keep)
+            available = self.cache.budget.available_bytes
+            self._blocked = (request, available + handle.shortfall_bytes - kept_bytes)
             return False
         self._blocked = (None, 0)
         slot = self._free_slots.pop()
@@ -304,7 +304,8 @@ class Admission:
         self._new.append(
             NewSlot(slot, tokens, request.prompt_len, sampling, request.seed, request.logprobs, sorted(request.end_ids))
         )
-        self._write_pages(plan.batch, slot, 0, handle.pages[: (needed + page - 1) // page])
+        pages = handle.pages[: (needed + page - 1) // page]
+        self._write(plan.batch, slot, [(FULL, index, page_id) for index, page_id in enumerate(pages)])
         self._stats.count_admission(request, handle.num_cached, first=not request.admitted)
         if not request.admitted:
             request.admitted = True

@@ -230,7 +230,8 @@ class Scheduler:
             return
         stuck = self._admission.running[0] if self._admission.running else self._admission.waiting.peek()
         if stuck is not None:
-            total = self._admission.cache.allocator.num_pages * self._admission.limits.page_size
+            cache = self._admission.cache
+            total = cache.budget.num_bytes // max(1, cache.page_bytes) * cache.page_size
             self.results.fail(
                 stuck, CapacityExceeded(f"the request needs more than the {total} tokens of the KV pool; shorten it")
             )

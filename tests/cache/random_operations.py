@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from pando.cache.handle import CacheHandle
 from pando.cache.key import TokenKey, tokens_to_bytes
-from pando.cache.manager import CacheManager
 from pando.cache.node import Node
 from tests.cache.prefix_model import ModelHandle, Prefix, PrefixModel
+from tests.cache.requests import full_cache
 
 NAMESPACES = ("", "", "", "adapter")
 
@@ -21,7 +21,7 @@ class Driver:
         self.random = random.Random(seed)
         self.page_size = page_size
         self.max_running = max_running
-        self.manager = CacheManager(num_pages, page_size)
+        self.manager = full_cache(num_pages, page_size)
         self.model = PrefixModel(num_pages, page_size)
         self.running: list[tuple[CacheHandle, ModelHandle]] = []
         self.history: list[list[int]] = [[]]
@@ -56,7 +56,7 @@ class Driver:
         self.manager.collected(self.step)
         self.model.collect(self.step)
         self.compare()
-        assert self.manager.available_pages() == self.model.num_pages, "pages leaked"
+        assert self.manager.budget.available_bytes == self.model.num_pages * self.page_size, "pages leaked"
 
     # -- calls
 
@@ -86,7 +86,7 @@ class Driver:
         assert self.manager.match(tokens_to_bytes(tokens), namespace, limit).num_tokens == cached
         handle = self.manager.admit(TokenKey(tokens), namespace, needed, limit=limit, keep=keep)
         if handle.denied:
-            assert handle.shortfall_pages == shortfall > 0
+            assert handle.shortfall_bytes == shortfall * self.page_size > 0
             self.num_denied += 1
             return
         assert shortfall <= 0 and handle.num_cached == cached
@@ -111,13 +111,12 @@ class Driver:
         first = len(ours.pages)
         result = self.manager.grow(handle, target)
         if result.denied:
-            assert result.shortfall_pages == shortfall > 0
+            assert result.shortfall_bytes == shortfall * self.page_size > 0
             self.num_denied += 1
             return
         assert shortfall <= 0 or num_new == 0
-        if num_new:
-            assert result.first_page == first
-        self.take(ours, list(result.page_ids), num_new)
+        assert [index for _, index, _ in result.writes] == list(range(first, first + max(0, num_new)))
+        self.take(ours, [page for _, _, page in result.writes], num_new)
         if target > len(ours.tokens):
             token = self.random.randrange(3)
             ours.tokens = [*ours.tokens, token]
@@ -132,7 +131,7 @@ class Driver:
         shortfall = self.model.shortfall(sum(counts), [])
         writes = self.manager.grow_many([handle for handle, _ in self.running], targets)
         if writes.denied:
-            assert writes.shortfall_pages == shortfall > 0
+            assert writes.shortfall_bytes == shortfall * self.page_size > 0
             self.num_denied += 1
             return
         assert shortfall <= 0 or not sum(counts)
@@ -164,7 +163,7 @@ class Driver:
             handle, ours = self.random.choice(self.running)
             count = self.random.randint(0, self.num_computable(ours))
             swaps = self.model.publish(ours, count)
-            got = self.manager.publish(handle, count)
+            got = [(index, page) for _, index, page in self.manager.publish(handle, count)]
             assert sorted(set(got) - set(swaps)) == [] and set(swaps) <= set(got), (got, swaps)
             self.num_swapped += len(swaps)
 

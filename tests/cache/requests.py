@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pando.cache.budget import CacheLayout
 from pando.cache.handle import CacheHandle
 from pando.cache.key import TokenKey
 from pando.cache.manager import CacheManager
+
+
+def full_cache(num_pages: int, page_size: int, **options: Any) -> CacheManager:
+    """A cache of full attention alone, one byte per token, so that bytes count tokens; LRU unless told otherwise."""
+    return CacheManager(CacheLayout(page_size, 1), num_pages * page_size, **{"policy": "lru", **options})
 
 
 def admit(manager: CacheManager, tokens: list[int], namespace: str = "", num_tokens: int | None = None) -> CacheHandle:

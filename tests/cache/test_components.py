@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from array import array
 
+from pando.cache.allocator import SlotAllocator
 from pando.cache.components import FullKV
 from pando.cache.key import TOKEN_BYTES, tokens_to_bytes
 from pando.cache.node import Node, slots_of
 from pando.cache.tree import RadixTree
-from pando.cache.value import LruLeaf
+from pando.cache.value import EvictionOrder
+from pando.cache.value_policies import Lru
 
 
 class Chain:
     """Three nodes below a root: [1 2] - [3 4 5] - [6], one token per page."""
 
     def __init__(self) -> None:
-        self.kv = FullKV(0, 0, LruLeaf())
+        self.kv = FullKV(0, 1, SlotAllocator(0), EvictionOrder(Lru(), 1))
         self.tree = RadixTree(1, [self.kv])
         self.root = self.tree.root("")
         self.top = self.add(self.root, [1, 2])
@@ -49,7 +51,7 @@ def test_a_lock_protects_the_path_to_the_root() -> None:
 def test_a_second_lock_costs_only_what_was_not_protected() -> None:
     chain = Chain()
     first = chain.kv.lock(chain.middle)
-    assert chain.kv.num_to_lock(chain.leaf) == 1
+    assert chain.kv.num_to_lock(chain.leaf, 6) == 1
     second = chain.kv.lock(chain.leaf)
     assert chain.locks() == [1, 1, 2, 1]
     assert (chain.kv.num_locked, len(chain.kv.order)) == (6, 0)
@@ -95,6 +97,6 @@ def test_only_unlocked_leaves_are_candidates() -> None:
 
 def test_cut_takes_the_tail() -> None:
     chain = Chain()
-    assert chain.kv.cut(chain.middle.records[0], 2).tolist() == [4, 5]
+    assert chain.kv.trim(chain.middle, 2).tolist() == [4, 5]
     assert chain.middle.records[0].slots.tolist() == [3]
     assert chain.kv.num_slots == 4

@@ -9,9 +9,8 @@ import pytest
 
 from pando.cache.events import HASH_BYTES, CacheEvent, Cleared, Listener, Removed, Stored
 from pando.cache.key import tokens_to_bytes
-from pando.cache.manager import CacheManager
 from tests.cache.random_operations import Driver
-from tests.cache.requests import admit, serve
+from tests.cache.requests import admit, full_cache, serve
 
 
 def chain(namespace: str, tokens: list[int], page_size: int) -> list[int]:
@@ -40,7 +39,7 @@ def replay(events: list[CacheEvent], known: set[int]) -> None:
 
 
 def test_stored_pages_carry_their_tokens_and_chained_hashes() -> None:
-    manager = CacheManager(16, 2)
+    manager = full_cache(16, 2)
     listener = manager.events.listen()
     listener.drain()
     handle = admit(manager, [1, 2, 3, 4, 5, 6], "adapter")
@@ -55,7 +54,7 @@ def test_stored_pages_carry_their_tokens_and_chained_hashes() -> None:
 
 
 def test_evicted_pages_are_removed_from_the_tail() -> None:
-    manager = CacheManager(4, 1)
+    manager = full_cache(4, 1)
     listener = manager.events.listen()
     serve(manager, [1, 2, 3])
     listener.drain()
@@ -64,7 +63,7 @@ def test_evicted_pages_are_removed_from_the_tail() -> None:
 
 
 def test_flush_and_invalidate_clear() -> None:
-    manager = CacheManager(8, 1)
+    manager = full_cache(8, 1)
     serve(manager, [1, 2])
     listener = manager.events.listen()
     listener.drain()
@@ -81,7 +80,7 @@ def test_pages_of_two_namespaces_have_different_hashes() -> None:
 
 
 def test_a_late_listener_is_told_what_there_is() -> None:
-    manager = CacheManager(32, 1)
+    manager = full_cache(32, 1)
     early = manager.events.listen()
     serve(manager, [1, 2, 3])
     serve(manager, [1, 2, 4])
@@ -94,7 +93,7 @@ def test_a_late_listener_is_told_what_there_is() -> None:
 
 
 def test_nothing_is_hashed_while_nobody_listens() -> None:
-    manager = CacheManager(8, 1)
+    manager = full_cache(8, 1)
     serve(manager, [1, 2])
     assert all(node.hashes is None for node in manager.tree.nodes())
     listener = manager.events.listen()

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 
 from pando.cache.manager import CacheManager
-from tests.cache.requests import admit, serve
+from tests.cache.requests import admit, full_cache, serve
 
 
 def busy_manager() -> CacheManager:
     """Something of everything: a running request, an evictable branch, an inner node."""
-    manager = CacheManager(32, 1)
+    manager = full_cache(32, 1)
     serve(manager, [1, 2, 3, 4])
     serve(manager, [1, 2, 5, 6])
     manager.publish(admit(manager, [1, 2, 5, 7, 8]), 4)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 
 from pando.cache.key import TokenKey
-from pando.cache.manager import CacheManager
-from tests.cache.requests import admit, cached, serve
+from tests.cache.requests import admit, cached, full_cache, serve
 
 
 @pytest.mark.parametrize("page_size", [1, 2])
 def test_matching_on_below_a_partially_matched_edge(page_size: int) -> None:
     """[1 2 | 3 4] with a child [5 6]: the query [1 2 | 9 9 | 5 6] must not reach the child."""
-    manager = CacheManager(32, page_size)
+    manager = full_cache(32, page_size)
     serve(manager, [1, 2, 3, 4])
     serve(manager, [1, 2, 3, 4, 5, 6])
     serve(manager, [1, 2, 3, 4, 7, 8])
@@ -24,16 +23,16 @@ def test_matching_on_below_a_partially_matched_edge(page_size: int) -> None:
 
 def test_crediting_another_node_than_the_victim() -> None:
     """Pages gained by an eviction are the victim's: exactly what was asked for is free, whoever was looked at."""
-    manager = CacheManager(20, 1)
+    manager = full_cache(20, 1)
     serve(manager, list(range(100, 110)))
     serve(manager, [1])
     serve(manager, list(range(200, 209)))
     handle = admit(manager, [5])
-    assert manager.stats().num_free == 0 and manager.evicted_tokens == 1
+    assert manager.stats().num_free == 0 and manager.stats().evicted_tokens == 1
     for tokens in range(2, 13):
         grown = manager.grow(handle, tokens)
-        assert not grown.denied and len(grown.page_ids) == 1
-        assert manager.evicted_tokens == tokens and manager.stats().num_free == 0
+        assert not grown.denied and len(grown.writes) == 1
+        assert manager.stats().evicted_tokens == tokens and manager.stats().num_free == 0
         manager.check()
     assert cached(manager, [1]) == 0
     assert cached(manager, list(range(200, 209))) == 8
@@ -41,23 +40,23 @@ def test_crediting_another_node_than_the_victim() -> None:
 
 def test_refreshing_all_ancestors_on_a_hit() -> None:
     """A hit refreshes the node it ends in; an ancestor's own turn comes from hits that end there."""
-    manager = CacheManager(32, 1)
+    manager = full_cache(32, 1)
     serve(manager, [1, 2, 3])
     serve(manager, [1, 2, 4])
     serve(manager, [1, 2, 3, 5])
     leaf = manager.match(TokenKey([1, 2, 3, 5, 0]), "").node
     assert leaf is not None and leaf.parent is not None
     parent = leaf.parent
-    before = parent.records[0].last_use, leaf.records[0].last_use
+    before = parent.last_use, leaf.last_use
     admit(manager, [1, 2, 3, 5, 9])
-    after = parent.records[0].last_use, leaf.records[0].last_use
+    after = parent.last_use, leaf.last_use
     assert after[0] == before[0]
     assert after[1] > before[1]
 
 
 def test_an_old_fork_goes_when_its_branches_are_gone() -> None:
     """Its branches' later hits do not keep the fork above a prefix that was used after them."""
-    manager = CacheManager(6, 1)
+    manager = full_cache(6, 1)
     serve(manager, [1, 2, 3])
     serve(manager, [1, 2, 4])
     serve(manager, [8, 9])
@@ -70,20 +69,20 @@ def test_an_old_fork_goes_when_its_branches_are_gone() -> None:
 
 def test_evicting_a_path_shallow_first() -> None:
     """The end of a path goes before its beginning, so a later branch still finds the beginning."""
-    manager = CacheManager(10, 1)
+    manager = full_cache(10, 1)
     handle = admit(manager, list(range(8)))
     for end in (2, 4, 6, 8):
         manager.publish(handle, end)
     manager.release(handle, 8, publish=True)
     serve(manager, [50, 51, 52, 53, 54])
-    assert manager.evicted_tokens == 3
+    assert manager.stats().evicted_tokens == 3
     assert cached(manager, [0, 1, 2, 3, 4, 99]) == 5
 
 
 @pytest.mark.parametrize("page_size", [1, 4, 16])
 def test_losing_all_reuse_on_an_exact_multiple(page_size: int) -> None:
     """A prompt of whole pages, published in whole chunks, is reused up to its last page."""
-    manager = CacheManager(1024 // page_size, page_size)
+    manager = full_cache(1024 // page_size, page_size)
     prompt = list(range(64))
     handle = admit(manager, prompt)
     manager.publish(handle, 32)
@@ -94,7 +93,7 @@ def test_losing_all_reuse_on_an_exact_multiple(page_size: int) -> None:
 
 def test_donating_a_page_that_is_still_aliased() -> None:
     """After publishing, a page belongs to the tree alone: no other request owns it, none writes it."""
-    manager = CacheManager(32, 2)
+    manager = full_cache(32, 2)
     twins = [admit(manager, [1, 2, 3, 4, 5]) for _ in range(3)]
     for handle in twins:
         manager.publish(handle, 5)
@@ -107,7 +106,7 @@ def test_donating_a_page_that_is_still_aliased() -> None:
 
 def test_leaking_a_matched_request_that_is_not_scheduled() -> None:
     """A match holds nothing, and a denial neither."""
-    manager = CacheManager(8, 1)
+    manager = full_cache(8, 1)
     serve(manager, [1, 2, 3, 4])
     manager.match(TokenKey([1, 2, 3, 4, 5]), "")
     assert manager.admit(TokenKey([1, 2, *range(10, 20)]), "", 12).denied
@@ -120,7 +119,7 @@ def test_leaking_a_matched_request_that_is_not_scheduled() -> None:
 
 def test_raising_because_two_counters_of_one_fact_differ() -> None:
     """Locked pages are derived, so a page lost by a mistake shows in them and stops nothing."""
-    manager = CacheManager(8, 1)
+    manager = full_cache(8, 1)
     serve(manager, [1, 2])
     manager.allocator.take_one()
     stats = manager.stats()

@@ -6,16 +6,18 @@ from array import array
 
 import pytest
 
+from pando.cache.allocator import SlotAllocator
 from pando.cache.components import FullKV
 from pando.cache.key import TOKEN_BYTES, tokens_from_bytes, tokens_to_bytes
 from pando.cache.node import Node, slots_of
 from pando.cache.tree import MERGED_KEY_BYTES, RadixTree
-from pando.cache.value import LruLeaf
+from pando.cache.value import EvictionOrder
+from pando.cache.value_policies import Lru
 
 
 def make_tree(page_size: int) -> tuple[RadixTree, FullKV]:
     """An empty tree."""
-    kv = FullKV(0, 0, LruLeaf())
+    kv = FullKV(0, 1, SlotAllocator(0), EvictionOrder(Lru(), 1))
     return RadixTree(page_size, [kv]), kv
 
 
@@ -119,10 +121,10 @@ def test_merge_stops_where_a_later_hit_ended() -> None:
     tree, kv = make_tree(1)
     node = grow(tree, kv, tree.root(""), [1, 2, 3, 4])
     upper = tree.split(node, 2 * TOKEN_BYTES)
-    kv.touch(upper)
+    kv.order.touch(upper)
     tree.merge_upwards(node)
     assert node.parent is upper, "the tail must stay older than what was hit"
-    kv.touch(node)
+    kv.order.touch(node)
     tree.merge_upwards(node)
     assert node.parent is tree.roots[""]
 
@@ -143,7 +145,7 @@ def test_trim_shortens_key_depth_and_hashes() -> None:
     tree, kv = make_tree(2)
     node = grow(tree, kv, tree.root(""), [1, 2, 3, 4, 5, 6])
     node.hashes = bytes(range(24))
-    kv.cut(node.records[0], 1)
+    kv.trim(node, 1)
     tree.trim(node, 1)
     assert shape(tree)[1:] == [(4, [1, 2, 3, 4], [0, 1])]
     assert node.hashes == bytes(range(16))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from pando.cache.budget import CacheLayout
 from pando.cache.manager import CacheManager
 from pando.core.messages import Command, ControlReply, Failure, Generate, Output, Reply, TokenLogprobs
 from pando.core.sampling import SamplingParams
@@ -118,7 +119,7 @@ def bench(
     vocab: int = VOCAB,
 ) -> Bench:
     """A scheduler with small pools over a FakeExecutor (or the given one)."""
-    cache = CacheManager(num_pages, page_size, sharing=sharing)
+    cache = CacheManager(CacheLayout(page_size, 1), num_pages * page_size, sharing=sharing)
     runner = executor or FakeExecutor(num_pages, page_size, VOCAB, depth, fail)
     stats = Stats()
     limits = Limits(token_budget, max_running, min(context_length, num_pages * page_size), page_size)

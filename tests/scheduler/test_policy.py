@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pando.cache.budget import CacheLayout
 from pando.cache.handle import PrefixMatch
 from pando.cache.key import TokenKey
 from pando.cache.manager import CacheManager
@@ -103,7 +104,7 @@ def test_ordered_equals_sorting(by_priority: bool) -> None:
 
 
 def test_a_new_request_may_use_the_id_of_one_that_was_removed() -> None:
-    for queue in (Ordered(False), LongestPrefix(CacheManager(64, 1))):
+    for queue in (Ordered(False), LongestPrefix(CacheManager(CacheLayout(1, 1), 64))):
         new = Arrivals()
         first = new([1, 2])
         queue.push(first)
@@ -117,7 +118,7 @@ def test_a_new_request_may_use_the_id_of_one_that_was_removed() -> None:
 
 
 def test_names_of_policies() -> None:
-    cache = CacheManager(8, 1)
+    cache = CacheManager(CacheLayout(1, 1), 8)
     assert isinstance(waiting_queue("lpm", cache), LongestPrefix)
     new = Arrivals()
     low, high = new([1]), new([1], priority=3)
@@ -136,7 +137,7 @@ def test_names_of_policies() -> None:
 def test_admits_the_longest_prefix_except_at_fairness_turns(seed: int, page_size: int) -> None:
     """With a cache that does not change, every admission but the eighth has the longest match of all that wait."""
     rng, new = random.Random(seed), Arrivals()
-    cache = CacheManager(4000 // page_size, page_size)
+    cache = CacheManager(CacheLayout(page_size, 1), 4000 // page_size * page_size)
     roots = [prompt(rng, 64) for _ in range(5)]
     for root in roots:
         cached(cache, root[: rng.randrange(8, 65)])
@@ -170,7 +171,7 @@ def test_admits_the_longest_prefix_except_at_fairness_turns(seed: int, page_size
 
 def test_ties_go_by_arrival() -> None:
     rng, new = random.Random(2), Arrivals()
-    cache = CacheManager(1000, 1)
+    cache = CacheManager(CacheLayout(1, 1), 1000)
     shared = prompt(rng, 20)
     cached(cache, shared)
     queue = LongestPrefix(cache)
@@ -182,7 +183,7 @@ def test_ties_go_by_arrival() -> None:
 def test_requests_with_a_prefix_that_is_being_computed_follow_each_other() -> None:
     """Two cold groups arrive in turns: once one of a group is admitted, the rest of its group has the longer prefix."""
     rng, new = random.Random(3), Arrivals()
-    cache = CacheManager(4000, 1)
+    cache = CacheManager(CacheLayout(1, 1), 4000)
     roots = prompt(rng, 30), prompt(rng, 30)
     queue = LongestPrefix(cache)
     for i in range(12):
@@ -198,7 +199,7 @@ def test_requests_with_a_prefix_that_is_being_computed_follow_each_other() -> No
 def test_bounded_unfairness() -> None:
     """A request behind k others is admitted after at most FAIR_EVERY * (k + 1) admissions, whatever arrives later."""
     rng, new = random.Random(4), Arrivals()
-    cache = CacheManager(4000, 1)
+    cache = CacheManager(CacheLayout(1, 1), 4000)
     hot = prompt(rng, 50)
     cached(cache, hot)
     queue = LongestPrefix(cache)
@@ -217,7 +218,7 @@ def test_bounded_unfairness() -> None:
 
 def test_retracted_requests_go_first() -> None:
     rng, new = random.Random(5), Arrivals()
-    cache = CacheManager(4000, 1)
+    cache = CacheManager(CacheLayout(1, 1), 4000)
     hot = prompt(rng, 50)
     cached(cache, hot)
     queue = LongestPrefix(cache)
@@ -233,7 +234,7 @@ def test_retracted_requests_go_first() -> None:
 
 
 def test_a_retracted_request_that_is_removed_is_not_admitted() -> None:
-    new, cache = Arrivals(), CacheManager(100, 1)
+    new, cache = Arrivals(), CacheManager(CacheLayout(1, 1), 100)
     queue = LongestPrefix(cache)
     first, second = new([1, 2, 3]), new([4, 5])
     queue.push(first)
@@ -250,7 +251,7 @@ def test_a_retracted_request_that_is_removed_is_not_admitted() -> None:
 def test_an_emptied_queue_keeps_nothing() -> None:
     """Places in deques and heaps that were skipped must not pile up while a server runs for weeks."""
     rng, new = random.Random(6), Arrivals()
-    cache = CacheManager(4000, 1)
+    cache = CacheManager(CacheLayout(1, 1), 4000)
     root = prompt(rng, 40)
     queue = LongestPrefix(cache)
     for _ in range(400):
@@ -271,7 +272,7 @@ def test_an_emptied_queue_keeps_nothing() -> None:
 def test_matches_per_admission_do_not_grow_with_the_queue() -> None:
     """10,000 waiting requests share a prefix; calls are counted, not timed."""
     rng, new = random.Random(7), Arrivals()
-    cache = CountingCache(120_000, 1)
+    cache = CountingCache(CacheLayout(1, 1), 120_000)
     shared = prompt(rng, 60)
     queue = LongestPrefix(cache)
     num = 10_000

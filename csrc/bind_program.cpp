@@ -1,5 +1,6 @@
 // The Python face of Program.
 #include "bind_program.hpp"
+#include "bind.hpp"
 #include "isa.hpp"
 #include "program.hpp"
 
@@ -19,13 +20,6 @@ namespace nb = nanobind;
 namespace pando {
 
 namespace {
-
-using Pointer = uintptr_t;
-
-template <class T>
-T* at(Pointer address) {
-    return reinterpret_cast<T*>(address);
-}
 
 // A program and the caches it was bound to.
 struct BoundProgram {

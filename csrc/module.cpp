@@ -1,6 +1,8 @@
 // The Python face of the kernels: plain integers in (pointers, sizes, strides in elements), nothing kept, nothing
 // allocated for Python. pando.kernels.cpu is the only caller and checks dtypes, devices and layouts first.
+#include "bind.hpp"
 #include "bind_program.hpp"
+#include "bind_step.hpp"
 #include "drivers.hpp"
 #include "isa.hpp"
 #include "linear_int.hpp"
@@ -24,25 +26,6 @@ namespace nb = nanobind;
 using namespace pando;
 
 namespace {
-
-using Pointer = uintptr_t;
-
-template <class T>
-T* at(Pointer address) {
-    return reinterpret_cast<T*>(address);
-}
-
-// Gives the interpreter lock away while a call works, if it works long enough to be worth the hand-over: after a tiny
-// call a busy neighbour thread could hold the lock for milliseconds.
-class Unlocked {
-  public:
-    explicit Unlocked(int64_t elements) {
-        if (elements >= 1 << 14) release_.emplace();
-    }
-
-  private:
-    std::optional<nb::gil_scoped_release> release_;
-};
 
 void norm(int level, int dtype, Pointer x, int64_t rows, int64_t inner, int64_t outer_stride, int64_t inner_stride,
           int64_t size, Pointer residual, Pointer weight, Pointer out, float eps) {
@@ -357,7 +340,7 @@ void define_linear(nb::module_& m) {
 
 NB_MODULE(_native, m) {
     nb::set_leak_warnings(false); // an engine that lives to the end of the process keeps its plan: no leak
-    m.attr("interface") = 4; // counts up with every change of a signature below; pando.kernels.cpu checks it
+    m.attr("interface") = 5; // counts up with every change of a signature below; pando.kernels.cpu checks it
     m.def("levels", &levels, "(name, why it can not be used or '') of every level, lowest first");
     m.def("num_threads", &num_threads);
     m.def("set_num_threads", &set_num_threads);
@@ -379,4 +362,5 @@ NB_MODULE(_native, m) {
     m.def("logprobs", &logprobs);
     define_linear(m);
     define_program(m);
+    define_step(m);
 }

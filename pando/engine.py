@@ -137,7 +137,7 @@ def _runner(
 ) -> tuple[Runner, KVPool]:
     page = config.page_size
     pool = KVPool(model.cache_plan, -(-plan.total_tokens // page), page, device.name, model.dtype)
-    table = RequestTable(plan.max_running, plan.context_length, page, device)
+    table = RequestTable(plan.max_running, plan.context_length, page, device, ops)
     return Runner(model, PagedAttentionBackend(pool, ops), table, Sampler(ops, table), device), pool
 
 

@@ -13,24 +13,26 @@ from torch import Tensor
 
 from pando import env
 from pando.errors import ConfigError
-from pando.kernels import reference
+from pando.kernels import reference, reference_recurrent
 from pando.kernels.ops import AttentionPlan, OpTable
 
-INTERFACE = 4
+INTERFACE = 5
 """The signatures this module calls; a compiled module of another number is stale."""
 
 LOAD_ERROR: str | None = None
 """Why there are no compiled kernels; None if there are."""
 
 try:
-    from pando.kernels import _native, cpu_linear, cpu_program
+    from pando.kernels import _native, cpu_linear, cpu_program, cpu_step
 except ImportError as error:
     LOAD_ERROR = str(error)
 else:
     if _native.interface != INTERFACE:
         LOAD_ERROR = f"it was built from other sources: interface {_native.interface}, not {INTERFACE}"
 
-NOT_NATIVE: dict[str, str] = {}
+NOT_NATIVE: dict[str, str] = dict.fromkeys(
+    ("causal_conv", "gated_delta", "state_space", "selective_scan"), "no compiled kernel yet"
+)
 """Ops that stay torch in the native table, with the reason."""
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -69,6 +71,12 @@ def set_num_threads(n: int) -> None:
         _native.set_num_threads(n)
 
 
+def ask_for_huge_pages(memory: Tensor) -> None:
+    """For memory that nothing has touched yet: let huge pages back it. A matter of speed only."""
+    if LOAD_ERROR is None:
+        _native.huge_pages(memory.data_ptr(), memory.nbytes)
+
+
 def set_shared_prefix(on: bool) -> None:
     """Whether attention reads KV that rows of a batch share once (the default). No result depends on it."""
     if LOAD_ERROR is None:
@@ -99,12 +107,17 @@ def table(isa: str) -> OpTable:
         gated_activation=ops.gated_activation,
         paged_attention=ops.paged_attention,
         attention_plan=_native.AttentionPlan,
+        causal_conv=reference_recurrent.causal_conv,
+        gated_delta=reference_recurrent.gated_delta,
+        state_space=reference_recurrent.state_space,
+        selective_scan=reference_recurrent.selective_scan,
         sample=ops.sample,
         argmax=ops.argmax,
         finite=ops.finite,
         apply_token_mask_=ops.apply_token_mask_,
         apply_penalties_=apply_penalties_,
         logprobs=ops.logprobs,
+        step_table=partial(cpu_step.NativeStepTable, level),
         program=partial(cpu_program.NativeProgram, level),
     )
 

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pando.kernels.recurrent import CausalConv, GatedDelta, SelectiveScan, StateSpace
 from pando.kernels.weights import Weight
 
 
@@ -235,6 +236,91 @@ class Program(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class SamplingColumns:
+    """Sampling parameters by slot [N], as `Sample` takes them: seed int64, top_k int32, the others float32."""
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    seed: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """A flattened step of R rows with T tokens, E of which emit. Ids, indices and positions int64, the rest int32.
+
+    input_ids, positions [T]; out_loc [T], the token's slot in the KV pool; cu_q_lens [R+1]; kv_lens [R], cached and
+    this step's; page_table [R, P]; logits_index [E + X], the index into T of each emitting row's last token, then
+    X entries for the caller to fill; emit_slots [E]; emit_ends [E], the position the row's next token will have.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    out_loc: Tensor
+    cu_q_lens: Tensor
+    kv_lens: Tensor
+    page_table: Tensor
+    logits_index: Tensor
+    emit_slots: Tensor
+    emit_ends: Tensor
+
+
+class StepTable(Protocol):
+    """What happens around the model in a step, bound to one request table: N slots, C tokens and P pages each.
+
+    Host integers come in, device tensors go out, and nothing waits for the device. The tensors of a step are memory of
+    this object: they are overwritten by the next step, which runs behind it.
+    """
+
+    def write_pages(self, slots: Sequence[int], indices: Sequence[int], ids: Sequence[int]) -> None:
+        """pages[slot, index] = id; of two writes to the same place the later one holds."""
+        ...
+
+    def flatten(
+        self,
+        slots: Sequence[int],
+        starts: Sequence[int],
+        lens: Sequence[int],
+        emits: Sequence[int],
+        *,
+        num_extra: int,
+        num_pages: int,
+    ) -> StepInputs:
+        """The inputs of a step whose row r runs positions starts[r] .. starts[r] + lens[r] - 1 of slot slots[r].
+
+        emits: 1 for rows that yield a token. num_extra: the X of logits_index. num_pages: the width of page_table.
+        """
+        ...
+
+    def choose(self, logits_EV: Tensor, slots_E: Tensor, ends_E: Tensor, *, greedy: bool) -> Tensor:
+        """[2, E] int64: a token for each row, and 1 where its logits are all finite, else 0 (the token is any then).
+
+        Tokens are those of `Sample` with the parameters of the rows' slots, which are those of `argmax` where all rows
+        are greedy: say so if it is known. tokens[slot, end] is set to the row's token.
+        """
+        ...
+
+
+class MakeStepTable(Protocol):
+    """Bind the step ops to a request table."""
+
+    def __call__(
+        self,
+        tokens_NC: Tensor,
+        pages_NP: Tensor,
+        sampling: SamplingColumns,
+        page_size: int,
+        upload: Callable[[list[int]], Tensor],
+    ) -> StepTable:
+        """tokens and pages int32: a slot's history, and the pages of its positions, page_size each.
+
+        upload: host integers as int64 on the tables' device, without waiting for it.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class OpTable:
     """One implementation of every op. Built once at start and passed to whoever calls ops; there is no global."""
 
@@ -270,6 +356,11 @@ class OpTable:
     attention_plan: Callable[[], AttentionPlan]
     """() -> an empty plan for `paged_attention`, to be kept and reset for each step."""
 
+    causal_conv: CausalConv
+    gated_delta: GatedDelta
+    state_space: StateSpace
+    selective_scan: SelectiveScan
+
     sample: Sample
 
     argmax: Callable[[Tensor], Tensor]
@@ -289,6 +380,8 @@ class OpTable:
 
     logprobs: Callable[[Tensor, Tensor], Tensor]
     """(logits [R,V] float32, token_ids [R] int64) -> log-softmax at the token [R] float32."""
+
+    step_table: MakeStepTable
 
     program: Callable[[torch.dtype, int], Program] | None = None
     """(dtype, model width) -> an empty program; None where layers are run op by op."""

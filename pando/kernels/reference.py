@@ -13,6 +13,7 @@ With all arithmetic on 64-bit words modulo 2^64 and `mix` the finaliser of Split
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,8 @@ from torch import Tensor
 from pando.core.sampling import GREEDY_TEMPERATURE
 from pando.errors import ConfigError
 from pando.kernels.ops import AttentionPlan, OpTable, PackedLinear, PackLinear
+from pando.kernels.reference_recurrent import causal_conv, gated_delta, selective_scan, state_space
+from pando.kernels.reference_step import TorchStepTable
 from pando.kernels.weights import Weight
 
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu2", "swiglu_oai")
@@ -399,11 +402,16 @@ REFERENCE = OpTable(
     gated_activation=gated_activation,
     paged_attention=paged_attention,
     attention_plan=NoPlan,
+    causal_conv=causal_conv,
+    gated_delta=gated_delta,
+    state_space=state_space,
+    selective_scan=selective_scan,
     sample=sample,
     argmax=argmax,
     finite=finite,
     apply_token_mask_=apply_token_mask_,
     apply_penalties_=apply_penalties_,
     logprobs=logprobs,
+    step_table=partial(TorchStepTable, sample, argmax, finite),
 )
 """The reference implementation of every op."""

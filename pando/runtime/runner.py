@@ -15,7 +15,9 @@ from torch import Tensor
 from pando.core.batch import Batch, StepResult
 from pando.core.messages import TokenLogprobs
 from pando.device import Device, HostCopy
-from pando.forward import AttentionBackend, ForwardBatch, LanguageModel
+from pando.forward import AttentionBackend, LanguageModel
+from pando.kernels.ops import StepInputs
+from pando.runtime.inputs import build_inputs
 from pando.runtime.logprobs import PromptSpan, prompt_spans, read_logprobs, wanted_top
 from pando.runtime.sampler import Sampler
 from pando.runtime.table import RequestTable
@@ -27,13 +29,11 @@ class Step:
 
     batch: Batch
     hidden_LM: Tensor
-    slots_E: Tensor
-    positions_E: Tensor
+    inputs: StepInputs
     rows_E: list[int]
     spans: list[PromptSpan]
     started: float
-    tokens_E: HostCopy | None = None
-    finite: HostCopy | None = None
+    chosen: HostCopy | None = None
     logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
 
@@ -62,60 +62,12 @@ class Runner:
         started = time.perf_counter()
         self._table.apply(batch)
         spans = prompt_spans(batch, self._table.entries)
-        forward, slots_R, ends_R = self._inputs(batch, spans)
+        forward, inputs = build_inputs(batch, self._table, spans)
         hidden_TM = self._model.forward(forward, self._attention)
         rows_E = [row for row, emit in enumerate(batch.emit) if emit]
-        everything = len(rows_E) == batch.num_rows
-        index = None if everything else self._device.upload(rows_E)
-        return Step(
-            batch=batch,
-            hidden_LM=hidden_TM[forward.logits_index],
-            slots_E=slots_R if index is None else slots_R[index],
-            positions_E=ends_R if index is None else ends_R[index],
-            rows_E=rows_E,
-            spans=spans,
-            started=started,
-        )
-
-    def _inputs(self, batch: Batch, spans: list[PromptSpan]) -> tuple[ForwardBatch, Tensor, Tensor]:
-        """The flattened step, the slot of each row [R], and the position after each row's last [R]."""
-        table, page = self._table, self._table.page_size
-        columns = self._device.upload([*batch.slot, *batch.start, *batch.num_tokens])
-        slots_R, starts_R, lens_R = columns.view(3, -1).unbind(0)
-        ends_R = starts_R + lens_R
-        total, longest = batch.total_tokens, max(batch.num_tokens)
-        cu_q_lens = torch.zeros(len(batch.slot) + 1, dtype=torch.int32, device=slots_R.device)
-        torch.cumsum(lens_R, 0, out=cu_q_lens[1:])
-        if longest == 1:
-            slots_T, positions_T = slots_R, starts_R
-        else:
-            row_T = torch.repeat_interleave(lens_R, output_size=total)
-            slots_T = slots_R[row_T]
-            shift_R = starts_R - cu_q_lens[:-1]
-            positions_T = torch.arange(total, device=slots_R.device) + shift_R[row_T]
-        max_kv_len = max(start + num for start, num in zip(batch.start, batch.num_tokens, strict=True))
-        pages_T = table.pages_NP[slots_T, positions_T // page].long() if page > 1 else None
-        out_loc = (
-            table.pages_NP[slots_T, positions_T].long() if pages_T is None else pages_T * page + positions_T % page
-        )
-        last = [end - 1 for end in _cumulative(batch.num_tokens)]
-        wanted = [last[row] for row, emit in enumerate(batch.emit) if emit]
-        for span in spans:
-            first = last[span.row] - batch.num_tokens[span.row] + 1
-            wanted.extend(range(first + span.begin, first + span.end))
-        forward = ForwardBatch(
-            input_ids=table.tokens_NC[slots_T, positions_T].long(),
-            positions=positions_T,
-            out_loc=out_loc,
-            cu_q_lens=cu_q_lens,
-            kv_lens=ends_R.to(torch.int32),
-            page_table=table.pages_NP[slots_R, : (max_kv_len + page - 1) // page],
-            logits_index=self._device.upload(wanted),
-            page_size=page,
-            max_q_len=longest,
-            max_kv_len=max_kv_len,
-        )
-        return forward, slots_R, ends_R
+        everything = len(rows_E) == hidden_TM.shape[0] and forward.max_q_len == 1 and not spans
+        hidden_LM = hidden_TM if everything else hidden_TM[inputs.logits_index]
+        return Step(batch, hidden_LM, inputs, rows_E, spans, started)
 
     @torch.inference_mode()
     def sample(self, step: Step, mask: None) -> None:
@@ -126,13 +78,11 @@ class Runner:
         if num_emit:
             logits_EV = self._model.logits(step.hidden_LM[:num_emit])
             entries = [self._table.entries[step.batch.slot[row]] for row in step.rows_E]
-            tokens_E, finite_E = self._sampler(logits_EV, entries, step.slots_E, step.positions_E)
-            self._table.tokens_NC.index_put_((step.slots_E, step.positions_E), tokens_E.to(torch.int32))
-            step.tokens_E = self._device.to_host(tokens_E)
-            step.finite = self._device.to_host(finite_E)
+            chosen_2E = self._sampler(logits_EV, entries, step.inputs.emit_slots, step.inputs.emit_ends)
+            step.chosen = self._device.to_host(chosen_2E)
             wanted = wanted_top(entries)
             if wanted:
-                step.logprobs = read_logprobs(logits_EV, tokens_E, entries, wanted)
+                step.logprobs = read_logprobs(logits_EV, chosen_2E[0], entries, wanted)
         at = num_emit
         for span in step.spans:
             num_rows = span.end - span.begin
@@ -142,24 +92,18 @@ class Runner:
     def collect(self, step: Step) -> StepResult:
         """Wait for the step's tokens."""
         result = StepResult(step.batch.step, [], step.logprobs, step.prompt_logprobs)
-        if step.tokens_E is not None and step.finite is not None:
-            result.tokens = [[token] for token in step.tokens_E.wait().tolist()]
-            finite = step.finite.wait()
-            if not bool(finite.all()):
-                for at, ok in enumerate(finite.tolist()):
-                    if not ok:
-                        result.failed[step.rows_E[at]] = "the model's logits are not finite for this request"
+        if step.chosen is not None:
+            tokens, finite = step.chosen.wait().tolist()
+            result.tokens = [[token] for token in tokens]
+            if not all(finite):
+                result.failed = {
+                    row: "the model's logits are not finite for this request"
+                    for row, is_finite in zip(step.rows_E, finite, strict=True)
+                    if not is_finite
+                }
         result.forward_seconds = time.perf_counter() - step.started
         return result
 
     def reset(self) -> None:
         """Wait for what runs; slots are entered anew by the steps to come."""
         self._device.synchronize()
-
-
-def _cumulative(values: list[int]) -> list[int]:
-    total, out = 0, []
-    for value in values:
-        total += value
-        out.append(total)
-    return out

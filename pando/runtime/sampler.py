@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from pando.core.batch import NewSlot
@@ -27,20 +26,27 @@ class Sampler:
 
     def __call__(
         self, logits_EV: Tensor, entries: Sequence[NewSlot | None], slots_E: Tensor, positions_E: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens [E] int64 and whether each row's logits were finite [E] bool.
+    ) -> Tensor:
+        """[2, E] int64: the rows' tokens, and 1 where a row's logits were finite, else 0. The history has them, too.
 
         positions [E] are where the tokens will stand. `logits_EV` is changed in place by the processors, so that
         log-probabilities read afterwards describe the distribution that was sampled, before temperature.
         """
-        finite_E = self._ops.finite(logits_EV)
+        finite_E = self._process(logits_EV, entries, slots_E, positions_E)
+        greedy = all(entry is None or entry.sampling.is_greedy for entry in entries)
+        chosen = self._table.step.choose(logits_EV, slots_E, positions_E, greedy=greedy)
+        if finite_E is not None:
+            chosen[1] = finite_E
+        return chosen
+
+    def _process(
+        self, logits_EV: Tensor, entries: Sequence[NewSlot | None], slots_E: Tensor, positions_E: Tensor
+    ) -> Tensor | None:
+        """Apply what rows ask for. Which rows were finite before it, if anything was done: tokens may be forbidden."""
+        finite_E = None
         for processor in self._processors:
             rows = [row for row, entry in enumerate(entries) if entry is not None and processor.wants(entry)]
             if rows:
+                finite_E = self._ops.finite(logits_EV) if finite_E is None else finite_E
                 processor.apply(logits_EV, rows, entries, slots_E, positions_E)
-        if all(entry is None or entry.sampling.is_greedy for entry in entries):
-            return self._ops.argmax(logits_EV), finite_E
-        columns = self._table.gather(("temperature", "top_k", "top_p", "min_p", "seed"), slots_E)
-        temperature, top_k, top_p, min_p, seed = columns
-        tokens = self._ops.sample(logits_EV, temperature, top_k.to(torch.int32), top_p, min_p, seed, positions_E)
-        return tokens, finite_E
+        return finite_E

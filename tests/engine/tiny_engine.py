@@ -34,7 +34,7 @@ def tiny_runner(
     """A runner with a pool of `num_tokens` tokens."""
     model, ops = tiny_model(family, kernels), op_table("cpu", kernels)
     pool = KVPool(model.cache_plan, num_tokens // page_size, page_size, "cpu", model.dtype)
-    table = RequestTable(max_running, context, page_size, CPU)
+    table = RequestTable(max_running, context, page_size, CPU, ops)
     return Runner(model, PagedAttentionBackend(pool, ops), table, Sampler(ops, table), CPU)
 
 

@@ -54,7 +54,10 @@ def test_flattening_of_random_mixed_batches(page_size: int) -> None:
         assert seen.input_ids.dtype == seen.positions.dtype == seen.out_loc.dtype == torch.int64
         longest = max(start + num for _, start, num, _ in rows)
         assert (seen.page_size, seen.max_q_len, seen.max_kv_len) == (page_size, max(r[2] for r in rows), longest)
-        assert seen.page_table.tolist() == [pages[slot][: -(-longest // page_size)] for slot, *_ in rows]
+        assert -(-longest // page_size) <= seen.page_table.shape[1] <= per_row
+        for found, (slot, start, num, _) in zip(seen.page_table.tolist(), rows, strict=True):
+            held = -(-(start + num) // page_size)
+            assert found[:held] == pages[slot][:held]
         runner.sample(launched, None)
         result = runner.collect(launched)
         expected = [
@@ -63,6 +66,22 @@ def test_flattening_of_random_mixed_batches(page_size: int) -> None:
             if emit
         ]
         assert result.tokens == expected and not result.failed
+
+
+def test_a_step_of_the_same_shape_reads_its_own_inputs_and_a_larger_one_follows() -> None:
+    runner, model, table = toy_runner(slots=4, context=300, page_size=1)
+    tokens = {slot: [(7 * slot + i) % 32 for i in range(200)] for slot in range(4)}
+    writes = [(slot, i, 300 * slot + i) for slot in range(4) for i in range(300)]
+    runner.launch(batch_of([(s, 0, 1, 0) for s in range(4)], [new_slot(s, tokens[s]) for s in tokens], pages=writes))
+    memory = model.seen[-1].input_ids.data_ptr()
+    for slots, start, num in [((2, 0), 5, 1), ((1, 3), 63, 1), ((1, 3), 64, 1), ((3, 2), 10, 150), ((0, 1), 199, 1)]:
+        runner.launch(batch_of([(slot, start, num, 1) for slot in slots]))
+        seen = model.seen[-1]
+        assert seen.input_ids.tolist() == [token for slot in slots for token in tokens[slot][start : start + num]]
+        end = start + num
+        assert seen.page_table[:, :end].tolist() == [list(range(300 * slot, 300 * slot + end)) for slot in slots]
+        assert seen.logits_index.tolist() == [num - 1, 2 * num - 1] and seen.kv_lens.tolist() == [end, end]
+    assert seen.input_ids.data_ptr() == memory, "the memory of the steps is kept"
 
 
 def test_a_step_without_tokens_to_emit() -> None:

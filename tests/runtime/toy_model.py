@@ -65,7 +65,7 @@ class NoAttention:
 
 def toy_runner(*, slots: int = 8, context: int = 64, page_size: int = 1) -> tuple[Runner, ToyModel, RequestTable]:
     """A runner over the toy model and the reference ops."""
-    table = RequestTable(slots, context, page_size, CPU)
+    table = RequestTable(slots, context, page_size, CPU, REFERENCE)
     model = ToyModel()
     return Runner(model, NoAttention(), table, Sampler(REFERENCE, table), CPU), model, table
 

@@ -1,0 +1,57 @@
+"""A batch as the model sees it.
+
+Legend: E emitting rows, L rows whose logits are read (emitting ones, then prompt positions whose logprobs are wanted).
+"""
+
+from __future__ import annotations
+
+from operator import add
+
+from pando.core.batch import Batch
+from pando.forward import ForwardBatch
+from pando.kernels.ops import StepInputs
+from pando.runtime.logprobs import PromptSpan
+from pando.runtime.table import RequestTable
+
+PAGE_STEP = 64
+"""Page tables are this many pages wide, or a multiple: a longer sequence seldom changes the shape of a step."""
+
+
+def build_inputs(batch: Batch, table: RequestTable, spans: list[PromptSpan]) -> tuple[ForwardBatch, StepInputs]:
+    """The step on the device, once its pages and new sequences are in the table; valid until the next call."""
+    page = table.page_size
+    max_kv_len = max(map(add, batch.start, batch.num_tokens))
+    width = -(-max_kv_len // (page * PAGE_STEP)) * PAGE_STEP
+    extra = _span_positions(batch, spans) if spans else []
+    inputs = table.step.flatten(
+        batch.slot,
+        batch.start,
+        batch.num_tokens,
+        batch.emit,
+        num_extra=len(extra),
+        num_pages=min(width, table.num_pages),
+    )
+    if extra:
+        inputs.logits_index[-len(extra) :] = table.device.upload(extra)
+    forward = ForwardBatch(
+        inputs.input_ids,
+        inputs.positions,
+        inputs.out_loc,
+        inputs.cu_q_lens,
+        inputs.kv_lens,
+        inputs.page_table,
+        inputs.logits_index,
+        page,
+        max(batch.num_tokens),
+        max_kv_len,
+    )
+    return forward, inputs
+
+
+def _span_positions(batch: Batch, spans: list[PromptSpan]) -> list[int]:
+    """Indices into the step's tokens of the prompt positions whose logits are wanted."""
+    wanted: list[int] = []
+    for span in spans:
+        first = sum(batch.num_tokens[: span.row])
+        wanted.extend(range(first + span.begin, first + span.end))
+    return wanted

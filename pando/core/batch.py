@@ -66,6 +66,11 @@ class Batch(msgspec.Struct):
         return len(self.slot)
 
     @property
+    def num_yield(self) -> list[int]:
+        """By row: positions that yield a token, its last ones."""
+        return [emit * (1 + drafts) for emit, drafts in zip(self.emit, self.num_draft, strict=True)]
+
+    @property
     def total_tokens(self) -> int:
         """Positions run in this step, over all rows."""
         return sum(self.num_tokens)

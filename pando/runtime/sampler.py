@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pando.core.batch import NewSlot
+from pando.core.batch import NewSlot, TokenMask
 from pando.kernels.ops import OpTable
 from pando.runtime.logits_processors import PROCESSORS, LogitsProcessor
 from pando.runtime.table import RequestTable
@@ -25,7 +25,12 @@ class Sampler:
         self._processors: Sequence[LogitsProcessor] = [make(ops, table) for make in PROCESSORS]
 
     def __call__(
-        self, logits_EV: Tensor, entries: Sequence[NewSlot | None], slots_E: Tensor, positions_E: Tensor
+        self,
+        logits_EV: Tensor,
+        entries: Sequence[NewSlot | None],
+        slots_E: Tensor,
+        positions_E: Tensor,
+        mask: TokenMask | None = None,
     ) -> Tensor:
         """[2, E] int64: the rows' tokens, and 1 where a row's logits were finite, else 0. The history has them, too.
 
@@ -33,11 +38,25 @@ class Sampler:
         log-probabilities read afterwards describe the distribution that was sampled, before temperature.
         """
         finite_E = self._process(logits_EV, entries, slots_E, positions_E)
+        if mask is not None:
+            finite_E = self._ops.finite(logits_EV) if finite_E is None else finite_E
+            self._apply_mask(logits_EV, mask)
         greedy = all(entry is None or entry.sampling.is_greedy for entry in entries)
         chosen = self._table.step.choose(logits_EV, slots_E, positions_E, greedy=greedy)
         if finite_E is not None:
             chosen[1] = finite_E
         return chosen
+
+    def _apply_mask(self, logits_EV: Tensor, mask: TokenMask) -> None:
+        """Forbid what the grammars forbid. The last processor: nothing may make a forbidden token possible again."""
+        bits = self._table.device.upload_array(mask.bits)
+        if len(mask.rows) == logits_EV.shape[0]:
+            self._ops.apply_token_mask_(logits_EV, bits)
+            return
+        rows = self._table.device.upload(mask.rows)
+        part = logits_EV[rows]
+        self._ops.apply_token_mask_(part, bits)
+        logits_EV[rows] = part
 
     def _process(
         self, logits_EV: Tensor, entries: Sequence[NewSlot | None], slots_E: Tensor, positions_E: Tensor

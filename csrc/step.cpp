@@ -26,8 +26,9 @@ void check_rows(const FlattenArgs& args) {
         const int64_t start = args.starts[row], len = args.lens[row], most = args.pages.width * args.page_size;
         if (!is_inside(args.slots[row], std::min(args.tokens.rows, args.pages.rows))) out_of_range("slot");
         if (start < 0 || len < 0 || len > args.tokens.width - start || len > most - start) out_of_range("positions");
+        if (args.emits[row] < 0 || args.emits[row] > len) out_of_range("emitting positions");
         tokens += len;
-        emitting += args.emits[row] != 0;
+        emitting += args.emits[row];
     }
     if (tokens != args.num_tokens || emitting != args.num_emitting) {
         throw std::invalid_argument("the outputs do not fit the rows");
@@ -139,10 +140,10 @@ void flatten(const FlattenArgs& args) {
         args.cu_q_lens[row + 1] = static_cast<int32_t>(at);
         args.kv_lens[row] = static_cast<int32_t>(end);
         std::memcpy(args.page_table.row(row), args.pages.row(slot), static_cast<size_t>(args.page_table.width) * 4);
-        if (args.emits[row] != 0) {
-            args.last[emitting] = at - 1;
+        for (int64_t left = args.emits[row] - 1; left >= 0; --left) {
+            args.last[emitting] = at - 1 - left;
             args.emit_slots[emitting] = slot;
-            args.emit_ends[emitting++] = end;
+            args.emit_ends[emitting++] = end - left;
         }
     }
 }

@@ -255,11 +255,11 @@ class SamplingColumns:
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """A flattened step of R rows with T tokens, E of which emit. Ids, indices and positions int64, the rest int32.
+    """A flattened step: R rows, T tokens, E of which yield a token. Ids, indices and positions int64, the rest int32.
 
     input_ids, positions [T]; out_loc [T], the token's slot in the KV pool; cu_q_lens [R+1]; kv_lens [R], cached and
-    this step's; page_table [R, P]; logits_index [E + X], the index into T of each emitting row's last token, then
-    X entries for the caller to fill; emit_slots [E]; emit_ends [E], the position the row's next token will have.
+    this step's; page_table [R, P]; logits_index [E + X], the indices into T of the tokens that yield one, then
+    X entries for the caller to fill; emit_slots [E]; emit_ends [E], the positions of the tokens they yield.
     """
 
     input_ids: Tensor
@@ -296,7 +296,8 @@ class StepTable(Protocol):
     ) -> StepInputs:
         """The inputs of a step whose row r runs positions starts[r] .. starts[r] + lens[r] - 1 of slot slots[r].
 
-        emits: 1 for rows that yield a token. num_extra: the X of logits_index. num_pages: the width of page_table.
+        emits: how many of a row's last positions yield a token, 0 .. lens[r]. num_extra: the X of logits_index.
+        num_pages: the width of page_table.
         """
         ...
 

@@ -62,10 +62,12 @@ class TorchStepTable:
         out.input_ids.copy_(self._tokens_NC[slots_T, out.positions])
         out.out_loc.copy_(self._pages_NP[slots_T, out.positions // page].long() * page + out.positions % page)
         out.page_table.copy_(self._pages_NP[slots_R, :num_pages])
-        rows_E = torch.nonzero_static(emits_R, size=num_emitting).squeeze(1)
-        out.logits_index[:num_emitting] = out.cu_q_lens[1:][rows_E] - 1
-        out.emit_slots.copy_(slots_R[rows_E])
-        out.emit_ends.copy_(ends_R[rows_E])
+        row_E = torch.repeat_interleave(emits_R, output_size=num_emitting)
+        # Entry e of a row whose last entry is number `after - 1` lies that far before the row's end.
+        before_E = torch.cumsum(emits_R, 0)[row_E] - torch.arange(num_emitting, device=row_E.device) - 1
+        out.logits_index[:num_emitting] = out.cu_q_lens[1:][row_E] - 1 - before_E
+        out.emit_slots.copy_(slots_R[row_E])
+        out.emit_ends.copy_(ends_R[row_E] - before_E)
         return out
 
     def choose(self, logits_EV: Tensor, slots_E: Tensor, ends_E: Tensor, *, greedy: bool) -> Tensor:

@@ -1,6 +1,7 @@
 """A batch as the model sees it.
 
-Legend: E emitting rows, L rows whose logits are read (emitting ones, then prompt positions whose logprobs are wanted).
+Legend: E positions that yield a token, L rows whose logits are read (those, then prompt positions whose logprobs are
+wanted).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def build_inputs(batch: Batch, table: RequestTable, spans: list[PromptSpan]) -> 
         batch.slot,
         batch.start,
         batch.num_tokens,
-        batch.emit,
+        batch.num_yield,
         num_extra=len(extra),
         num_pages=min(width, table.num_pages),
     )

@@ -1,7 +1,7 @@
 """Runs steps: builds the flattened batch from the request table, calls the model, samples, returns results.
 
-Legend: T tokens of the step, R rows, E emitting rows, L rows whose logits are read (emitting ones, then prompt
-positions whose logprobs are wanted), V vocabulary.
+Legend: T tokens of the step, R rows, E positions that yield a token (one per emitting row, and one per draft), L rows
+whose logits are read (those, then prompt positions whose logprobs are wanted), V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from pando.core.batch import Batch, StepResult
+from pando.core.batch import Batch, StepResult, TokenMask
 from pando.core.messages import TokenLogprobs
 from pando.device import Device, HostCopy
 from pando.forward import AttentionBackend, LanguageModel
@@ -65,20 +65,23 @@ class Runner:
         spans = prompt_spans(batch, self._table.entries) if self._table.prompt_scored else []
         forward, inputs = build_inputs(batch, self._table, spans)
         hidden_TM = self._model.forward(forward, self._attention)
-        rows_E = [row for row, emit in enumerate(batch.emit) if emit]
+        rows_E = [row for row, num in enumerate(batch.num_yield) for _ in range(num)]
         everything = len(rows_E) == hidden_TM.shape[0] and forward.max_q_len == 1 and not spans
         hidden_LM = hidden_TM if everything else hidden_TM[inputs.logits_index]
         return Step(batch, hidden_LM, inputs, rows_E, spans, started)
 
-    def sample(self, step: Step, mask: None) -> None:
-        """Choose the step's tokens, write them into the token history and start copying them to the host."""
+    def sample(self, step: Step, mask: TokenMask | None) -> None:
+        """Choose the step's tokens, write them into the token history and start copying them to the host.
+
+        mask: the tokens that grammars allow, for the rows of it.
+        """
         num_emit = len(step.rows_E)
         if not num_emit and not step.spans:
             return
         if num_emit:
             logits_EV = self._model.logits(step.hidden_LM[:num_emit] if step.spans else step.hidden_LM)
             entries = [self._table.entries[step.batch.slot[row]] for row in step.rows_E]
-            chosen_2E = self._sampler(logits_EV, entries, step.inputs.emit_slots, step.inputs.emit_ends)
+            chosen_2E = self._sampler(logits_EV, entries, step.inputs.emit_slots, step.inputs.emit_ends, mask)
             step.chosen = self._device.to_host(chosen_2E)
             wanted = wanted_top(entries)
             if wanted:
@@ -94,7 +97,8 @@ class Runner:
         result = StepResult(step.batch.step, [], step.logprobs, step.prompt_logprobs)
         if step.chosen is not None:
             tokens, finite = step.chosen.wait().tolist()
-            result.tokens = [[token] for token in tokens]
+            plain = len(tokens) == sum(step.batch.emit)
+            result.tokens = [[token] for token in tokens] if plain else _without_wrong_drafts(step.batch, tokens)
             if not all(finite):
                 result.failed = {
                     row: "the model's logits are not finite for this request"
@@ -107,3 +111,25 @@ class Runner:
     def reset(self) -> None:
         """Wait for what runs; slots are entered anew by the steps to come."""
         self._device.synchronize()
+
+
+def _without_wrong_drafts(batch: Batch, tokens: list[int]) -> list[list[int]]:
+    """By emitting row: the tokens up to and including the first that differs from the draft in its place.
+
+    A token is chosen by the same rule at every position, drafts or not, so what is kept is what would have come anyway.
+    """
+    writes = zip(batch.token_slot, batch.token_position, batch.token_id, strict=True)
+    written = {(slot, position): token for slot, position, token in writes}
+    out, first = [], 0
+    for slot, start, num, emit, drafts in zip(
+        batch.slot, batch.start, batch.num_tokens, batch.emit, batch.num_draft, strict=True
+    ):
+        if not emit:
+            continue
+        position = start + num - drafts
+        kept = 1
+        while kept <= drafts and tokens[first + kept - 1] == written[slot, position + kept - 1]:
+            kept += 1
+        out.append(tokens[first : first + kept])
+        first += 1 + drafts
+    return out

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from pando.core.batch import TokenMask
 from pando.kernels.ops import OpTable
 from pando.runtime.logits_processors import PROCESSORS, Entries, LogitsProcessor
 from pando.runtime.table import RequestTable
@@ -34,7 +35,14 @@ class Sampler:
         self._entries: Entries = []
         self._wishes = self._read([])
 
-    def __call__(self, logits_EV: Tensor, entries: Entries, slots_E: Tensor, positions_E: Tensor) -> Tensor:
+    def __call__(
+        self,
+        logits_EV: Tensor,
+        entries: Entries,
+        slots_E: Tensor,
+        positions_E: Tensor,
+        mask: TokenMask | None = None,
+    ) -> Tensor:
         """[2, E] int64: the rows' tokens, and 1 where a row's logits were finite, else 0. The history has them, too.
 
         positions [E] are where the tokens will stand. `logits_EV` is changed in place by the processors, so that
@@ -45,13 +53,26 @@ class Sampler:
             self._entries, self._wishes = entries, self._read(entries)
         wishes = self._wishes
         # Looked at first: processors forbid tokens.
-        finite_E = self._ops.finite(logits_EV) if wishes.changes else None
+        finite_E = self._ops.finite(logits_EV) if wishes.changes or mask is not None else None
         for processor, rows in wishes.changes:
             processor.apply(logits_EV, rows, entries, slots_E, positions_E)
+        if mask is not None:
+            self._apply_mask(logits_EV, mask)
         chosen_2E = self._table.step.choose(logits_EV, slots_E, positions_E, greedy=wishes.greedy)
         if finite_E is not None:
             chosen_2E[1] = finite_E
         return chosen_2E
+
+    def _apply_mask(self, logits_EV: Tensor, mask: TokenMask) -> None:
+        """Forbid what the grammars forbid. The last change: nothing may make a forbidden token possible again."""
+        bits = self._table.device.upload_array(mask.bits)
+        if len(mask.rows) == logits_EV.shape[0]:
+            self._ops.apply_token_mask_(logits_EV, bits)
+            return
+        rows = self._table.device.upload(mask.rows)
+        part = logits_EV[rows]
+        self._ops.apply_token_mask_(part, bits)
+        logits_EV[rows] = part
 
     def _read(self, entries: Entries) -> Wishes:
         changes = []

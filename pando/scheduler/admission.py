@@ -147,16 +147,24 @@ class Admission:
     def _plan_running(self, plan: Plan) -> None:
         """Rows for the running set: decoding sequences first, then prompts under way, oldest first."""
         decoding: list[Request] = []
+        extending: list[Request] = []
         prefilling: list[Request] = []
         for request in self.running:
             length = request.known + request.pending
             to_run = length - request.planned
-            if to_run > 1:
+            if request.in_doubt:
+                continue
+            if request.drafts or request.written < request.known:
+                extending.append(request)
+            elif to_run > 1:
                 prefilling.append(request)
             elif to_run == 1 and (length < request.limit or request.planned < request.known):
                 decoding.append(request)
         if decoding:
             self._plan_decodes(plan, decoding)
+        for request in extending:
+            if request.state is State.RUNNING:
+                self._plan_extend(plan, request, request.to_run, request.drafts)
         budget = max(self.limits.token_budget - len(plan.rows), self.limits.token_budget // 8)
         for request in prefilling:
             if budget > 0 and request.state is State.RUNNING:
@@ -169,7 +177,7 @@ class Admission:
         if grown.denied:
             for request in decoding:
                 if request.state is State.RUNNING:
-                    self._plan_decode(plan, request)
+                    self._plan_extend(plan, request, 1, [])
             return
         batch = plan.batch
         slots = [request.slot for request in decoding]
@@ -187,11 +195,17 @@ class Admission:
             request.planned += 1
             request.pending += emit
 
-    def _plan_decode(self, plan: Plan, request: Request) -> None:
-        planned = request.planned
+    def _plan_extend(self, plan: Plan, request: Request, num: int, drafts: list[int]) -> None:
+        """A row of `num` known positions of a generating sequence, and its drafts; retracts others for room."""
+        num += len(drafts)
+        stop = request.planned + num
         self.planning = request
         assert request.handle is not None
-        grown = self.cache.grow(request.handle, planned + 1)
+        grown = self.cache.grow(request.handle, stop)
+        if grown.denied and drafts:
+            request.drafts = []
+            self._plan_extend(plan, request, num - len(drafts), [])
+            return
         while grown.denied:
             victim = self._victim(plan)
             if victim is None:
@@ -200,9 +214,11 @@ class Admission:
             self.reserve.retracted()
             if victim is request:
                 return
-            grown = self.cache.grow(request.handle, planned + 1)
+            grown = self.cache.grow(request.handle, stop)
         self._write(plan.batch, request.slot, grown.writes)
-        self._row(plan, request, 1, int(request.known + request.pending < request.limit))
+        self._write_tokens(plan.batch, request, drafts)
+        self._row(plan, request, num, int(request.known + request.pending < request.limit), len(drafts))
+        request.in_doubt = bool(drafts)
 
     def _victim(self, plan: Plan) -> Request | None:
         """The latest running request that is not in this step yet (lowest priority first)."""
@@ -225,13 +241,22 @@ class Admission:
         self._write(plan.batch, request.slot, self.cache.publish(request.handle, request.planned))
         return num
 
-    def _row(self, plan: Plan, request: Request, num: int, emit: int) -> None:
+    @staticmethod
+    def _write_tokens(batch: Batch, request: Request, drafts: list[int]) -> None:
+        """Tokens that the device's history lacks, and guesses for the positions after them."""
+        tokens = [*request.key.tokens(request.written, request.known), *drafts]
+        batch.token_slot += [request.slot] * len(tokens)
+        batch.token_position += range(request.written, request.written + len(tokens))
+        batch.token_id += tokens
+        request.written = request.known
+
+    def _row(self, plan: Plan, request: Request, num: int, emit: int, num_draft: int = 0) -> None:
         batch = plan.batch
         batch.slot.append(request.slot)
         batch.start.append(request.planned)
         batch.num_tokens.append(num)
         batch.emit.append(emit)
-        batch.num_draft.append(0)
+        batch.num_draft.append(num_draft)
         plan.rows.append(request)
         request.planned += num
         request.pending += emit
@@ -252,7 +277,7 @@ class Admission:
         while budget > 0 and self._free_slots:
             request = self.waiting.peek()
             # A retracted request whose last token is still under way comes back when the host has seen it.
-            if request is None or request.pending:
+            if request is None or request.pending or request.void:
                 return
             if not self._admit(plan, request, int(ahead / self.limits.page_size)):
                 return
@@ -306,10 +331,11 @@ class Admission:
         )
         pages = handle.pages[: (needed + page - 1) // page]
         self._write(plan.batch, slot, [(FULL, index, page_id) for index, page_id in enumerate(pages)])
-        self._stats.count_admission(request, handle.num_cached, first=not request.admitted)
+        num_cached = min(handle.num_cached, request.prompt_len) if not request.admitted else handle.num_cached
+        self._stats.count_admission(request, num_cached, first=not request.admitted)
         if not request.admitted:
             request.admitted = True
-            request.cached_tokens = handle.num_cached
+            request.cached_tokens = min(handle.num_cached, request.prompt_len)
         return True
 
     def _release(self, request: Request, num_tokens: int, *, publish: bool) -> None:

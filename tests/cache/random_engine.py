@@ -351,9 +351,9 @@ class Traffic:
         order, pop = self.cache.order, self.cache.order.pop
 
         def watched(component: int | None = None) -> Record:
-            ranks = [order.policy.rank(r) for r in order if component is None or r.component == component]
+            ranks = [order.score(r) for r in order if component is None or r.component == component]
             lowest = min(ranks)
-            stamped = {id(r): order.policy.rank(r) for r in order}
+            stamped = {id(r): order.score(r) for r in order}
             record = pop(component)
             if not order.policy.name.startswith("marconi"):
                 assert stamped[id(record)] == lowest, (stamped[id(record)], lowest)

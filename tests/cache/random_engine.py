@@ -23,6 +23,20 @@ Item = tuple[str, str, bytes]
 """(component, namespace, tokens up to and with it): one page, or one state."""
 
 
+MIXES = ("full", "full+window", "full+state", "full+window+state", "state")
+PAGE_SIZES = (1, 4, 16)
+POLICIES = ("reuse", "lru", "gdsf:0.25", "lru_leaf", "marconi:0.5")
+ADMISSIONS = ("branch+last", "branch+last", "every:5", "last", "branch", "every:7+branch+last")
+
+
+class Quadratic:
+    """Arithmetic of a model with attention."""
+
+    def flops(self, num_tokens: int) -> float:
+        """Linear and quadratic parts of comparable size."""
+        return 1e6 * num_tokens + 1e5 * num_tokens**2
+
+
 @dataclass(frozen=True)
 class Setup:
     """One configuration under test."""
@@ -34,7 +48,9 @@ class Setup:
     num_tokens: int = 120
     num_states: int = 8
     window: int = 10
+    grid: int = 1
     id_bound: bool = False
+    sharing: bool = True
 
     def cache(self) -> CacheManager:
         """Its cache: budgets of a few requests."""
@@ -45,6 +61,7 @@ class Setup:
             window=self.window if "window" in parts else 0,
             window_bytes_per_token=1 if "window" in parts else 0,
             state_bytes=STATE_BYTES if "state" in parts else 0,
+            grid=self.grid,
         )
         pages = max(6, self.num_tokens // page)
         counts = [pages * ("full" in parts), pages, self.num_states]
@@ -57,7 +74,27 @@ class Setup:
             num_slots=slots if self.id_bound else None,
             policy=self.policy,
             admission=self.admission,
+            profile=Quadratic(),
+            sharing=self.sharing,
         )
+
+
+def setup_of(seed: int) -> Setup:
+    """A configuration for each seed: all mixes, page sizes and policies in turn, the rest by chance."""
+    draw = random.Random(seed)
+    page = PAGE_SIZES[seed // len(MIXES) % len(PAGE_SIZES)]
+    return Setup(
+        MIXES[seed % len(MIXES)],
+        page,
+        POLICIES[seed // (len(MIXES) * len(PAGE_SIZES)) % len(POLICIES)],
+        admission=draw.choice(ADMISSIONS),
+        num_tokens=draw.choice((60, 120, 240)) * (3 if page == 16 else 1),
+        num_states=draw.choice((3, 8, 20)),
+        window=draw.choice((3, 10, 40)),
+        grid=draw.choice((1, 1, 1, 3)),
+        id_bound=draw.random() < 0.4,
+        sharing=draw.random() < 0.95,
+    )
 
 
 class Traffic:
@@ -153,8 +190,11 @@ class Traffic:
             return None
         start = sequence.planned
         if to_run == 1:
-            grown = self.cache.grow(sequence.handle, start + 1)
-            if grown.denied:
+            if self.random.random() < 0.5:
+                denied = self.cache.grow(sequence.handle, start + 1).denied
+            else:
+                denied = self.cache.grow_many([sequence.handle], [start + 1]).denied
+            if denied:
                 self._release(sequence, publish=True)
                 return None
             end = start + 1

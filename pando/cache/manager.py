@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Sequence
-from dataclasses import replace
 
 from pando.cache.admission import CheckpointPolicy, checkpoints_of
 from pando.cache.budget import CacheLayout
@@ -132,12 +131,13 @@ class CacheManager:
         need, shortfall = self._demand(match, num_tokens_needed, keep)
         if shortfall > 0 and match.num_tokens and self.states is not None and not self.handles:
             # What it resumes from takes room beside its own state. Nobody will ever free any: start from zero instead.
-            match = replace(match, num_tokens=0, resume=None)
+            match = match._replace(num_tokens=0, resume=None)
             need, shortfall = self._demand(match, num_tokens_needed, keep)
         if shortfall > 0:
             return Denied(shortfall)
         handle = self._hold(match, key, namespace)
-        self.eviction.make_room(need)
+        if not self.budget.has_free(need):
+            self.eviction.make_room(need)
         handle.pages.extend(self.allocator.take(need[0]))
         if self.window is not None:
             handle.window_pages.extend(self.window.allocator.take(need[1]))
@@ -152,12 +152,16 @@ class CacheManager:
         page = self.page_size
         num_pages = -(-num_tokens // page)
         need = [max(0, num_pages - match.num_matched // page) if self._has_kv else 0]
-        kept = [self.kv.num_to_lock(match.node, match.num_matched) + (keep if self._has_kv else 0)]
         if self.window is not None:
             need.append(max(0, num_pages - match.num_tokens // page))
-            kept.append(self.window.num_to_lock(match.resume, match.num_tokens) + keep)
         if self.states is not None:
             need.append(1 + self._keeps_spare)
+        if self.budget.has_free([count + keep for count in need]):
+            return need, 0
+        kept = [self.kv.num_to_lock(match.node, match.num_matched) + (keep if self._has_kv else 0)]
+        if self.window is not None:
+            kept.append(self.window.num_to_lock(match.resume, match.num_tokens) + keep)
+        if self.states is not None:
             kept.append(self.states.num_to_lock(match.resume, match.num_tokens))
         return need, self.budget.shortfall(need, kept)
 
@@ -177,6 +181,10 @@ class CacheManager:
             shortfall = self._make_room([need])
             if shortfall > 0:
                 return Denied(shortfall)
+        if need == 1:
+            slot = self.allocator.take_one()
+            pages.append(slot)
+            return GrowResult([(FULL, first, slot)])
         new = self.allocator.take(need)
         pages.extend(new)
         return GrowResult([(FULL, index, slot) for index, slot in enumerate(new, first)])
@@ -416,8 +424,8 @@ class CacheManager:
         self.order.touch(node)
         for component in self.components:
             component.touch(node, num_hits)
-        if self.window is not None and (self.states is None or self.states.slot(node) >= 0):
-            self.window.use(node.records[0 if self.states is None else self.states.index], num_hits)
+        if self.window is not None:
+            self.insertion.use_window(self.window, node, num_hits)
 
     # -- inner: growing and publishing
 
@@ -426,6 +434,8 @@ class CacheManager:
         if self.window is not None:
             need = [need[0], max(need)]
         need = need + [0] * (len(self.components) - len(need))
+        if self.budget.has_free(need):
+            return 0
         shortfall = self.budget.shortfall(need, [0] * len(need))
         if shortfall <= 0:
             self.eviction.make_room(need)

@@ -250,6 +250,14 @@ class Traffic:
         assert (match.num_tokens, match.num_matched) == self._brute_match(namespace, tokens)
         assert self.cache.match(TokenKey(tokens), namespace) == match
 
+    def serve(self, tokens: list[int]) -> int:
+        """A whole request in one call; returns the tokens it found cached."""
+        handle = self.cache.admit(TokenKey(tokens), "", len(tokens))
+        assert not handle.denied
+        self.cache.publish(handle, len(tokens))
+        self.cache.release(handle, len(tokens), publish=True)
+        return handle.num_cached
+
     def flush(self) -> None:
         """Drop what is not held."""
         assert self.cache.flush() == (not self.running)

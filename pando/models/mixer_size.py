@@ -41,7 +41,7 @@ def mixer_matrices(mixer: MixerShape | None, hidden: int) -> int:
 
 
 def plain_matrices(mixer: MixerShape | None, hidden: int) -> int:
-    """Elements of those of them that are never quantised on load: gates, step sizes, what expands a compressed vector."""
+    """Elements of those of them that are never quantised on load: gates, step sizes, what expands a latent vector."""
     if isinstance(mixer, GatedDeltaShape):
         return 2 * hidden * mixer.value_heads
     if isinstance(mixer, SelectiveScanShape):

@@ -102,7 +102,7 @@ class FullKV:
         record = node.records[self.index]
         record.slots = slots
         self.order.touch(node)
-        self.order.policy.touched(record)
+        self.order.policy.made(record)
         self.num_slots += len(slots)
 
     def split(self, upper: Node, lower: Node, num_pages: int) -> None:
@@ -110,7 +110,7 @@ class FullKV:
         record = lower.records[self.index]
         above = upper.records[self.index]
         above.slots, above.locks = record.slots[:num_pages], 1 if record.locks else 0
-        above.frequency, above.floor = record.frequency, record.floor
+        above.frequency, above.floor, above.score = record.frequency, record.floor, record.score
         record.slots = record.slots[num_pages:]
         if record.stamp:
             self.order.add(record)
@@ -172,7 +172,7 @@ class FullKV:
         """Its ancestors need no refresh: they can not go before it, and after it they may."""
         record = node.records[self.index]
         record.frequency += num_hits
-        self.order.policy.touched(record)
+        self.order.policy.touched(record, num_hits)
         if record.stamp:
             self.order.add(record)
 

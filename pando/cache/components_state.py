@@ -52,7 +52,7 @@ class Recurrent:
         record.slots = np.array([slot], dtype=np.int32)
         record.frequency = 1
         self.num_slots += 1
-        self.order.policy.touched(record)
+        self.order.policy.touched(record, 0)
         if record.locks:
             self.num_locked += 1
         else:
@@ -98,7 +98,7 @@ class Recurrent:
         record = node.records[self.index]
         if len(record.slots):
             record.frequency += num_hits
-            self.order.policy.touched(record)
+            self.order.policy.touched(record, num_hits)
             if record.stamp:
                 self.order.add(record)
 

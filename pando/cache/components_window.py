@@ -64,7 +64,8 @@ class WindowKV:
         cut = max(0, len(record.slots) - below)
         above = upper.records[self.index]
         above.slots, above.locks = record.slots[:cut], record.locks
-        above.frequency, above.floor, above.reach = record.frequency, record.floor, record.reach
+        above.frequency, above.floor, above.score = record.frequency, record.floor, record.score
+        above.reach, above.time = record.reach, record.time
         record.slots = record.slots[cut:]
         self.offer(upper)
         if record.stamp:
@@ -83,7 +84,8 @@ class WindowKV:
             self.order.discard(record)
         last = records[-1]
         last.slots = np.concatenate([record.slots for record in records])
-        last.reach = max(record.reach for record in records)
+        latest = max(records, key=lambda record: record.time)
+        last.reach, last.time, last.floor, last.score = latest.reach, latest.time, latest.floor, latest.score
         self._renew(path[-1])
 
     def lock(self, node: Node, start: int) -> Pin:
@@ -117,13 +119,18 @@ class WindowKV:
             node = node.parent
         return count
 
-    def use(self, pin: Pin) -> None:
-        """A request resumes behind the pages of `pin`: they are worth what it saves."""
-        for node in span(pin):
+    def use(self, owner: Record, num_hits: int) -> None:
+        """A request resumed, or may resume, at the end of `owner`'s node: the window there is worth what that saves."""
+        node: Node | None = owner.node
+        start, depth = self.first_page(owner.node.depth) * self.page_size, owner.node.depth
+        while node is not None and node.depth > start:
             record = node.records[self.index]
-            record.reach = pin.node.depth
-            record.frequency += 1
-            self.order.policy.touched(record)
+            record.reach, record.time = depth, self.order.clock
+            record.frequency += num_hits
+            self.order.policy.needed(record, owner)
+            if record.stamp:
+                self.order.add(record)
+            node = node.parent
 
     def touch(self, node: Node, num_hits: int) -> None:
         """Windows are refreshed by their span, see `use`."""
@@ -148,10 +155,12 @@ class WindowKV:
         new: Slots = slots_of(pages[:taken])
         record.slots = np.concatenate([new, record.slots]) if len(record.slots) else new
         self.num_slots += taken
+        if record.time < 0:
+            record.time = 0
+            self.order.policy.made(record)
         if record.locks:
             self.num_locked += taken
         else:
-            self.order.policy.touched(record)
             self.offer(node)
         return taken
 

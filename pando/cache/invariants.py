@@ -159,7 +159,7 @@ def _check_window_pages(handle: CacheHandle, window: WindowKV) -> None:
     assert end <= handle.num_window_tree_pages
     assert pages[max(first, end - len(held)) : end].tobytes() == held[len(held) - max(0, end - first) :].tobytes()
     if handle.node.live:
-        assert end == handle.num_window_tree_pages and len(held) == end - first
+        assert end == handle.num_window_tree_pages and len(held) == max(0, end - first)
 
 
 def _own_slots(handle: CacheHandle, name: str) -> list[int]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pando.cache.admission import CheckpointPolicy, checkpoints_of
 from pando.cache.budget import CacheLayout
@@ -41,7 +42,7 @@ from pando.cache.value_flops import FlopProfile, LinearProfile
 
 _NO_GROWTH = GrowResult([])
 
-DEFAULT_POLICY = "gdsf:0.25"
+DEFAULT_POLICY = "reuse"
 DEFAULT_ADMISSION = "branch+last"
 
 
@@ -128,17 +129,11 @@ class CacheManager:
         limit: tokens to take from the cache at most. keep: pages that must stay available afterwards.
         """
         match = self.match(key, namespace, limit)
-        page = self.page_size
-        num_pages = -(-num_tokens_needed // page)
-        need = [max(0, num_pages - match.num_matched // page) if self._has_kv else 0]
-        kept = [self.kv.num_to_lock(match.node, match.num_matched) + (keep if self._has_kv else 0)]
-        if self.window is not None:
-            need.append(max(0, num_pages - match.num_tokens // page))
-            kept.append(self.window.num_to_lock(match.resume, match.num_tokens) + keep)
-        if self.states is not None:
-            need.append(1 + self._keeps_spare)
-            kept.append(self.states.num_to_lock(match.resume, match.num_tokens))
-        shortfall = self.budget.shortfall(need, kept)
+        need, shortfall = self._demand(match, num_tokens_needed, keep)
+        if shortfall > 0 and match.num_tokens and self.states is not None and not self.handles:
+            # What it resumes from takes room beside its own state. Nobody will ever free any: start from zero instead.
+            match = replace(match, num_tokens=0, resume=None)
+            need, shortfall = self._demand(match, num_tokens_needed, keep)
         if shortfall > 0:
             return Denied(shortfall)
         handle = self._hold(match, key, namespace)
@@ -151,6 +146,20 @@ class CacheManager:
             handle.spare = self.states.allocator.take_one() if self._keeps_spare else -1
         self.handles.add(handle)
         return handle
+
+    def _demand(self, match: PrefixMatch, num_tokens: int, keep: int) -> tuple[list[int], int]:
+        """Slots of each component that a request of `num_tokens` on `match` needs, and the bytes lacking for them."""
+        page = self.page_size
+        num_pages = -(-num_tokens // page)
+        need = [max(0, num_pages - match.num_matched // page) if self._has_kv else 0]
+        kept = [self.kv.num_to_lock(match.node, match.num_matched) + (keep if self._has_kv else 0)]
+        if self.window is not None:
+            need.append(max(0, num_pages - match.num_tokens // page))
+            kept.append(self.window.num_to_lock(match.resume, match.num_tokens) + keep)
+        if self.states is not None:
+            need.append(1 + self._keeps_spare)
+            kept.append(self.states.num_to_lock(match.resume, match.num_tokens))
+        return need, self.budget.shortfall(need, kept)
 
     def grow(self, handle: CacheHandle, num_tokens: int) -> GrowResult | Denied:
         """Make pages exist for positions [0, num_tokens) of the handle. Returns the new ones."""
@@ -337,7 +346,6 @@ class CacheManager:
         if self.window is not None:
             first = self.window.first_page(match.num_tokens)
             pin = self.insertion.lock_window(self.window, resume, first * self.page_size)
-            self.window.use(pin)
             handle.window_pages = array("i", [-1]) * first + self.window.pages_under(pin)
             handle.first_window_page, handle.num_window_tree_pages = first, len(handle.window_pages)
             receipt += (pin,)
@@ -408,6 +416,8 @@ class CacheManager:
         self.order.touch(node)
         for component in self.components:
             component.touch(node, num_hits)
+        if self.window is not None and (self.states is None or self.states.slot(node) >= 0):
+            self.window.use(node.records[0 if self.states is None else self.states.index], num_hits)
 
     # -- inner: growing and publishing
 

@@ -47,9 +47,7 @@ class Eviction:
         least = self._order.peek(None if short is None else short.index)
         if least is None or least[0] >= worth:
             return False
-        score, record = least
-        self._order.policy.evicted(score)
-        self._order.discard(record)
+        record = self._order.pop(None if short is None else short.index)
         component = components[record.component]
         slots = need[short.index] - short.allocator.num_free if short is component else 0
         self._evict(record, max(slots, -(-num_bytes // component.slot_bytes)))
@@ -58,7 +56,8 @@ class Eviction:
     def _evict(self, record: Record, at_most: int) -> None:
         """Give up `record`, `at_most` slots of it where it can be divided."""
         node = record.node
-        whole = self._order.policy.whole_leaves and self._states is not None and not node.children
+        free_leaf = not node.children and not node.records[self._kv.index].locks
+        whole = free_leaf and self._order.policy.whole_leaves and self._states is not None
         if whole or record.component == self._kv.index:
             pages = num_pages_of(node, self._page_size)
             self._cut_leaf(node, pages if whole else min(at_most, pages))

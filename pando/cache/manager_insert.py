@@ -142,6 +142,8 @@ class Insertion:
             self.unborn.append((step, locks))
             states.planned.add(node.records[states.index])
         states.put(node, slot)
+        if self._store.window is not None:
+            self._store.window.use(node.records[states.index], 0)
         self._rescore(states, node)
 
     def _rescore(self, states: Recurrent, node: Node) -> None:

@@ -30,7 +30,7 @@ class Store:
         slot_bytes = layout.slot_bytes
         window_index = 1 if layout.window else None
         state_index = len(slot_bytes) - 1 if layout.state_bytes else None
-        self.worth = Worth(profile, slot_bytes, window_index, state_index)
+        self.worth = Worth(profile, slot_bytes, layout.page_size, window_index, state_index)
         self.order = EvictionOrder(policy_of(policy, self.worth), len(slot_bytes))
         spaces = [SlotAllocator(count) for count in num_slots]
         self.kv = FullKV(0, slot_bytes[0], spaces[0], self.order, exact_order=state_index is None)
@@ -45,3 +45,12 @@ class Store:
         merged = MERGED_KEY_BYTES if self.states is None else STATES_MERGED_KEY_BYTES
         self.tree = RadixTree(layout.page_size, self.components, merged)
         self.events = EventHub(self.tree)
+
+    def use(self, policy: str | Policy) -> None:
+        """Evict by another policy from now on. O(tree)."""
+        chosen = policy_of(policy, self.worth)
+        for node in self.tree.nodes():
+            for record in node.records:
+                if len(record.slots) and record.time < 0:
+                    chosen.touched(record, 0)
+        self.order.use(chosen)

@@ -24,11 +24,17 @@ class Policy(Protocol):
     def newcomer(self, tokens: int, above: int) -> float:
         """Score of a state that is not there yet, after `tokens` tokens, when the nearest one above is at `above`."""
 
-    def touched(self, record: Record) -> None:
-        """`record` was made or used."""
+    def made(self, record: Record) -> None:
+        """`record` got its first slots."""
 
-    def evicted(self, score: float) -> None:
-        """A record with this score was the victim."""
+    def touched(self, record: Record, num_hits: int) -> None:
+        """`record` is complete and used, and was found by `num_hits` requests."""
+
+    def needed(self, record: Record, owner: Record) -> None:
+        """`record`, pages of a window, is needed to resume at the end of `owner`'s node. `owner` was touched before."""
+
+    def evicted(self, record: Record, score: float) -> None:
+        """`record`, with this score, was the victim; it still has its slots."""
 
     def choose(self, candidates: Iterator[Record]) -> Record | None:
         """The victim, for a policy whose scores depend on all candidates; None: the lowest score."""
@@ -52,9 +58,9 @@ class EvictionOrder:
         self._num_entries = 0
 
     def use(self, policy: Policy) -> None:
-        """Go on with another policy: every candidate is ranked anew."""
-        self.policy = policy
+        """Go on with another policy, which has seen all records: every candidate is ranked anew."""
         candidates = list(self)
+        self.policy = policy
         for tiers in self._heaps:
             for heap in tiers:
                 heap.clear()
@@ -103,7 +109,7 @@ class EvictionOrder:
             raise LookupError("no candidate for eviction")
         score, record = least
         self.discard(record)
-        self.policy.evicted(score)
+        self.policy.evicted(record, score)
         return record
 
     def __iter__(self) -> Iterator[Record]:

@@ -31,9 +31,10 @@ class Worth:
     """
 
     def __init__(
-        self, profile: FlopProfile, slot_bytes: tuple[int, ...], window: int | None, state: int | None
+        self, profile: FlopProfile, slot_bytes: tuple[int, ...], page_size: int, window: int | None, state: int | None
     ) -> None:
         self._flops = profile.flops
+        self.token_bytes = slot_bytes[0] / page_size
         self.slot_bytes = slot_bytes
         self._window = window
         self.state = state

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pando.cache.node import Record
 from pando.cache.value import Policy
 from pando.cache.value_flops import Worth
+from pando.cache.value_reuse import Reuse
 from pando.errors import ConfigError
 
-POLICY_NAMES = ("lru", "lru_leaf", "marconi:ALPHA", "gdsf:BETA")
+POLICY_NAMES = ("reuse", "lru", "lru_leaf", "marconi:ALPHA", "gdsf:BETA")
 """What `policy_of` understands."""
 
 
@@ -24,17 +25,25 @@ class Lru:
     most_children = 1
 
     def rank(self, record: Record) -> tuple[int, float]:
-        """The time of the last hit that ended in the node."""
+        """The time of the last hit that ended in the node, or that needed the window."""
+        if record.time >= 0:
+            return 0, record.time
         return int(len(record.node.children) > self.most_children), record.node.last_use
 
     def newcomer(self, tokens: int, above: int) -> float:
         """Whatever comes is more recent than what is there."""
         return float("inf")
 
-    def touched(self, record: Record) -> None:
+    def made(self, record: Record) -> None:
         """The node's time is all there is."""
 
-    def evicted(self, score: float) -> None:
+    def touched(self, record: Record, num_hits: int) -> None:
+        """The node's time is all there is."""
+
+    def needed(self, record: Record, owner: Record) -> None:
+        """The record's time is all there is."""
+
+    def evicted(self, record: Record, score: float) -> None:
         """Nothing ages."""
 
     def choose(self, candidates: Iterator[Record]) -> Record | None:
@@ -62,7 +71,9 @@ class Marconi(Lru):
 
     def choose(self, candidates: Iterator[Record]) -> Record | None:
         """The least sum of scaled recency and alpha times scaled efficiency."""
-        records = list(candidates)
+        records = [record for record in candidates if record.time < 0]
+        if not records:
+            return None
         times = [record.node.last_use for record in records]
         gains = [self._worth.saved(r) / max(1, self._worth.freed(r)) for r in records]
         first, fewest = min(times), min(gains)
@@ -95,11 +106,19 @@ class Gdsf:
         assert self._worth.state is not None
         return self.floor + self._worth.between(tokens, above) / max(1, self._worth.slot_bytes[self._worth.state])
 
-    def touched(self, record: Record) -> None:
+    def made(self, record: Record) -> None:
         """Its H starts from the present floor."""
         record.floor = self.floor
 
-    def evicted(self, score: float) -> None:
+    def touched(self, record: Record, num_hits: int) -> None:
+        """Its H starts from the present floor."""
+        record.floor = self.floor
+
+    def needed(self, record: Record, owner: Record) -> None:
+        """Its H starts from the present floor."""
+        record.floor = self.floor
+
+    def evicted(self, record: Record, score: float) -> None:
         """The floor rises to the victim's H: what is not used sinks relative to what is."""
         self.floor = max(self.floor, score)
 
@@ -114,10 +133,8 @@ def policy_of(policy: str | Policy, worth: Worth) -> Policy:
         return policy
     name, _, parameter = policy.partition(":")
     try:
-        if name == "lru" and not parameter:
-            return Lru()
-        if name == "lru_leaf" and not parameter:
-            return LruLeaf()
+        if name in ("reuse", "lru", "lru_leaf") and not parameter:
+            return Reuse(worth) if name == "reuse" else Lru() if name == "lru" else LruLeaf()
         if name == "marconi":
             return Marconi(float(parameter or 1.0), worth)
         if name == "gdsf":

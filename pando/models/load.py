@@ -167,8 +167,8 @@ def check_quantization(quantization: str, config: HFConfig) -> None:
         )
 
 
-NOT_LANGUAGE_MODEL = r"(^|\.)(vision_tower|vision_model|visual|multi_modal_projector|audio_tower)\."
-"""Tensors of a multi-modal checkpoint that its language model does not need."""
+NOT_LANGUAGE_MODEL = r"(^|\.)(vision_tower|vision_model|visual|multi_modal_projector|audio_tower)\.|^(model\.)?mtp\."
+"""Tensors of a checkpoint that its language model does not need: other modalities, layers that draft."""
 
 
 def resolve_dtype(dtype: str, config: HFConfig) -> torch.dtype:

@@ -195,8 +195,8 @@ def _selective_scan(parts: Parts, index: int, entry: int, shape: SelectiveScanSh
     base, channels, rank, state = spec.layer_name(index, "mixer"), shape.channels, shape.dt_rank, shape.state_dim
     projections = ScanProjections(
         parts.linear(base + ".in_proj", 2 * channels, spec.hidden_size, shape.bias),
-        parts.linear(base + ".x_proj", rank + 2 * state, channels, False),
-        parts.linear(base + ".dt_proj", channels, rank, False),
+        parts.plain([(base + ".x_proj", rank + 2 * state)], False, channels),
+        parts.plain([(base + ".dt_proj", channels)], False, rank),
         parts.linear(base + ".out_proj", spec.hidden_size, channels, shape.bias),
     )
     norms = None

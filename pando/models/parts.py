@@ -70,9 +70,9 @@ class Parts:
         """A linear map from its checkpoint name."""
         return self.fused([(name, rows)], columns, bias)
 
-    def plain(self, parts: Sequence[tuple[str, int]], bias: bool) -> Linear:
-        """Linear maps of the hidden states as one, never rounded: a router, gates."""
-        columns = self.spec.hidden_size
+    def plain(self, parts: Sequence[tuple[str, int]], bias: bool, columns: int | None = None) -> Linear:
+        """Linear maps of one input (the hidden states), as one, never rounded: a router, gates, step sizes."""
+        columns = columns or self.spec.hidden_size
         weights = [self.loader.weight(name + ".weight", rows, columns) for name, rows in parts]
         vector = self.loader.vectors([(name + ".bias", rows) for name, rows in parts]) if bias else None
         return Linear.fused(weights, vector, self.ops)

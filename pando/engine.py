@@ -107,7 +107,7 @@ def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
     executor = ThreadedExecutor(runner[0]) if config.overlap == "on" and not device.asynchronous else runner[0]
     if config.overlap == "off":
         runner[0].depth = 0
-    return EngineCore(_scheduler(config, plan, executor, inbox, info, tokenizer), info, plan, executor)
+    return EngineCore(_scheduler(config, plan, model, executor, inbox, info, tokenizer), info, plan, executor)
 
 
 def load_tokenizer(config: Config, model_folder: Path) -> Tokenizer:
@@ -126,7 +126,7 @@ def _plan(config: Config, model: DecoderModel, device: Device, ops: OpTable) -> 
     on_cpu = not device.asynchronous
     rate = None
     if on_cpu and config.chunked_prefill_size is None:
-        probe = MemoryPlan(512, min(512, model.max_position), 1, 512, 0, 0, 0, 0)
+        probe = MemoryPlan(512, min(512, model.max_position), 1, 512, 0, 0, 0, 0, num_states=1)
         rate = prefill_rate(*_runner(config, probe, model, device, ops), device)
     facts = ModelFacts.of(
         ModelSize.of(model.spec), dtype_name(model.dtype), matrix_bits(config.quantization, model.config_dict)
@@ -138,20 +138,23 @@ def _runner(
     config: Config, plan: MemoryPlan, model: DecoderModel, device: Device, ops: OpTable
 ) -> tuple[Runner, KVPool]:
     page = config.page_size
-    pool = KVPool(model.cache_plan, -(-plan.total_tokens // page), page, device.name, model.dtype)
+    pool = KVPool(
+        model.cache_plan, -(-plan.total_tokens // page), page, device.name, model.dtype, num_states=plan.num_states
+    )
     table = RequestTable(plan.max_running, plan.context_length, page, device, ops)
     return Runner(model, PagedAttentionBackend(pool, ops), table, Sampler(ops, table), device), pool
 
 
 def _scheduler(
-    config: Config, plan: MemoryPlan, executor: Executor, inbox: Inbox, info: EngineInfo, tokenizer: Tokenizer
+    config: Config,
+    plan: MemoryPlan,
+    model: DecoderModel,
+    executor: Executor,
+    inbox: Inbox,
+    info: EngineInfo,
+    tokenizer: Tokenizer,
 ) -> Scheduler:
-    token_bytes = max(1, plan.kv_bytes // max(1, plan.total_tokens))
-    cache = CacheManager(
-        CacheLayout(config.page_size, token_bytes),
-        plan.total_tokens // config.page_size * config.page_size * token_bytes,
-        sharing=not config.disable_radix_cache,
-    )
+    cache = _cache(config, plan, model)
     limits = Limits(plan.token_budget, plan.max_running, plan.context_length, config.page_size)
     stats = Stats()
     rules = Rules(
@@ -164,6 +167,32 @@ def _scheduler(
     )
     admission = Admission(cache, waiting_queue(config.schedule_policy, cache), limits, stats)
     return Scheduler(executor, admission, inbox, Gates([]), stats, rules)
+
+
+def _cache(config: Config, plan: MemoryPlan, model: DecoderModel) -> CacheManager:
+    kept, page = model.cache_plan, config.page_size
+    num_pages = plan.total_tokens // page
+    size = ModelSize.of(model.spec)
+    return CacheManager(
+        CacheLayout(page, max(1, kept.bytes_per_token), state_bytes=kept.bytes_per_state),
+        max(plan.cache_bytes, num_pages * page * kept.bytes_per_token),
+        num_slots=[num_pages, plan.num_states] if kept.bytes_per_state else [num_pages],
+        policy=config.radix_eviction_policy,
+        admission=config.state_checkpoints,
+        profile=_Flops(size),
+        sharing=not config.disable_radix_cache,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Flops:
+    """What the cache's policies ask of a model."""
+
+    size: ModelSize
+
+    def flops(self, num_tokens: int) -> float:
+        """Operations of a prefill of `num_tokens` tokens."""
+        return float(self.size.prefill_flops(num_tokens)) if num_tokens else 0.0
 
 
 def _info(

@@ -86,8 +86,8 @@ TORCH_FREE_IMPORTS = (
 CONFIG_FIELDS = (
     "model_path tokenizer_path revision quantization load_format served_model_name chat_template device dtype "
     "kernels num_threads page_size context_length mem_fraction_static max_total_tokens max_running_requests "
-    "max_queued_requests chunked_prefill_size schedule_policy disable_radix_cache overlap random_seed host port "
-    "api_key log_level"
+    "max_queued_requests chunked_prefill_size schedule_policy disable_radix_cache radix_eviction_policy "
+    "state_checkpoints overlap random_seed host port api_key log_level"
 ).split()
 """A new option changes this list in the same commit, with its test and its line of docs."""
 

@@ -60,6 +60,10 @@ class Config:
     """lpm (longest cached prefix first, bounded unfairness) | fcfs | priority."""
     disable_radix_cache: bool = False
     """Share no prefixes (for comparison)."""
+    radix_eviction_policy: str = "reuse"
+    """What the prefix cache forgets first: reuse | lru | lru_leaf | marconi:ALPHA | gdsf:BETA."""
+    state_checkpoints: str = "branch+last"
+    """Which recurrent states the prefix cache keeps: branch+last | branch | last | every:TOKENS."""
     overlap: str = "auto"
     """Plan the next step while one runs: on | off | auto (on for a GPU; on a CPU both want the same cores)."""
     random_seed: int | None = None

@@ -32,7 +32,7 @@ def _fitting(num_tokens: int, runner: Runner, pool: KVPool) -> int:
 
 def _prefill(runner: Runner, pool: KVPool, num: int, device: Device) -> float:
     pages = list(range(-(-num // pool.page_size)))
-    entry = NewSlot(0, [1] * num, num, SamplingParams(temperature=0), 0, None, [])
+    entry = NewSlot(0, [1] * num, num, SamplingParams(temperature=0), 0, None, [], state=0)
     batch = Batch(-1, [0], [0], [num], [1], [0], [entry], [], [0] * len(pages), list(pages), pages)
     device.synchronize()
     started = time.perf_counter()

@@ -212,7 +212,6 @@ template <class T>
 void selective_chunk(T*, const SelectiveArgs& args, const RecurrentTask& task, float* state, SelectiveChunk chunk,
                      int64_t first, int64_t last) {
     const int64_t begin = task.unit_begin, channels = task.unit_end - begin, size = args.state_size;
-    const T* x = reinterpret_cast<const T*>(args.x) + begin;
     widen_rows<T>(args.b, 0, args.b_token_stride, first, last, size, chunk.inputs.b, chunk.inputs.padded);
     widen_rows<T>(args.c, 0, args.c_token_stride, first, last, size, chunk.inputs.c, chunk.inputs.padded);
     widen_rows<T>(args.x, begin, args.x_token_stride, first, last, channels, chunk.x, CHANNEL_BLOCK);

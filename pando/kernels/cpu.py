@@ -16,7 +16,7 @@ from pando.errors import ConfigError
 from pando.kernels import reference
 from pando.kernels.ops import AttentionPlan, OpTable
 
-INTERFACE = 7
+INTERFACE = 8
 """The signatures this module calls; a compiled module of another number is stale."""
 
 LOAD_ERROR: str | None = None
@@ -118,6 +118,7 @@ def table(isa: str) -> OpTable:
         logprobs=ops.logprobs,
         step_table=partial(cpu_step.NativeStepTable, level),
         program=partial(cpu_program.NativeProgram, level),
+        rounds=True,
     )
 
 

@@ -85,8 +85,11 @@ struct RoundArgs {
     uint8_t* values; // [k]
     float* scale;    // [groups]
     float* offset;   // [groups], bits 4 only
-    float* scratch;  // bits 4: 3 * round_room(group) floats, aligned to 64
+    float* scratch;  // bits 4: ROUND_SCRATCH floats, aligned to 64
 };
+
+// Inputs of a group at most, where bits are 4, and floats that hold eight of them and their codes.
+constexpr int64_t MAX_ROUND_GROUP = 128, ROUND_SCRATCH = 2 * 8 * MAX_ROUND_GROUP;
 
 // Floats that hold a group: a power of two, whole vectors on every level.
 static inline int64_t round_room(int64_t group) {

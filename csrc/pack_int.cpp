@@ -160,6 +160,7 @@ void pack_int(const IntSource& source, char* panels, float* scale) {
 
 PackedWeight plan_rounded(int64_t n, int64_t k, int64_t group, int bits, int activation) {
     if (k > MAX_INPUTS && bits == 8) throw std::invalid_argument("more than 131,072 inputs share a scale");
+    if (bits == 4 && std::min(group, k) > MAX_ROUND_GROUP) throw std::invalid_argument("groups of more than 128 inputs");
     if (group < k && group % 4 != 0) throw std::invalid_argument("groups must be multiples of 4 inputs");
     PackedWeight plan{};
     plan.n = n;
@@ -174,13 +175,13 @@ PackedWeight plan_rounded(int64_t n, int64_t k, int64_t group, int bits, int act
 void pack_rounded(const Kernels& kernels, const RoundSource& source, char* panels, float* scale) {
     const PackedWeight plan = plan_rounded(source.n, source.k, source.group, source.bits, source.activation);
     const IntShape shape = int_shape(plan);
-    const size_t lines = static_cast<size_t>(PANEL * shape.groups), room = static_cast<size_t>(round_room(plan.group));
+    const size_t lines = static_cast<size_t>(PANEL * shape.groups);
     parallel_for(num_panels(plan), [&](int64_t panel) {
         // A panel's rows: [scratch][scales][offsets] floats, values.
-        const size_t floats = (source.bits == 4 ? 3 * room : 0) + 2 * lines;
+        const size_t floats = ROUND_SCRATCH + 2 * lines;
         const size_t bytes = floats * sizeof(float) + static_cast<size_t>(PANEL * source.k);
         float* const work = reinterpret_cast<float*>(thread_scratch(Scratch::task, bytes));
-        float* const scales = work + (source.bits == 4 ? 3 * room : 0);
+        float* const scales = work + ROUND_SCRATCH;
         float* const offsets = scales + lines;
         uint8_t* const values = reinterpret_cast<uint8_t*>(offsets + lines);
         const IntSource local{PANEL,  plan.k, plan.group, source.bits, NO_ACTIVATION, values, scales,

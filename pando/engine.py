@@ -29,6 +29,7 @@ from pando.device import Device, resolve_device
 from pando.errors import PandoError
 from pando.kernels import set_num_threads
 from pando.kernels.ops import OpTable
+from pando.kernels.packed_cache import PackedCache, default_folder
 from pando.kernels.select import op_table
 from pando.log import setup as setup_log
 from pando.models.decoder import DecoderModel
@@ -65,13 +66,18 @@ class EngineCore:
     info: EngineInfo
     plan: MemoryPlan
     executor: Runner | ThreadedExecutor
+    packed: PackedCache | None = None
 
     def run(self) -> None:
         """The scheduler's loop, to its end; then the executor's thread, which holds the model and the pool."""
+        if self.packed is not None:
+            self.packed.start_writing()
         try:
             with torch.inference_mode():  # once for the thread: entering it in every step costs as much as the sampling
                 self.scheduler.run()
         finally:
+            if self.packed is not None:
+                self.packed.close()
             if isinstance(self.executor, ThreadedExecutor):
                 self.executor.close()
 
@@ -85,6 +91,7 @@ def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
     path = resolve_model_path(config.model_path, config.revision)
     tokenizer = load_tokenizer(config, path)
     ops = op_table(device.name, config.kernels)
+    packed = packed_cache(config)
     model = load_model(
         path,
         dtype=config.dtype,
@@ -94,6 +101,7 @@ def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
         load_format=config.load_format,
         progress=lambda fraction, detail: on_phase(Load("weights", fraction, detail)),
         context_length=config.context_length,
+        packed=packed,
     )
     on_phase(Load("warmup", 0.0, "first pass"))
     plan = _plan(config, model, device, ops)
@@ -107,7 +115,15 @@ def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
     executor = ThreadedExecutor(runner[0]) if config.overlap == "on" and not device.asynchronous else runner[0]
     if config.overlap == "off":
         runner[0].depth = 0
-    return EngineCore(_scheduler(config, plan, executor, inbox, info, tokenizer), info, plan, executor)
+    return EngineCore(_scheduler(config, plan, executor, inbox, info, tokenizer), info, plan, executor, packed)
+
+
+def packed_cache(config: Config) -> PackedCache | None:
+    """Where packed weights are kept; None if nowhere."""
+    folder = default_folder() if config.packed_cache == "auto" else Path(config.packed_cache).expanduser()
+    if config.packed_cache == "off" or folder is None or config.packed_cache_gb == 0.0:
+        return None
+    return PackedCache(folder, int(config.packed_cache_gb * 1e9))
 
 
 def load_tokenizer(config: Config, model_folder: Path) -> Tokenizer:

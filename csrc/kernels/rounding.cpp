@@ -27,15 +27,23 @@ inline void store_bytes(uint8_t* to, vf x) {
     memcpy(to, &bytes, sizeof bytes);
 }
 
-// The sum of n values; n is a power of two and at least W. `term(i)` gives those of a vector.
-template <class Term>
-inline float tree_sum(int64_t n, float* scratch, Term&& term) {
-    if (n == W) return sum(term(0));
-    for (int64_t i = 0; i < n / 2; i += W) store(scratch + i, term(i) + term(i + n / 2));
-    for (int64_t half = n / 4; half >= W; half /= 2) {
-        for (int64_t i = 0; i < half; i += W) store(scratch + i, load(scratch + i) + load(scratch + i + half));
+// Terms 0 .. N - 1 of vectors: the second half is added to the first until one is left.
+template <int N, class Term>
+inline vf halves(Term&& term) {
+    if constexpr (N == 1) {
+        return term(0);
+    } else {
+        return halves<N / 2>([&](int i) { return term(i) + term(i + N / 2); });
     }
-    return sum(load(scratch));
+}
+
+// Lanes of any level's vector, largest first; they are few instructions where the processor has one for it.
+inline float largest_lane(vf x) {
+#if PANDO_VECTOR_BYTES == 64 && defined(__AVX512F__)
+    return _mm512_reduce_max_ps(x);
+#else
+    return max_lane(x);
+#endif
 }
 
 template <class T>
@@ -44,7 +52,7 @@ void eight(const T* row, const RoundArgs& args) {
     for_row(
         args.k, [&](int64_t i) { largest = vmax(largest, magnitude(load(row + i))); },
         [&](int64_t i, int64_t rest) { largest = vmax(largest, magnitude(load_first(row + i, rest))); });
-    args.scale[0] = max_lane(largest) / 127.0f;
+    args.scale[0] = largest_lane(largest) / 127.0f;
     const float inverse = reciprocal(args.scale[0]);
     for_row(
         args.k, [&](int64_t i) { store_bytes(args.values + i, nearest(load(row + i) * inverse)); },
@@ -55,84 +63,120 @@ void eight(const T* row, const RoundArgs& args) {
         });
 }
 
-// A group of `size` inputs, of which `padded` (a power of two) are in memory: wide, zeros behind them; codes and sums.
-struct Group {
-    int64_t size, padded;
-    float *wide, *codes, *sums;
-    float low, high;
+// Groups of `size` inputs, `count` of them at once: what is done to one does not wait for another. Each has
+// N vectors in memory: its weights, zeros behind them, and its codes.
+constexpr int TOGETHER = 8;
 
-    void clear_padding() const {
-        if (size < padded) memset(codes + size, 0, static_cast<size_t>(padded - size) * sizeof(float));
+template <int N>
+struct Groups {
+    static constexpr int64_t ROOM = N * W;
+    int64_t size;
+    int count;
+    float* wide;  // [count][ROOM]
+    float* codes; // the same
+    float scale[TOGETHER], offset[TOGETHER], mean[TOGETHER];
+
+    void clear_padding(int g) const {
+        for (int64_t i = size; i < ROOM; ++i) codes[g * ROOM + i] = 0.0f;
     }
 
-    // The nearest codes of a line.
-    void encode(float scale, float offset) const {
-        const float inverse = reciprocal(scale), shift = offset * inverse;
-        for (int64_t i = 0; i < padded; i += W) {
-            const vf code = vmin(vmax(load(wide + i) * inverse - shift, vf{}), splat(15.0f));
-            store(codes + i, nearest(code));
+    template <class T>
+    void fill(const T* row) {
+        for (int g = 0; g < count; ++g, row += size) {
+            vf low = splat(__builtin_inff()), high = splat(-__builtin_inff());
+            float* const to = wide + g * ROOM;
+            for_row(
+                size,
+                [&](int64_t i) {
+                    const vf x = load(row + i);
+                    store(to + i, x);
+                    low = vmin(x, low), high = vmax(x, high);
+                },
+                [&](int64_t i, int64_t rest) {
+                    store(to + i, load_first(row + i, rest));
+                    for (int64_t j = i; j < size; ++j) low = vmin(splat(to[j]), low), high = vmax(splat(to[j]), high);
+                });
+            for (int64_t i = round_up(size, W); i < ROOM; ++i) to[i] = 0.0f;
+            offset[g] = -largest_lane(-low);
+            scale[g] = (largest_lane(high) - offset[g]) / 15.0f;
+            mean[g] = sum(halves<N>([&](int i) { return load(to + i * W); })) / static_cast<float>(size);
         }
-        clear_padding();
     }
 
-    float mean(const float* values) const {
-        return tree_sum(padded, sums, [&](int64_t i) { return load(values + i); }) / static_cast<float>(size);
+    // The nearest codes of the lines.
+    void encode() const {
+        for (int g = 0; g < count; ++g) {
+            const float inverse = reciprocal(scale[g]), shift = offset[g] * inverse;
+            for (int64_t i = g * ROOM; i < (g + 1) * ROOM; i += W) {
+                const vf code = vmin(vmax(load(wide + i) * inverse - shift, vf{}), splat(15.0f));
+                store(codes + i, nearest(code));
+            }
+            if (size < ROOM) clear_padding(g);
+        }
     }
 
-    // Least squares: the line through the weights for the codes as they are.
-    void fit(float mean_wide, float& scale, float& offset) const {
-        const float mean_code = mean(codes);
-        for (int64_t i = 0; i < padded; i += W) store(codes + i, load(codes + i) - mean_code);
-        clear_padding();
-        const float spread =
-            tree_sum(padded, sums, [&](int64_t i) { return load(codes + i) * load(codes + i); });
-        const float product = tree_sum(padded, sums, [&](int64_t i) { return load(codes + i) * load(wide + i); });
-        if (spread > 0.0f) scale = product / spread;
-        offset = mean_wide - scale * mean_code;
+    // Least squares: the lines through the weights for the codes as they are.
+    void fit() {
+        float mean_code[TOGETHER];
+        for (int g = 0; g < count; ++g) {
+            const float* const from = codes + g * ROOM;
+            mean_code[g] = sum(halves<N>([&](int i) { return load(from + i * W); })) / static_cast<float>(size);
+        }
+        for (int g = 0; g < count; ++g) {
+            for (int64_t i = g * ROOM; i < (g + 1) * ROOM; i += W) store(codes + i, load(codes + i) - mean_code[g]);
+            if (size < ROOM) clear_padding(g);
+        }
+        for (int g = 0; g < count; ++g) {
+            const float *const code = codes + g * ROOM, *const weight = wide + g * ROOM;
+            const float spread = sum(halves<N>([&](int i) { return load(code + i * W) * load(code + i * W); }));
+            const float product = sum(halves<N>([&](int i) { return load(code + i * W) * load(weight + i * W); }));
+            if (spread > 0.0f) scale[g] = product / spread;
+            offset[g] = mean[g] - scale[g] * mean_code[g];
+        }
+    }
+
+    void put(uint8_t* values) const {
+        for (int g = 0; g < count; ++g, values += size) {
+            for_row(
+                size, [&](int64_t i) { store_bytes(values + i, load(codes + g * ROOM + i)); },
+                [&](int64_t i, int64_t rest) {
+                    uint8_t lanes[W];
+                    store_bytes(lanes, load(codes + g * ROOM + i));
+                    memcpy(values + i, lanes, static_cast<size_t>(rest));
+                });
+        }
     }
 };
 
-template <class T>
-void fill(const T* row, Group& group) {
-    vf low = splat(__builtin_inff()), high = splat(-__builtin_inff());
-    for_row(
-        group.size,
-        [&](int64_t i) {
-            const vf x = load(row + i);
-            store(group.wide + i, x);
-            low = vmin(low, x), high = vmax(high, x);
-        },
-        [&](int64_t i, int64_t rest) {
-            store(group.wide + i, load_first(row + i, rest));
-            for (int64_t j = i; j < i + rest; ++j) low = vmin(low, splat(group.wide[j])), high = vmax(high, splat(group.wide[j]));
-        });
-    const int64_t filled = round_up(group.size, W);
-    memset(group.wide + filled, 0, static_cast<size_t>(group.padded - filled) * sizeof(float));
-    group.low = -max_lane(-low);
-    group.high = max_lane(high);
+template <int N, class T>
+void round_groups(const T* row, const RoundArgs& args, int64_t start, int64_t size, int count) {
+    Groups<N> groups{size, count, args.scratch, args.scratch + TOGETHER * Groups<N>::ROOM, {}, {}, {}};
+    groups.fill(row + start);
+    for (int fit = 0; fit < FITS; ++fit) {
+        groups.encode();
+        groups.fit();
+    }
+    groups.encode();
+    groups.put(args.values + start);
+    const int64_t at = start / args.group;
+    memcpy(args.scale + at, groups.scale, static_cast<size_t>(count) * sizeof(float));
+    memcpy(args.offset + at, groups.offset, static_cast<size_t>(count) * sizeof(float));
 }
 
 template <class T>
 void four(const T* row, const RoundArgs& args) {
-    const int64_t room = round_room(args.group);
-    for (int64_t start = 0, at = 0; start < args.k; start += args.group, ++at) {
+    for (int64_t start = 0; start < args.k;) {
         const int64_t size = smaller(args.group, args.k - start);
-        Group group{size, round_room(size), args.scratch, args.scratch + room, args.scratch + 2 * room, 0, 0};
-        fill(row + start, group);
-        float scale = (group.high - group.low) / 15.0f, offset = group.low;
-        const float mean = group.mean(group.wide);
-        for (int fit = 0; fit < FITS; ++fit) {
-            group.encode(scale, offset);
-            group.fit(mean, scale, offset);
+        const int count = static_cast<int>(larger(1, smaller(TOGETHER, (args.k - start) / args.group)));
+        switch (round_room(size) / W) {
+        case 1: round_groups<1>(row, args, start, size, count); break;
+        case 2: round_groups<2>(row, args, start, size, count); break;
+        case 4: round_groups<4>(row, args, start, size, count); break;
+        case 8: round_groups<8>(row, args, start, size, count); break;
+        case 16: round_groups<16>(row, args, start, size, count); break;
+        default: round_groups<32>(row, args, start, size, count); break;
         }
-        group.encode(scale, offset);
-        for (int64_t i = 0; i < size; i += W) {
-            uint8_t lanes[W];
-            store_bytes(lanes, load(group.codes + i));
-            memcpy(args.values + start + i, lanes, static_cast<size_t>(smaller(W, size - i)));
-        }
-        args.scale[at] = scale;
-        args.offset[at] = offset;
+        start += size * count;
     }
 }
 

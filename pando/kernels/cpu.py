@@ -122,6 +122,18 @@ def table(isa: str) -> OpTable:
     )
 
 
+def level_of(ops: OpTable) -> int | None:
+    """The level of a native table, as native code counts them; None for the reference."""
+    names = list(levels())
+    name = ops.name.removeprefix("cpu-")
+    return names.index(name) if name in names else None
+
+
+def activation_code(kind: str | None) -> int:
+    """Code of a gated activation, -1 for none. Raises ConfigError on an unknown kind."""
+    return cpu_linear.activation_code(kind)
+
+
 def _is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
     """A contiguous CPU tensor of `dtype`."""
     return tensor.dtype is dtype and tensor.is_cpu and tensor.is_contiguous()

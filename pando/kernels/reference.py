@@ -243,19 +243,19 @@ class Experts:
     """`PackedExperts`: expert by expert, accumulated in float32."""
 
     def __init__(self, experts: Sequence[tuple[PackedLinear, PackedLinear]]) -> None:
-        self._experts = experts
+        self.pairs = experts
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all experts."""
-        return sum(gate_up.num_bytes + down.num_bytes for gate_up, down in self._experts)
+        return sum(gate_up.num_bytes + down.num_bytes for gate_up, down in self.pairs)
 
     def __call__(self, x_TM: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
         """Weighted sum of the chosen experts' gated MLPs."""
         out = torch.zeros(x_TM.shape, dtype=torch.float32, device=x_TM.device)
         for expert in topk_ids.unique().tolist():
             token, choice = torch.where(topk_ids == expert)
-            gate_up, down = self._experts[expert]
+            gate_up, down = self.pairs[expert]
             result = down(gate_up(x_TM[token]))
             out.index_add_(0, token, result.float() * topk_weights[token, choice].float().unsqueeze(1))
         return out.to(x_TM.dtype)

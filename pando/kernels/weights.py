@@ -75,7 +75,14 @@ class UnroundedWeight:
 
     def rows(self, index: slice | Tensor) -> UnroundedWeight:
         """Some of the outputs."""
-        return replace(self, parts=(torch.cat(self.parts)[index],))
+        return replace(self, parts=(self._whole()[index],))
+
+    def dequantize(self) -> Tensor:
+        """[N, K] float32, not rounded."""
+        return self._whole().float()
+
+    def _whole(self) -> Tensor:
+        return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts)
 
 
 Weight = Tensor | QuantizedWeight | UnroundedWeight

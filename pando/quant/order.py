@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pando.kernels.weights import QuantizedWeight, Weight
+from pando.kernels.weights import QuantizedWeight, UnroundedWeight, Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class OrderedWeight:
     neighbours; sorted by group they are.
     """
 
-    weight: QuantizedWeight
+    weight: QuantizedWeight | UnroundedWeight
     order: Tensor
 
     @property

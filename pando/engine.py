@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +67,7 @@ class EngineCore:
     info: EngineInfo
     plan: MemoryPlan
     executor: Runner | ThreadedExecutor
+    tokenizer: Tokenizer
     packed: PackedCache | None = None
 
     def run(self) -> None:
@@ -89,7 +91,15 @@ def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
         torch.set_num_threads(config.num_threads)
         set_num_threads(config.num_threads)
     path = resolve_model_path(config.model_path, config.revision)
-    tokenizer = load_tokenizer(config, path)
+    reading = ThreadPoolExecutor(1, "pando-tokenizer")
+    tokenizer = reading.submit(load_tokenizer, config, path)  # beside the weights
+    reading.shutdown(wait=False)
+
+    def progress(fraction: float, detail: str) -> None:
+        if tokenizer.done():
+            tokenizer.result()  # raises now what is wrong with it, not after minutes of reading weights
+        on_phase(Load("weights", fraction, detail))
+
     ops = op_table(device.name, config.kernels)
     packed = packed_cache(config)
     model = load_model(
@@ -99,7 +109,7 @@ def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
         ops=ops,
         quantization=config.quantization,
         load_format=config.load_format,
-        progress=lambda fraction, detail: on_phase(Load("weights", fraction, detail)),
+        progress=progress,
         context_length=config.context_length,
         packed=packed,
     )
@@ -115,7 +125,8 @@ def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
     executor = ThreadedExecutor(runner[0]) if config.overlap == "on" and not device.asynchronous else runner[0]
     if config.overlap == "off":
         runner[0].depth = 0
-    return EngineCore(_scheduler(config, plan, executor, inbox, info, tokenizer), info, plan, executor, packed)
+    scheduler = _scheduler(config, plan, executor, inbox, info, tokenizer.result())
+    return EngineCore(scheduler, info, plan, executor, tokenizer.result(), packed)
 
 
 def packed_cache(config: Config) -> PackedCache | None:
@@ -258,7 +269,7 @@ def start_engine_thread(config: Config, on_phase: OnPhase = lambda load: None) -
     return EngineThread(transport, core, thread)
 
 
-# -- in a process of its own; pando.engine_process starts it
+# -- in a process of its own; pando.engine_process starts it, through pando.engine_main
 
 
 def main(fd: int) -> int:
@@ -299,7 +310,3 @@ def _end_with_parent(sock: socket.socket) -> None:
     watch.register(sock, getattr(select, "POLLRDHUP", 0))  # and POLLHUP, which is always reported
     watch.poll()
     os._exit(0)
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))

@@ -160,7 +160,8 @@ void pack_int(const IntSource& source, char* panels, float* scale) {
 
 PackedWeight plan_rounded(int64_t n, int64_t k, int64_t group, int bits, int activation) {
     if (k > MAX_INPUTS && bits == 8) throw std::invalid_argument("more than 131,072 inputs share a scale");
-    if (bits == 4 && std::min(group, k) > MAX_ROUND_GROUP) throw std::invalid_argument("groups of more than 128 inputs");
+    if (bits == 4 && std::min(group, k) > MAX_ROUND_GROUP)
+        throw std::invalid_argument("groups of more than 128 inputs");
     if (group < k && group % 4 != 0) throw std::invalid_argument("groups must be multiples of 4 inputs");
     PackedWeight plan{};
     plan.n = n;
@@ -184,8 +185,8 @@ void pack_rounded(const Kernels& kernels, const RoundSource& source, char* panel
         float* const scales = work + ROUND_SCRATCH;
         float* const offsets = scales + lines;
         uint8_t* const values = reinterpret_cast<uint8_t*>(offsets + lines);
-        const IntSource local{PANEL,  plan.k, plan.group, source.bits, NO_ACTIVATION, values, scales,
-                              source.bits == 4 ? offsets : nullptr};
+        const IntSource local{PANEL,         plan.k, plan.group, source.bits,
+                              NO_ACTIVATION, values, scales,     source.bits == 4 ? offsets : nullptr};
         for (int64_t inside = 0; inside < PANEL; ++inside) {
             int64_t row = source_row(plan.n, plan.activation, panel, inside);
             if (row >= 0) {

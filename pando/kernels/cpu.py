@@ -122,6 +122,11 @@ def table(isa: str) -> OpTable:
     )
 
 
+def native_file() -> str:
+    """Path of the extension module; "" without one."""
+    return "" if LOAD_ERROR is not None else str(_native.__file__)
+
+
 def level_of(ops: OpTable) -> int | None:
     """The level of a native table, as native code counts them; None for the reference."""
     names = list(levels())

@@ -62,7 +62,7 @@ def _chunk(num_bytes: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class PanelSpec:
-    """What native code must know of a packed weight beside its memory: the fields of `PackedWeight` in csrc/linear.hpp."""
+    """What native code must know of a packed weight beside its memory: `PackedWeight` of csrc/linear.hpp."""
 
     kind: int
     n: int
@@ -114,9 +114,7 @@ class NativeLinear:
 
     __slots__ = ("handle", "in_features", "out_features", "num_bytes", "out_dtype", "spec", "memory", "_level")
 
-    def __init__(
-        self, level: int, spec: PanelSpec, memory: PanelParts, out_dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, level: int, spec: PanelSpec, memory: PanelParts, out_dtype: torch.dtype | None = None) -> None:
         self.spec, self.memory, self.out_dtype, self._level = spec, memory, out_dtype, level
         self.handle = _native.Weight(
             spec.kind,
@@ -267,7 +265,7 @@ class Packer:
     def _pack_quantized(
         self, weight: QuantizedWeight, bias: Tensor | None, activation: str | None, out_dtype: torch.dtype | None
     ) -> PackedLinear:
-        (n, k), code = weight.shape, checked_activation(activation, weight.shape[0])
+        n, code = weight.shape[0], checked_activation(activation, weight.shape[0])
         try:
             spec, panels, factors = cpu_quantized.pack_quantized(weight, code, self._panels.take)
         except ValueError:

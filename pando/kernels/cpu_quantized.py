@@ -20,7 +20,6 @@ from torch import Tensor
 from pando.kernels import _native
 from pando.kernels.weights import QuantizedWeight, UnroundedWeight
 
-
 Take = Callable[[int], Tensor]
 """Memory for so many bytes."""
 
@@ -59,9 +58,7 @@ FLOATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """DType of csrc/kernels.hpp."""
 
 
-def pack_unrounded(
-    level: int, weight: UnroundedWeight, activation: int, take: Take
-) -> tuple[Spec, Tensor, Tensor]:
+def pack_unrounded(level: int, weight: UnroundedWeight, activation: int, take: Take) -> tuple[Spec, Tensor, Tensor]:
     """Round and pack in one pass: the bytes that rounding first gives. Raises ValueError as `pack_quantized` does."""
     (n, k), group = weight.shape, min(weight.group_size, weight.shape[1])
     dtypes = {part.dtype for part in weight.parts}

@@ -1,8 +1,8 @@
 """A folder of packed weights (`packed_file`), bounded, shared by processes, safe to delete at any time.
 
 A file is written behind a server that is already up, at the lowest priority, under a temporary name, and renamed when
-it is complete: readers see all of it or nothing, and of several writers the last one wins. Whatever goes wrong costs one
-line in the log and nothing else.
+it is complete: readers see all of it or nothing, and of several writers the last one wins. Whatever goes wrong costs
+one line in the log and nothing else.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Packed weights in a file: written once, mapped by every later start and used in place (csrc/linear.hpp: one layout for
-all processors).
+"""Packed weights in a file: written once, mapped by every later start and used in place, on any processor.
 
     "PANDOPK1" | bytes of the header | its CRC-32 | header (JSON) | sections, each from a multiple of ALIGNMENT
 
@@ -103,7 +102,7 @@ def write_file(
     for section, (offset, _, _) in zip(sections, places, strict=True):
         assert isinstance(section, Tensor), section
         pieces.write(memoryview(bytes(offset - pieces.size)))
-        pieces.write(memoryview(section.view(-1).view(torch.uint8).numpy()))
+        pieces.write(section.view(-1).view(torch.uint8).numpy().data)
     pieces.flush()
     return pieces.size
 
@@ -256,7 +255,7 @@ class PackedFile:
 
 
 def shape_of(packed: Packed) -> list[Any]:
-    """What an entry must have in common with what is asked for: outputs, inputs, activation; of experts also how many."""
+    """What an entry and a call that packs must have in common: outputs, inputs, activation, bias; how many experts."""
     return _shape(_describe(packed, []))
 
 

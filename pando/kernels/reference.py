@@ -24,7 +24,7 @@ from pando.errors import ConfigError
 from pando.kernels.ops import AttentionPlan, OpTable, PackedLinear, PackLinear
 from pando.kernels.reference_recurrent import causal_conv, gated_delta, selective_scan, state_space
 from pando.kernels.reference_step import TorchStepTable
-from pando.kernels.weights import Weight
+from pando.kernels.weights import QuantizedWeight, UnroundedWeight, Weight
 
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu2", "swiglu_oai")
 """Kinds of `gated_activation`; the index is the code the native kernels use."""
@@ -43,7 +43,13 @@ _MIX_B = _signed(0x94D049BB133111EB)
 class Linear:
     """`PackedLinear` that keeps the weight as it is; a quantised one is expanded at each product."""
 
-    def __init__(self, weight: Weight, bias: Tensor | None, activation: str | None, out_dtype: torch.dtype | None):
+    def __init__(
+        self,
+        weight: Tensor | QuantizedWeight,
+        bias: Tensor | None,
+        activation: str | None,
+        out_dtype: torch.dtype | None,
+    ):
         self._weight, self._bias, self._activation, self._out_dtype = weight, bias, activation, out_dtype
 
     @property
@@ -83,6 +89,7 @@ def pack_linear(
     weight: Weight, bias: Tensor | None = None, *, activation: str | None = None, out_dtype: torch.dtype | None = None
 ) -> Linear:
     """The weight as it is."""
+    assert not isinstance(weight, UnroundedWeight), "only a table that rounds takes it"
     return Linear(weight, bias, activation, out_dtype)
 
 

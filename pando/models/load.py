@@ -144,7 +144,7 @@ def load_model(
     source = open_weights(folder, config)
     level = cpu.level_of(ops)
     size = sum(file.stat().st_size for file in checkpoint_files(folder))
-    if packed is None or level is None or device != "cpu" or size < packed.min_bytes:
+    if packed is None or level is None or size < packed.min_bytes:
         return plan.build(source)
     key = cache_key(folder, resolved, quantization)
     found = packed.find(folder.name, key)

@@ -84,7 +84,7 @@ def _code_key() -> str:
     """Changes when the installed code does, whatever its version says: names, sizes and times of its files."""
     package = Path(pando.__file__).parent
     files = sorted(file for name in CODE for file in (package / name).glob("*.py"))
-    native = Path(str(cpu._native.__file__))
+    native = Path(cpu.native_file())
     rows = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in (*files, native)]
     return _digest([repr(rows).encode()])
 

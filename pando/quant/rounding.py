@@ -87,8 +87,8 @@ def _fit_lines(wide_NGg: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def tree_sum(x: Tensor) -> Tensor:
     """[..., g] -> [..., 1] float32: the second half is added to the first until one number is left.
 
-    g is filled up with zeros to a power of two. Unlike `Tensor.sum`, whose order depends on the processor, every machine
-    gets the same bits.
+    g is filled up with zeros to a power of two. Unlike with `Tensor.sum`, whose order depends on the processor, every
+    machine gets the same bits.
     """
     size = x.shape[-1]
     full = 1 << (size - 1).bit_length()

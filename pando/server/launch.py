@@ -61,7 +61,8 @@ class _Stopped(Exception):
 def run_server(config: Config, announcer: Announcer | None = None, spawned: SpawnedEngine | None = None) -> int:
     """Serve until ctrl-C, SIGTERM or the engine's end. The exit code: 130 after ctrl-C, 0 after SIGTERM, else 1.
 
-    spawned: the engine's process, if it has begun; it is the caller's to end if this raises. Raises ConfigError (port in use, bad model) and other errors of the start.
+    spawned: the engine's process, if it has begun; it is the caller's to end if this raises. Raises ConfigError (port
+    in use, bad model) and other errors of the start.
     """
     setup_log(config.log_level)
     announcer = announcer or Announcer()

@@ -273,7 +273,8 @@ def test_checksums_are_additive_and_see_every_byte() -> None:
     native, piece = packed_file._native, packed_file._native.checksum_chunk
     whole = native.checksum(data.data_ptr(), len(data), 0)
     parts = [
-        native.checksum(data.data_ptr() + at, min(piece, len(data) - at), at // piece) for at in range(0, len(data), piece)
+        native.checksum(data.data_ptr() + at, min(piece, len(data) - at), at // piece)
+        for at in range(0, len(data), piece)
     ]
     assert sum(parts) % (1 << 64) == whole and len(parts) == 3
     for at in (0, 127, 128, piece - 1, piece, len(data) - 1):

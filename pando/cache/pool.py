@@ -41,7 +41,7 @@ class KVPool:
         self.k: tuple[Tensor, ...] = tuple(k for k, _ in pairs)
         self.v: tuple[Tensor, ...] = tuple(v for _, v in pairs)
         self.states: tuple[tuple[Tensor, ...], ...] = tuple(
-            tuple(zeros((num_states, *shape), getattr(torch, name), device) for shape, name in layer.tensors)
+            tuple(_zeros((num_states, *shape), getattr(torch, name), device) for shape, name in layer.tensors)
             if isinstance(layer, State)
             else ()
             for layer in plan.layers
@@ -68,10 +68,10 @@ class KVPool:
         self, layer: LayerSpec, dtype: torch.dtype, device: torch.device | str
     ) -> tuple[Tensor, Tensor]:
         if isinstance(layer, FullAttention | SlidingWindow):
-            k = zeros((self.num_slots, layer.kv_heads, layer.head_dim), dtype, device)
-            return k, zeros((self.num_slots, layer.kv_heads, layer.v_dim), dtype, device)
+            k = _zeros((self.num_slots, layer.kv_heads, layer.head_dim), dtype, device)
+            return k, _zeros((self.num_slots, layer.kv_heads, layer.v_dim), dtype, device)
         if isinstance(layer, Latent):
-            latent = zeros((self.num_slots, 1, layer.rank + layer.rope_dim), dtype, device)
+            latent = _zeros((self.num_slots, 1, layer.rank + layer.rope_dim), dtype, device)
             return latent, latent[..., : layer.rank]
         nothing = torch.empty((0, 1, 1), dtype=dtype, device=device)
         return nothing, nothing
@@ -80,7 +80,7 @@ class KVPool:
 HUGE_PAGE = 2 << 20
 
 
-def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """A zeroed tensor. On a CPU the kernel hands out zero pages when they are first touched, so it costs no time.
 
     Large ones ask for huge pages: decoding jumps from token to token and layer to layer, and every small page it

@@ -25,7 +25,7 @@ from pando.models.packed_weights import Replay, cache_key, phantoms_in
 from tests.models.paged_loop import full_logits
 from tests.quant.test_formats import CASES, write
 from tests.quant.test_gguf import in_blocks
-from tests.tiny_models import FAMILIES, prompt_ids, tiny_checkpoint
+from tests.tiny_models import EXTRA_FAMILIES, FAMILIES, prompt_ids, tiny_checkpoint
 
 if cpu.LOAD_ERROR is not None:
     pytest.skip("no compiled kernels", allow_module_level=True)
@@ -67,7 +67,7 @@ def assert_second_start_is_the_first(path: Path, folder: Path, **options: Any) -
     assert torch.equal(logits(second), logits(first))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", (*FAMILIES, *EXTRA_FAMILIES))
 def test_every_family(family: str, tmp_path: Path) -> None:
     assert_second_start_is_the_first(tiny_checkpoint(family), tmp_path / "cache")
 

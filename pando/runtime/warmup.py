@@ -11,7 +11,7 @@ from pando.device import Device
 from pando.runtime.runner import Runner
 
 FIRST_TOKENS = 16
-RATE_TOKENS = 128
+RATE_TOKENS = 64
 
 
 def first_pass(runner: Runner, pool: KVPool, device: Device) -> None:

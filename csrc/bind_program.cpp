@@ -1,5 +1,6 @@
 // The Python face of Program.
 #include "bind_program.hpp"
+#include "bind.hpp"
 #include "isa.hpp"
 #include "program.hpp"
 
@@ -20,17 +21,12 @@ namespace pando {
 
 namespace {
 
-using Pointer = uintptr_t;
-
-template <class T>
-T* at(Pointer address) {
-    return reinterpret_cast<T*>(address);
-}
-
 // A program and the caches it was bound to.
 struct BoundProgram {
     Program program;
     std::vector<LayerCache> caches;
+    std::vector<RotaryTable> tables;
+    StepArgs step{};
     int64_t num_slots = 0;
 
     BoundProgram(int level, int dtype, int64_t width)
@@ -58,16 +54,34 @@ struct BoundProgram {
                        {layer, q_heads, kv_heads, head_dim, v_dim, window, scale, softcap, at<const float>(sinks)});
     }
 
-    void run(Pointer residual, Pointer result, int64_t tokens, int64_t rows, Pointer positions, Pointer out_loc,
-             Pointer cu_q_lens, Pointer kv_lens, Pointer page_table, int64_t table_stride, int64_t table_width,
-             int64_t page_size, const std::vector<std::pair<Pointer, int64_t>>& rotaries) {
-        std::vector<RotaryTable> tables;
+    // The ragged arguments of the steps to come; the tensors' memory may change from step to step.
+    void look_at(int64_t tokens, int64_t rows, Pointer positions, Pointer out_loc, Pointer cu_q_lens, Pointer kv_lens,
+                 Pointer page_table, int64_t table_stride, int64_t table_width, int64_t page_size,
+                 const std::vector<std::pair<Pointer, int64_t>>& rotaries) {
+        tables.clear();
         for (const auto& [table, positions_held] : rotaries) tables.push_back({at<const float>(table), positions_held});
+        step.num_tokens = tokens;
+        step.num_rows = rows;
+        step.positions = at<const int64_t>(positions);
+        step.out_loc = at<const int64_t>(out_loc);
+        step.cu_q_lens = at<const int32_t>(cu_q_lens);
+        step.kv_lens = at<const int32_t>(kv_lens);
+        step.page_table = at<const int32_t>(page_table);
+        step.table_stride = table_stride;
+        step.table_width = table_width;
+        step.page_size = page_size;
+        step.rotaries = tables.data();
+    }
+
+    // residual: 0 where the program embeds input_ids, which are 0 otherwise.
+    void run(Pointer residual, Pointer input_ids, Pointer result) {
+        step.residual = at<char>(residual);
+        step.input_ids = at<const int64_t>(input_ids);
+        step.result = at<char>(result);
+        step.caches = caches.data();
+        step.num_slots = num_slots;
         const nb::gil_scoped_release unlocked;
-        program.run({tokens, rows, at<char>(residual), at<char>(result), at<const int64_t>(positions),
-                     at<const int64_t>(out_loc), at<const int32_t>(cu_q_lens), at<const int32_t>(kv_lens),
-                     at<const int32_t>(page_table), table_stride, table_width, page_size, num_slots, caches.data(),
-                     tables.data()});
+        program.run(step);
     }
 };
 
@@ -78,6 +92,8 @@ void define_program(nb::module_& m) {
         .def(nb::init<int, int, int64_t>())
         .def("bind", &BoundProgram::bind)
         .def("buffer", [](BoundProgram& self, int64_t width) { return self.program.buffer(width); })
+        .def("embed",
+             [](BoundProgram& self, Pointer rows, int64_t vocab) { self.program.embed(at<const char>(rows), vocab); })
         .def("norm", [](BoundProgram& self, int in, int out, Pointer weight,
                         float eps) { self.program.norm(in, out, at<const float>(weight), eps); })
         .def("linear", [](BoundProgram& self, int in, int out, const PackedWeight& weight,
@@ -86,6 +102,7 @@ void define_program(nb::module_& m) {
         .def("scale", [](BoundProgram& self, int buffer, float factor) { self.program.scale(buffer, factor); })
         .def("heads", &BoundProgram::heads)
         .def("attend", &BoundProgram::attend)
+        .def("look_at", &BoundProgram::look_at)
         .def("run", &BoundProgram::run);
 }
 

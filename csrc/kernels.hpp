@@ -207,6 +207,7 @@ struct PackedWeight;
 struct PanelArgs;
 struct PanelTask;
 struct CombineArgs;
+struct RoundArgs;
 enum class WeightKind : int;
 struct PanelKernels {
     bool (*takes)(const PackedWeight&, DType x); // rows of x are multiplied as they are, without prepare
@@ -215,6 +216,13 @@ struct PanelKernels {
     int64_t (*scratch)(const PackedWeight&, int64_t rows); // bytes one multiply() of so many rows needs
     void (*multiply)(const PanelArgs&, const PanelTask&, char* scratch);
 };
+
+// recurrent.hpp has the types.
+struct ConvArgs;
+struct DeltaArgs;
+struct SpaceArgs;
+struct SelectiveArgs;
+struct RecurrentTask;
 
 // Leaves that read indices return false if one was out of range; that entry is skipped, so memory stays intact.
 struct Kernels {
@@ -233,12 +241,24 @@ struct Kernels {
     void (*mask)(const MaskArgs&, int64_t begin, int64_t end);
     void (*logprob)(const LogprobArgs&, int64_t begin, int64_t end);
 
+    // recurrent_conv.cpp, recurrent_delta.cpp, recurrent_space.cpp; scratch: bytes one call needs
+    void (*conv)(const ConvArgs&, const RecurrentTask&);
+    int64_t (*delta_scratch)(const DeltaArgs&);
+    void (*delta)(const DeltaArgs&, const RecurrentTask&, char* scratch);
+    int64_t (*space_scratch)(const SpaceArgs&);
+    void (*space)(const SpaceArgs&, const RecurrentTask&, char* scratch);
+    int64_t (*selective_scratch)(const SelectiveArgs&);
+    void (*selective)(const SelectiveArgs&, const RecurrentTask&, char* scratch);
+
     // gemm_float.cpp
     PanelKernels float_panels;
     void (*combine)(const CombineArgs&, int64_t begin, int64_t end);
 
     // gemm_int.cpp
     PanelKernels int_panels;
+
+    // rounding.cpp
+    void (*round_row)(const RoundArgs&);
 
     // limits.cpp
     int64_t (*burn)(WeightKind, int64_t rounds, float* sink); // operations done, a multiply-add being two

@@ -1,6 +1,10 @@
 // The Python face of the kernels: plain integers in (pointers, sizes, strides in elements), nothing kept, nothing
 // allocated for Python. pando.kernels.cpu is the only caller and checks dtypes, devices and layouts first.
+#include "bind.hpp"
 #include "bind_program.hpp"
+#include "bind_recurrent.hpp"
+#include "bind_step.hpp"
+#include "checksum.hpp"
 #include "drivers.hpp"
 #include "isa.hpp"
 #include "linear_int.hpp"
@@ -24,25 +28,6 @@ namespace nb = nanobind;
 using namespace pando;
 
 namespace {
-
-using Pointer = uintptr_t;
-
-template <class T>
-T* at(Pointer address) {
-    return reinterpret_cast<T*>(address);
-}
-
-// Gives the interpreter lock away while a call works, if it works long enough to be worth the hand-over: after a tiny
-// call a busy neighbour thread could hold the lock for milliseconds.
-class Unlocked {
-  public:
-    explicit Unlocked(int64_t elements) {
-        if (elements >= 1 << 14) release_.emplace();
-    }
-
-  private:
-    std::optional<nb::gil_scoped_release> release_;
-};
 
 void norm(int level, int dtype, Pointer x, int64_t rows, int64_t inner, int64_t outer_stride, int64_t inner_stride,
           int64_t size, Pointer residual, Pointer weight, Pointer out, float eps) {
@@ -337,6 +322,43 @@ void pack_quantized(const IntSource& source, Pointer panels, Pointer scale) {
     pack_int(source, at<char>(panels), at<float>(scale));
 }
 
+// ---- float weights that are rounded while they are packed ----
+
+std::tuple<int, bool, int64_t, int64_t> plan_of_rounded(int64_t n, int64_t k, int64_t group, int bits, int activation) {
+    const PackedWeight plan = plan_rounded(n, k, group, bits, activation);
+    const int64_t panels = num_panels(plan);
+    return {static_cast<int>(plan.kind), plan.has_offsets, panels * int_shape(plan).panel_bytes, panels * PANEL};
+}
+
+// parts: (address, rows, row stride).
+void pack_and_round(int level, int dtype, const std::vector<std::tuple<Pointer, int64_t, int64_t>>& parts, int64_t k,
+                    int64_t group, int bits, int activation, Pointer panels, Pointer scale) {
+    std::vector<RoundSource::Part> rows;
+    int64_t n = 0;
+    for (const auto& [address, count, stride] : parts) {
+        rows.push_back({{static_cast<DType>(dtype), at<const char>(address), stride}, count});
+        n += count;
+    }
+    const nb::gil_scoped_release unlocked;
+    const RoundSource source{rows.data(), static_cast<int64_t>(rows.size()), n, k, group, bits, activation};
+    pack_rounded(level_kernels(level), source, at<char>(panels), at<float>(scale));
+}
+
+// ---- packed weights on disk ----
+
+uint64_t checksum_of(Pointer data, int64_t bytes, int64_t first_chunk) {
+    const nb::gil_scoped_release unlocked;
+    return checksum(at<const char>(data), bytes, first_chunk);
+}
+
+// ranges: (offset, bytes, sum).
+bool verify(Pointer file, const std::vector<std::tuple<int64_t, int64_t, uint64_t>>& ranges) {
+    std::vector<ChecksumRange> all;
+    for (const auto& [offset, bytes, sum] : ranges) all.push_back({offset, bytes, sum});
+    const nb::gil_scoped_release unlocked;
+    return has_checksums(at<const char>(file), all.data(), static_cast<int64_t>(all.size()));
+}
+
 void define_linear(nb::module_& m) {
     nb::class_<PackedWeight>(m, "Weight").def(nb::new_(&make_weight));
     nb::class_<PackedExperts>(m, "Experts").def(nb::new_(&make_experts));
@@ -348,6 +370,12 @@ void define_linear(nb::module_& m) {
     nb::class_<IntSource>(m, "QuantizedSource").def(nb::new_(&int_source));
     m.def("plan_quantized", &plan_quantized);
     m.def("pack_quantized", &pack_quantized);
+    m.def("plan_rounded", &plan_of_rounded);
+    m.def("pack_rounded", &pack_and_round);
+    m.attr("panel_layout") = 1; // counts up with every change of a panel's bytes: packed files hold them
+    m.attr("checksum_chunk") = CHECKSUM_CHUNK;
+    m.def("checksum", &checksum_of);
+    m.def("verify", &verify);
     m.def("huge_pages", [](Pointer data, int64_t bytes) { ask_for_huge_pages(at<char>(data), bytes); });
     m.def("burn", &burn);
     m.def("read_through", &read_through);
@@ -357,7 +385,7 @@ void define_linear(nb::module_& m) {
 
 NB_MODULE(_native, m) {
     nb::set_leak_warnings(false); // an engine that lives to the end of the process keeps its plan: no leak
-    m.attr("interface") = 4; // counts up with every change of a signature below; pando.kernels.cpu checks it
+    m.attr("interface") = 8;      // counts up with every change of a signature below; pando.kernels.cpu checks it
     m.def("levels", &levels, "(name, why it can not be used or '') of every level, lowest first");
     m.def("num_threads", &num_threads);
     m.def("set_num_threads", &set_num_threads);
@@ -379,4 +407,6 @@ NB_MODULE(_native, m) {
     m.def("logprobs", &logprobs);
     define_linear(m);
     define_program(m);
+    define_step(m);
+    define_recurrent(m);
 }

@@ -3,6 +3,7 @@
 #include "drivers.hpp"
 
 #include <cstdlib>
+#include <cstring>
 #include <new>
 #include <stdexcept>
 
@@ -30,6 +31,22 @@ struct Instruction {
 };
 
 namespace {
+
+struct Embed final : Instruction {
+    const char* rows;
+    int64_t vocab;
+
+    Embed(const char* rows, int64_t vocab) : rows(rows), vocab(vocab) {}
+
+    void run(const Frame& frame) const override {
+        const int64_t* ids = frame.step.input_ids;
+        const int64_t bytes = frame.widths[RESIDUAL] * element_bytes(frame.dtype);
+        for (int64_t token = 0; token < frame.step.num_tokens; ++token) {
+            if (ids[token] < 0 || ids[token] >= vocab) throw std::invalid_argument("input_ids out of range");
+            std::memcpy(frame.data[RESIDUAL] + token * bytes, rows + ids[token] * bytes, static_cast<size_t>(bytes));
+        }
+    }
+};
 
 struct Norm final : Instruction {
     int in, out;
@@ -167,6 +184,12 @@ int Program::buffer(int64_t width) {
     return static_cast<int>(widths_.size()) - 1;
 }
 
+void Program::embed(const char* rows, int64_t vocab) {
+    if (!instructions_.empty()) throw std::invalid_argument("a program embeds first");
+    instructions_.push_back(std::make_unique<Embed>(rows, vocab));
+    embeds_ = true;
+}
+
 void Program::norm(int in, int out, const float* weight, float eps) {
     if (width(in) != width(out)) throw std::invalid_argument("a norm keeps the width");
     instructions_.push_back(std::make_unique<Norm>(in, out, weight, eps));
@@ -204,7 +227,8 @@ void Program::run(const StepArgs& step) {
     const auto bytes_of = [&](int64_t width) {
         return (static_cast<size_t>(width * step.num_tokens * element_bytes(dtype_)) + 63) / 64 * 64;
     };
-    size_t bytes = 0;
+    if (embeds_ == (step.input_ids == nullptr)) throw std::invalid_argument("a program embeds, or its caller does");
+    size_t bytes = embeds_ ? bytes_of(widths_[RESIDUAL]) : 0;
     for (size_t i = 2; i < widths_.size(); ++i) bytes += bytes_of(widths_[i]);
     if (bytes > workspace_bytes_) {
         void* fresh = nullptr;
@@ -214,6 +238,10 @@ void Program::run(const StepArgs& step) {
     }
     std::vector<char*> data{step.residual, step.result};
     char* next = workspace_.get();
+    if (embeds_) {
+        data[RESIDUAL] = next;
+        next += bytes_of(widths_[RESIDUAL]);
+    }
     for (size_t i = 2; i < widths_.size(); ++i) {
         data.push_back(next);
         next += bytes_of(widths_[i]);

@@ -32,8 +32,9 @@ struct RotaryTable {
 // A step: what the tensors of pando.forward.ForwardBatch hold, and where the model's state lies this time.
 struct StepArgs {
     int64_t num_tokens, num_rows;
-    char* residual;
+    char* residual; // null where the program embeds
     char* result;
+    const int64_t* input_ids; // null where it does not
     const int64_t* positions;
     const int64_t* out_loc;
     const int32_t* cu_q_lens;
@@ -78,6 +79,9 @@ class Program {
     void heads(int qkv, const HeadsShape& shape);
     void attend(int qkv, int out, const AttentionShape& shape);
 
+    // Rows of [vocab][width] are the residual stream at a step's start, instead of what the caller put there.
+    void embed(const char* rows, int64_t vocab);
+
     // Throws std::invalid_argument on an index out of range. Not reentrant.
     void run(const StepArgs& step);
 
@@ -88,6 +92,7 @@ class Program {
     std::vector<std::unique_ptr<Instruction>> instructions_;
     std::unique_ptr<char, void (*)(void*)> workspace_;
     size_t workspace_bytes_ = 0;
+    bool embeds_ = false;
     AttentionPlan plan_;
 };
 

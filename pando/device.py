@@ -6,7 +6,9 @@ import os
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -60,6 +62,11 @@ class Device:
         event = torch.cuda.Event()
         event.record()
         return _Pending(host, event)
+
+    def upload_array(self, values: NDArray[np.int32]) -> Tensor:
+        """A host array on the device; on a CPU it is the same memory."""
+        host = torch.from_numpy(values)
+        return host.to(self.name, non_blocking=True) if self.asynchronous else host
 
     def synchronize(self) -> None:
         """Wait until all queued work is done."""

@@ -97,6 +97,13 @@ class StepFailed(PandoError):
     code = "step_failed"
 
 
+class GrammarFailed(PandoError):
+    """A grammar could not go on: its budget is spent, or it and the model's tokens do not fit."""
+
+    status = 500
+    code = "grammar_error"
+
+
 class ConfigError(PandoError, ValueError):
     """A start-up option, model folder or combination that can not work."""
 

@@ -31,6 +31,19 @@ void scan(const ScanArgs&, int64_t begin, int64_t end);
 void mask(const MaskArgs&, int64_t begin, int64_t end);
 void logprob(const LogprobArgs&, int64_t begin, int64_t end);
 
+// recurrent_conv.cpp
+void conv(const ConvArgs&, const RecurrentTask&);
+
+// recurrent_delta.cpp
+int64_t delta_scratch(const DeltaArgs&);
+void delta(const DeltaArgs&, const RecurrentTask&, char* scratch);
+
+// recurrent_space.cpp
+int64_t space_scratch(const SpaceArgs&);
+void space(const SpaceArgs&, const RecurrentTask&, char* scratch);
+int64_t selective_scratch(const SelectiveArgs&);
+void selective(const SelectiveArgs&, const RecurrentTask&, char* scratch);
+
 // gemm_float.cpp
 bool float_takes(const PackedWeight&, DType x);
 int64_t float_row_bytes(const PackedWeight&);
@@ -45,6 +58,9 @@ int64_t int_row_bytes(const PackedWeight&);
 void int_prepare(const PackedWeight&, DType x, const char* row, char* prepared);
 int64_t int_scratch(const PackedWeight&, int64_t rows);
 void int_multiply(const PanelArgs&, const PanelTask&, char* scratch);
+
+// rounding.cpp
+void round_row(const RoundArgs&);
 
 // limits.cpp
 int64_t burn(WeightKind, int64_t rounds, float* sink);

@@ -18,11 +18,21 @@ const Kernels kernels = {
     scan,
     mask,
     logprob,
+    // recurrent_conv.cpp, recurrent_delta.cpp, recurrent_space.cpp
+    conv,
+    delta_scratch,
+    delta,
+    space_scratch,
+    space,
+    selective_scratch,
+    selective,
     // gemm_float.cpp
     {float_takes, float_row_bytes, float_prepare, float_scratch, float_multiply},
     combine,
     // gemm_int.cpp
     {int_takes, int_row_bytes, int_prepare, int_scratch, int_multiply},
+    // rounding.cpp
+    round_row,
     // limits.cpp
     burn,
     read_through,

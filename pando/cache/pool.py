@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pando.cache.spec import CachePlan, FullAttention, Latent, LayerSpec, SlidingWindow, State
+from pando.kernels import cpu
 
 
 class KVPool:
@@ -76,8 +77,21 @@ class KVPool:
         return nothing, nothing
 
 
+HUGE_PAGE = 2 << 20
+
+
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """A zeroed tensor. On a CPU the kernel hands out zero pages when they are first touched, so it costs no time."""
+    """A zeroed tensor. On a CPU the kernel hands out zero pages when they are first touched, so it costs no time.
+
+    Large ones ask for huge pages: decoding jumps from token to token and layer to layer, and every small page it
+    comes back to costs a walk through page tables that the weights have pushed out of the caches.
+    """
     if not torch.empty(0, device=device).is_cpu:
         return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    alignment = HUGE_PAGE if num_bytes >= HUGE_PAGE else 64
+    memory = torch.from_numpy(np.zeros(num_bytes + alignment, dtype=np.uint8))
+    aligned = memory[-memory.data_ptr() % alignment :][:num_bytes]
+    if alignment == HUGE_PAGE:
+        cpu.ask_for_huge_pages(aligned)
+    return aligned.view(dtype).view(shape)

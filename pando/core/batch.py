@@ -12,6 +12,8 @@ tokens of step n are known.
 from __future__ import annotations
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from pando.core.messages import TokenLogprobs
 from pando.core.sampling import LogprobSpec, SamplingParams
@@ -21,6 +23,8 @@ class NewSlot(msgspec.Struct, frozen=True):
     """A request enters slot `slot`: its tokens so far (prompt, plus output when it was retracted) and its parameters.
 
     prompt_len: tokens of `tokens` that are prompt (penalties on output need it). eos_token_ids end the sequence.
+    state: slot of the recurrent state that its steps read and write, -1 if the model has none. restore: state to copy
+    there before the first step, -1 = it starts from zeros.
     """
 
     slot: int
@@ -30,14 +34,20 @@ class NewSlot(msgspec.Struct, frozen=True):
     seed: int
     logprobs: LogprobSpec | None
     eos_token_ids: list[int]
+    state: int = -1
+    restore: int = -1
 
 
 class Batch(msgspec.Struct):
     """One step. Column lists have one entry per row; a row is a sequence with 1..n tokens to run.
 
     slot: table row. start: first position to run; KV of [0, start) exists. num_tokens: positions to run. emit: 1 if
-    the row's last position yields a token. num_draft: trailing positions that are drafts (0 until speculation).
-    page_slot/page_index/page_id: page-table writes `table[page_slot, page_index] = page_id`, applied before the step.
+    the row's last position yields a token. num_draft: trailing positions that hold drafts, guesses of the tokens to
+    come: an emitting row with d of them yields a token at each of its last d + 1 positions, of which those after the
+    first wrong guess are dropped. page_slot/page_index/page_id: page-table writes `table[page_slot, page_index] =
+    page_id`; token_slot/token_position/token_id: tokens that the host has chosen (forced by a grammar, or drafts) for
+    the history, `tokens[token_slot, token_position] = token_id`. Both are applied before the step, in order.
+    save_row/save_position/save_slot: recurrent states to keep, that of row `save_row` after `save_position` tokens.
     """
 
     step: int
@@ -51,6 +61,12 @@ class Batch(msgspec.Struct):
     page_slot: list[int]
     page_index: list[int]
     page_id: list[int]
+    token_slot: list[int] = []
+    token_position: list[int] = []
+    token_id: list[int] = []
+    save_row: list[int] = []
+    save_position: list[int] = []
+    save_slot: list[int] = []
 
     @property
     def num_rows(self) -> int:
@@ -58,9 +74,23 @@ class Batch(msgspec.Struct):
         return len(self.slot)
 
     @property
+    def num_yield(self) -> list[int]:
+        """By row: positions that yield a token, its last ones."""
+        return [emit * (1 + drafts) for emit, drafts in zip(self.emit, self.num_draft, strict=True)]
+
+    @property
     def total_tokens(self) -> int:
         """Positions run in this step, over all rows."""
         return sum(self.num_tokens)
+
+
+class TokenMask(msgspec.Struct, frozen=True):
+    """Which tokens a grammar allows where. rows: positions among those of the step that yield a token, in batch order
+    (a row with d drafts has d + 1). bits [len(rows), ceil(V/32)] int32: bit v % 32 of word v // 32 is 1 if v may come.
+    """
+
+    rows: list[int]
+    bits: NDArray[np.int32]
 
 
 class StepResult(msgspec.Struct):

@@ -3,7 +3,10 @@
 Strides in a tuple are (token or slot, head). ValueError on an index out of range or a level this processor lacks.
 """
 
+from collections.abc import Sequence
+
 interface: int
+max_taps: int
 
 def levels() -> list[tuple[str, str]]: ...
 def num_threads() -> int: ...
@@ -210,6 +213,25 @@ class QuantizedSource:
 
 def plan_quantized(source: QuantizedSource, /) -> tuple[int, bool, int, int]: ...
 def pack_quantized(source: QuantizedSource, panels: int, scale: int, /) -> None: ...
+def plan_rounded(n: int, k: int, group: int, bits: int, activation: int, /) -> tuple[int, bool, int, int]: ...
+def pack_rounded(
+    level: int,
+    dtype: int,
+    parts: list[tuple[int, int, int]],
+    k: int,
+    group: int,
+    bits: int,
+    activation: int,
+    panels: int,
+    scale: int,
+    /,
+) -> None: ...
+
+panel_layout: int
+checksum_chunk: int
+
+def checksum(data: int, num_bytes: int, first_chunk: int, /) -> int: ...
+def verify(file: int, ranges: Sequence[tuple[int, int, int]], /) -> bool: ...
 def huge_pages(data: int, num_bytes: int, /) -> None: ...
 def pack_outputs(source: int, n: int, activation: int, out: int, /) -> None: ...
 
@@ -222,6 +244,7 @@ class Program:
     def __init__(self, level: int, dtype: int, width: int, /) -> None: ...
     def bind(self, layers: list[tuple[int, int, int, int, int, int]], num_slots: int, /) -> None: ...
     def buffer(self, width: int, /) -> int: ...
+    def embed(self, rows: int, vocab: int, /) -> None: ...
     def norm(self, source: int, target: int, weight: int, eps: float, /) -> None: ...
     def linear(self, source: int, target: int, weight: Weight, accumulate: bool, /) -> None: ...
     def add(self, source: int, target: int, /) -> None: ...
@@ -258,10 +281,8 @@ class Program:
         sinks: int,
         /,
     ) -> None: ...
-    def run(
+    def look_at(
         self,
-        residual: int,
-        result: int,
         tokens: int,
         rows: int,
         positions: int,
@@ -275,3 +296,129 @@ class Program:
         rotaries: list[tuple[int, int]],
         /,
     ) -> None: ...
+    def run(self, residual: int, input_ids: int, result: int, /) -> None: ...
+
+# ---- around the model ----
+
+_Table = tuple[int, int, int, int]
+"""Address, rows, width, row stride."""
+
+class StepTable:
+    def __init__(
+        self,
+        level: int,
+        tokens: _Table,
+        pages: _Table,
+        page_size: int,
+        temperature: int,
+        top_k: int,
+        top_p: int,
+        min_p: int,
+        seed: int,
+        /,
+    ) -> None: ...
+    def write_pages(self, slots: Sequence[int], indices: Sequence[int], ids: Sequence[int], /) -> None: ...
+    def bind(
+        self,
+        num_tokens: int,
+        num_emitting: int,
+        input_ids: int,
+        positions: int,
+        out_loc: int,
+        cu_q_lens: int,
+        kv_lens: int,
+        page_table: _Table,
+        last: int,
+        emit_slots: int,
+        emit_ends: int,
+        /,
+    ) -> None: ...
+    def flatten(
+        self, slots: Sequence[int], starts: Sequence[int], lens: Sequence[int], emits: Sequence[int], /
+    ) -> None: ...
+    def choose(self, logits: int, rows: int, vocab: int, slots: int, ends: int, greedy: bool, out: int, /) -> None: ...
+
+# Recurrent ops. ragged: rows, tokens, slots of the pool, saves; addresses of cu_q_lens, slots, fresh, save_token and
+# save_slot.
+def causal_conv(
+    level: int,
+    dtype: int,
+    x: int,
+    token_stride: int,
+    weight: int,
+    bias: int,
+    state: int,
+    slot_stride: int,
+    out: int,
+    channels: int,
+    taps: int,
+    silu: bool,
+    ragged: tuple[int, ...],
+    /,
+) -> None: ...
+def gated_delta(
+    level: int,
+    dtype: int,
+    q: int,
+    q_strides: tuple[int, ...],
+    k: int,
+    k_strides: tuple[int, ...],
+    v: int,
+    v_strides: tuple[int, ...],
+    log_decay: int,
+    beta: int,
+    state: int,
+    slot_stride: int,
+    out: int,
+    key_heads: int,
+    value_heads: int,
+    key_dim: int,
+    value_dim: int,
+    channels: bool,
+    normalize: bool,
+    scale: float,
+    ragged: tuple[int, ...],
+    /,
+) -> None: ...
+def state_space(
+    level: int,
+    dtype: int,
+    x: int,
+    x_strides: tuple[int, ...],
+    b: int,
+    b_strides: tuple[int, ...],
+    c: int,
+    c_strides: tuple[int, ...],
+    dt: int,
+    a: int,
+    d: int,
+    state: int,
+    slot_stride: int,
+    out: int,
+    heads: int,
+    groups: int,
+    head_dim: int,
+    state_size: int,
+    ragged: tuple[int, ...],
+    /,
+) -> None: ...
+def selective_scan(
+    level: int,
+    dtype: int,
+    x: int,
+    x_stride: int,
+    b: int,
+    b_stride: int,
+    c: int,
+    c_stride: int,
+    dt: int,
+    a: int,
+    d: int,
+    state: int,
+    slot_stride: int,
+    out: int,
+    channels: int,
+    state_size: int,
+    ragged: tuple[int, ...],
+    /,
+) -> None: ...

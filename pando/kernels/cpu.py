@@ -16,14 +16,14 @@ from pando.errors import ConfigError
 from pando.kernels import reference
 from pando.kernels.ops import AttentionPlan, OpTable
 
-INTERFACE = 4
+INTERFACE = 8
 """The signatures this module calls; a compiled module of another number is stale."""
 
 LOAD_ERROR: str | None = None
 """Why there are no compiled kernels; None if there are."""
 
 try:
-    from pando.kernels import _native, cpu_linear, cpu_program
+    from pando.kernels import _native, cpu_linear, cpu_program, cpu_recurrent, cpu_step
 except ImportError as error:
     LOAD_ERROR = str(error)
 else:
@@ -69,6 +69,12 @@ def set_num_threads(n: int) -> None:
         _native.set_num_threads(n)
 
 
+def ask_for_huge_pages(memory: Tensor) -> None:
+    """For memory that nothing has touched yet: let huge pages back it. A matter of speed only."""
+    if LOAD_ERROR is None:
+        _native.huge_pages(memory.data_ptr(), memory.nbytes)
+
+
 def set_shared_prefix(on: bool) -> None:
     """Whether attention reads KV that rows of a batch share once (the default). No result depends on it."""
     if LOAD_ERROR is None:
@@ -88,6 +94,7 @@ def table(isa: str) -> OpTable:
     level = list(found).index(isa)
     ops = _Ops(level)
     packer = cpu_linear.Packer(level)
+    recurrent = cpu_recurrent.RecurrentOps(level)
     return OpTable(
         name=f"cpu-{isa}",
         pack_linear=packer.pack_linear,
@@ -99,14 +106,37 @@ def table(isa: str) -> OpTable:
         gated_activation=ops.gated_activation,
         paged_attention=ops.paged_attention,
         attention_plan=_native.AttentionPlan,
+        causal_conv=recurrent.causal_conv,
+        gated_delta=recurrent.gated_delta,
+        state_space=recurrent.state_space,
+        selective_scan=recurrent.selective_scan,
         sample=ops.sample,
         argmax=ops.argmax,
         finite=ops.finite,
         apply_token_mask_=ops.apply_token_mask_,
         apply_penalties_=apply_penalties_,
         logprobs=ops.logprobs,
+        step_table=partial(cpu_step.NativeStepTable, level),
         program=partial(cpu_program.NativeProgram, level),
+        rounds=True,
     )
+
+
+def native_file() -> str:
+    """Path of the extension module; "" without one."""
+    return "" if LOAD_ERROR is not None else str(_native.__file__)
+
+
+def level_of(ops: OpTable) -> int | None:
+    """The level of a native table, as native code counts them; None for the reference."""
+    names = list(levels())
+    name = ops.name.removeprefix("cpu-")
+    return names.index(name) if name in names else None
+
+
+def activation_code(kind: str | None) -> int:
+    """Code of a gated activation, -1 for none. Raises ConfigError on an unknown kind."""
+    return cpu_linear.activation_code(kind)
 
 
 def _is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import is_
 
 import torch
 from torch import Tensor
@@ -18,12 +19,25 @@ class NativeProgram:
     def __init__(self, level: int, dtype: torch.dtype, width: int) -> None:
         self._native = _native.Program(level, CODES[dtype], width)
         self._dtype = dtype
+        self._width = width
+        self._embeds = False
+        self._tensors: tuple[Tensor, ...] = ()
+        self._page_size = 0
         self._kept: list[object] = []
         self._bound: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] = (), ()
 
     def buffer(self, width: int) -> int:
         """A new buffer of `width` elements per token."""
         return self._native.buffer(width)
+
+    def embed(self, weight_VM: Tensor) -> bool:
+        """Residual stream = rows of weight, before all else; False if the rows have another dtype or layout."""
+        if weight_VM.dtype is not self._dtype or not weight_VM.is_contiguous() or weight_VM.shape[1] != self._width:
+            return False
+        self._kept.append(weight_VM)
+        self._native.embed(weight_VM.data_ptr(), weight_VM.shape[0])
+        self._embeds = True
+        return True
 
     def norm(self, source: int, target: int, weight: Tensor, eps: float) -> None:
         """target = rms_norm(source)."""
@@ -61,18 +75,31 @@ class NativeProgram:
         pointer = 0 if sinks is None else self._float_pointer(sinks)
         self._native.attend(qkv, target, layer, *_sizes(shape), window, scale, softcap, pointer)
 
-    def run(self, residual_TM: Tensor, step: StepTensors, rotaries: Sequence[Tensor]) -> Tensor:
-        """Run all instructions on a step; residual_TM is used up. Raises ValueError on an index out of range."""
-        tokens, rows = residual_TM.shape[0], step.kv_lens.shape[0]
-        assert residual_TM.dtype is self._dtype and residual_TM.is_contiguous(), residual_TM.dtype
-        assert step.positions.shape == step.out_loc.shape == (tokens,), (step.positions.shape, tokens)
-        assert step.cu_q_lens.shape == (rows + 1,) and step.page_table.shape[0] == rows, (step.page_table.shape, rows)
+    def run(self, start: Tensor, step: StepTensors, rotaries: Sequence[Tensor]) -> Tensor:
+        """Run all instructions on a step. Raises ValueError on an index out of range."""
+        tensors = (start, step.positions, step.out_loc, step.cu_q_lens, step.kv_lens, step.page_table, *rotaries)
+        # The same memory serves step after step: it is looked at when it changes.
+        same = len(tensors) == len(self._tensors) and all(map(is_, tensors, self._tensors))
+        if not same or step.page_size != self._page_size:
+            self._look_at(start, step, rotaries)
+            self._tensors, self._page_size = tensors, step.page_size
         if self._bound[0] is not step.k_caches or self._bound[1] is not step.v_caches:
             self._bind(step.k_caches, step.v_caches)
-        result = torch.empty_like(residual_TM)
-        self._native.run(
-            residual_TM.data_ptr(),
-            result.data_ptr(),
+        result = torch.empty((start.shape[0], self._width), dtype=self._dtype)
+        residual, input_ids = (0, start.data_ptr()) if self._embeds else (start.data_ptr(), 0)
+        self._native.run(residual, input_ids, result.data_ptr())
+        return result
+
+    def _look_at(self, start: Tensor, step: StepTensors, rotaries: Sequence[Tensor]) -> None:
+        """Check a step's tensors and hand their addresses over."""
+        tokens, rows = start.shape[0], step.kv_lens.shape[0]
+        assert start.dtype is (torch.int64 if self._embeds else self._dtype) and start.is_contiguous(), start.dtype
+        assert start.shape == ((tokens,) if self._embeds else (tokens, self._width)), start.shape
+        assert step.positions.shape == step.out_loc.shape == (tokens,), (step.positions.shape, tokens)
+        assert step.cu_q_lens.shape == (rows + 1,) and step.page_table.shape[0] == rows, (step.page_table.shape, rows)
+        ragged = (step.positions, step.out_loc, step.cu_q_lens, step.kv_lens)
+        assert all(tensor.is_contiguous() for tensor in ragged) and step.page_table.stride(1) == 1
+        self._native.look_at(
             tokens,
             rows,
             step.positions.data_ptr(),
@@ -85,7 +112,6 @@ class NativeProgram:
             step.page_size,
             [(table.data_ptr(), table.shape[0]) for table in rotaries],
         )
-        return result
 
     def _bind(self, k_caches: tuple[Tensor, ...], v_caches: tuple[Tensor, ...]) -> None:
         assert all(cache.dtype is self._dtype and cache.stride(2) == 1 for cache in (*k_caches, *v_caches))

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pando.kernels.recurrent import CausalConv, GatedDelta, SelectiveScan, StateSpace
 from pando.kernels.weights import Weight
 
 
@@ -190,6 +191,10 @@ class Program(Protocol):
         """A new buffer of `width` elements per token."""
         ...
 
+    def embed(self, weight_VM: Tensor) -> bool:
+        """Residual stream = rows of weight, the first of all instructions; False if this weight has no native form."""
+        ...
+
     def norm(self, source: int, target: int, weight: Tensor, eps: float) -> None:
         """target = rms_norm(source)."""
         ...
@@ -229,8 +234,97 @@ class Program(Protocol):
         """target [T, H * Dv] = attention of the queries in qkv over the layer's cache."""
         ...
 
-    def run(self, residual_TM: Tensor, step: StepTensors, rotaries: Sequence[Tensor]) -> Tensor:
-        """The result [T, M] of a step; residual_TM is used up. rotaries: cos_sin tables, as for `rope_`."""
+    def run(self, start: Tensor, step: StepTensors, rotaries: Sequence[Tensor]) -> Tensor:
+        """The result [T, M] of a step. rotaries: cos_sin tables, as for `rope_`.
+
+        start: the token ids [T] int64 of a program that embeds; else the residual stream [T, M], which is used up.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingColumns:
+    """Sampling parameters by slot [N], as `Sample` takes them: seed int64, top_k int32, the others float32."""
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    seed: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """A flattened step: R rows, T tokens, E of which yield a token. Ids, indices and positions int64, the rest int32.
+
+    input_ids, positions [T]; out_loc [T], the token's slot in the KV pool; cu_q_lens [R+1]; kv_lens [R], cached and
+    this step's; page_table [R, P]; logits_index [E + X], the indices into T of the tokens that yield one, then
+    X entries for the caller to fill; emit_slots [E]; emit_ends [E], the positions of the tokens they yield.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    out_loc: Tensor
+    cu_q_lens: Tensor
+    kv_lens: Tensor
+    page_table: Tensor
+    logits_index: Tensor
+    emit_slots: Tensor
+    emit_ends: Tensor
+
+
+class StepTable(Protocol):
+    """What happens around the model in a step, bound to one request table: N slots, C tokens and P pages each.
+
+    Host integers come in, device tensors go out, and nothing waits for the device. The tensors of a step are memory of
+    this object: they are overwritten by the next step, which runs behind it.
+    """
+
+    def write_pages(self, slots: Sequence[int], indices: Sequence[int], ids: Sequence[int]) -> None:
+        """pages[slot, index] = id; of two writes to the same place the later one holds."""
+        ...
+
+    def flatten(
+        self,
+        slots: Sequence[int],
+        starts: Sequence[int],
+        lens: Sequence[int],
+        emits: Sequence[int],
+        *,
+        num_extra: int,
+        num_pages: int,
+    ) -> StepInputs:
+        """The inputs of a step whose row r runs positions starts[r] .. starts[r] + lens[r] - 1 of slot slots[r].
+
+        emits: how many of a row's last positions yield a token, 0 .. lens[r]. num_extra: the X of logits_index.
+        num_pages: the width of page_table.
+        """
+        ...
+
+    def choose(self, logits_EV: Tensor, slots_E: Tensor, ends_E: Tensor, *, greedy: bool) -> Tensor:
+        """[2, E] int64: a token for each row, and 1 where its logits are all finite, else 0 (the token is any then).
+
+        Tokens are those of `Sample` with the parameters of the rows' slots, which are those of `argmax` where all rows
+        are greedy: say so if it is known. tokens[slot, end] is set to the row's token.
+        """
+        ...
+
+
+class MakeStepTable(Protocol):
+    """Bind the step ops to a request table."""
+
+    def __call__(
+        self,
+        tokens_NC: Tensor,
+        pages_NP: Tensor,
+        sampling: SamplingColumns,
+        page_size: int,
+        upload: Callable[[list[int]], Tensor],
+    ) -> StepTable:
+        """tokens and pages int32: a slot's history, and the pages of its positions, page_size each.
+
+        upload: host integers as int64 on the tables' device, without waiting for it.
+        """
         ...
 
 
@@ -270,6 +364,11 @@ class OpTable:
     attention_plan: Callable[[], AttentionPlan]
     """() -> an empty plan for `paged_attention`, to be kept and reset for each step."""
 
+    causal_conv: CausalConv
+    gated_delta: GatedDelta
+    state_space: StateSpace
+    selective_scan: SelectiveScan
+
     sample: Sample
 
     argmax: Callable[[Tensor], Tensor]
@@ -290,5 +389,10 @@ class OpTable:
     logprobs: Callable[[Tensor, Tensor], Tensor]
     """(logits [R,V] float32, token_ids [R] int64) -> log-softmax at the token [R] float32."""
 
+    step_table: MakeStepTable
+
     program: Callable[[torch.dtype, int], Program] | None = None
     """(dtype, model width) -> an empty program; None where layers are run op by op."""
+
+    rounds: bool = False
+    """Whether `pack_linear` and `pack_experts` take an `UnroundedWeight`."""

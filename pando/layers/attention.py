@@ -28,9 +28,12 @@ class QKNorm:
 
 
 class Attention:
-    """softmax(q k^T) v over the paged cache. qkv stacks the rows of q, k and v."""
+    """softmax(q k^T) v over the paged cache. qkv stacks the rows of q, k and v.
 
-    __slots__ = ("index", "shape", "qkv", "o", "rotary", "qk_norm", "params", "_widths")
+    gated: after v come rows of a gate, as wide as the output, whose sigmoid multiplies it.
+    """
+
+    __slots__ = ("index", "shape", "qkv", "o", "rotary", "qk_norm", "params", "gated", "_widths")
 
     def __init__(
         self,
@@ -41,6 +44,7 @@ class Attention:
         rotary: Rotary | None,
         qk_norm: QKNorm | None,
         params: AttentionParams,
+        gated: bool = False,
     ) -> None:
         self.index = index
         self.shape = shape
@@ -49,12 +53,14 @@ class Attention:
         self.rotary = rotary
         self.qk_norm = qk_norm
         self.params = params
-        self._widths = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.kv_heads * shape.v_dim)
+        self.gated = gated
+        widths = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.kv_heads * shape.v_dim)
+        self._widths = (*widths, shape.heads * shape.v_dim) if gated else widths
 
     def __call__(self, x_TM: Tensor, batch: ForwardBatch, attention: AttentionBackend) -> Tensor:
         """[T, M] -> [T, M]; writes this step's keys and values to the cache."""
         shape, norm, num_tokens = self.shape, self.qk_norm, x_TM.shape[0]
-        q, k, v = self.qkv(x_TM).split_with_sizes(self._widths, dim=-1)
+        q, k, v, *gate = self.qkv(x_TM).split_with_sizes(self._widths, dim=-1)
         if norm is not None and norm.place == "full":
             q, k = norm(q, k)
         q_THD = q.view(num_tokens, shape.heads, shape.head_dim)
@@ -67,4 +73,5 @@ class Attention:
             q_THD, k_TKD = norm(q_THD, k_TKD)
         attention.store(self.index, k_TKD, v.view(num_tokens, shape.kv_heads, shape.v_dim), batch)
         out_THD = attention.attend(self.index, q_THD, self.params, batch)
-        return self.o(out_THD.view(num_tokens, -1))
+        out = out_THD.view(num_tokens, -1)
+        return self.o(out * gate[0].sigmoid() if gate else out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from pando.kernels.ops import PackedExperts
 from pando.layers.linear import Linear
-from pando.layers.mlp import GatedMLP
+from pando.layers.mlp import GatedMLP, PlainMLP
 from pando.layers.shapes import MoeShape
 
 
@@ -31,9 +32,9 @@ def route(logits_TE: Tensor, shape: MoeShape, correction_E: Tensor | None = None
 
 
 def _keep_top_groups(choice_TE: Tensor, shape: MoeShape) -> Tensor:
-    """Scores outside the `top_groups` groups with the best sum of two scores become -inf."""
+    """Scores outside the `top_groups` groups with the best sum of `group_scores` scores become -inf."""
     grouped = choice_TE.view(choice_TE.shape[0], shape.groups, -1)
-    best = grouped.topk(2, dim=-1).values.sum(-1).topk(shape.top_groups, dim=-1).indices
+    best = grouped.topk(shape.group_scores, dim=-1).values.sum(-1).topk(shape.top_groups, dim=-1).indices
     kept = torch.zeros(grouped.shape[:2], dtype=torch.bool, device=grouped.device).scatter_(1, best, True)
     return grouped.masked_fill(~kept[..., None], float("-inf")).view_as(choice_TE)
 
@@ -42,13 +43,54 @@ def _keep_top_groups(choice_TE: Tensor, shape: MoeShape) -> Tensor:
 class SharedExpert:
     """An MLP every token runs; with a gate [1, M] its output is scaled by sigmoid(gate(x))."""
 
-    mlp: GatedMLP
+    mlp: GatedMLP | PlainMLP
     gate: Linear | None = None
 
     def __call__(self, x_TM: Tensor) -> Tensor:
         """[T, M] -> [T, M]."""
         out = self.mlp(x_TM)
         return out if self.gate is None else out * self.gate(x_TM).sigmoid()
+
+
+class PlainExperts:
+    """`PackedExperts` of plain MLPs, down(act(up(x))): expert by expert, as the ops only pack gated ones."""
+
+    __slots__ = ("mlps",)
+
+    def __init__(self, mlps: Sequence[PlainMLP]) -> None:
+        self.mlps = tuple(mlps)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all experts."""
+        return sum(mlp.up.packed.num_bytes + mlp.down.packed.num_bytes for mlp in self.mlps)
+
+    def __call__(self, x_TM: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
+        """Sum over the chosen experts of weight * expert(x): [T, M], accumulated in float32."""
+        out_TM = torch.zeros(x_TM.shape, dtype=torch.float32, device=x_TM.device)
+        for expert in topk_ids.unique().tolist():
+            token, choice = torch.where(topk_ids == expert)
+            result = self.mlps[expert](x_TM[token])
+            out_TM.index_add_(0, token, result.float() * topk_weights[token, choice].float().unsqueeze(1))
+        return out_TM.to(x_TM.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class LatentExperts:
+    """`PackedExperts` that run on a narrower projection of the hidden states, and back from it."""
+
+    down: Linear
+    experts: PackedExperts
+    up: Linear
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all experts and of the projections."""
+        return self.down.packed.num_bytes + self.experts.num_bytes + self.up.packed.num_bytes
+
+    def __call__(self, x_TM: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
+        """[T, M] -> [T, M]."""
+        return self.up(self.experts(self.down(x_TM), topk_ids, topk_weights))
 
 
 class MoE:

@@ -1,7 +1,8 @@
 """A decoder's layers as one program of the op table, where it has programs and the layers are made of what they know.
 
 What a program does is what `pando.models.decoder` does op by op; tests hold the two against each other. A family with
-a part no instruction exists for (layer norms, ungated MLPs, mixtures, parallel branches) runs op by op.
+a part no instruction exists for (layer norms, ungated MLPs, mixtures, parallel branches, mixers other than attention,
+gates on its output) runs op by op.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pando.cache.pool import KVPool
 from pando.forward import ForwardBatch
 from pando.kernels.ops import HeadsShape, OpTable, PackedLinear, Program, StepTensors
 from pando.layers.attention import Attention
+from pando.layers.embedding import Embedding
 from pando.layers.mlp import GatedMLP
 from pando.layers.norm import NoNorm, Norm, RMSNorm, Scale
 from pando.layers.rotary import Rotary
@@ -27,14 +29,14 @@ RESIDUAL, RESULT = 0, 1
 
 
 class FusedLayers:
-    """All layers and the final norm in one call."""
+    """Embedding, all layers and the final norm in one call."""
 
     def __init__(self, program: Program, rotaries: Sequence[Rotary]) -> None:
         self._program = program
         self._rotaries = rotaries
 
-    def __call__(self, h_TM: Tensor, batch: ForwardBatch, pool: KVPool) -> Tensor:
-        """Final hidden states [T, M]; h_TM is used up."""
+    def __call__(self, batch: ForwardBatch, pool: KVPool) -> Tensor:
+        """Final hidden states [T, M]."""
         step = StepTensors(
             batch.positions,
             batch.out_loc,
@@ -45,17 +47,26 @@ class FusedLayers:
             pool.k,
             pool.v,
         )
-        return self._program.run(h_TM, step, [rotary.table for rotary in self._rotaries])
+        return self._program.run(batch.input_ids, step, [rotary.table for rotary in self._rotaries])
 
 
 def fuse(
-    layers: Sequence[DecoderLayer], norm: Norm, rotaries: Sequence[Rotary], dtype: torch.dtype, ops: OpTable
+    embed: Embedding,
+    layers: Sequence[DecoderLayer],
+    norm: Norm,
+    rotaries: Sequence[Rotary],
+    dtype: torch.dtype,
+    ops: OpTable,
 ) -> FusedLayers | None:
     """The layers as a program, or None if they can not be one."""
     width = _width(norm)
     if ops.program is None or width is None:
         return None
     writer = _Writer(ops.program(dtype, width), width, rotaries)
+    if not writer.program.embed(embed.weight):
+        return None
+    if embed.multiplier != 1.0:
+        writer.program.scale(RESIDUAL, embed.multiplier)
     if all(writer.layer(layer) for layer in layers) and writer.norm(norm, RESIDUAL, RESULT):
         return FusedLayers(writer.program, rotaries)
     return None
@@ -83,10 +94,10 @@ class _Writer:
 
     def layer(self, layer: DecoderLayer) -> bool:
         """Attention, then MLP, each added to the residual stream."""
-        if layer.pre_mlp is None or not isinstance(layer.mlp, GatedMLP):
+        if layer.pre_mlp is None or not isinstance(layer.mlp, GatedMLP) or not isinstance(layer.mixer, Attention):
             return False
         source = self._normed(layer.pre_attention)
-        if source is None or not self._attention(source, layer.attention, layer.post_attention):
+        if source is None or not self._attention(source, layer.mixer, layer.post_attention):
             return False
         source = self._normed(layer.pre_mlp)
         return source is not None and self._mlp(source, layer.mlp, layer.post_mlp)
@@ -107,7 +118,7 @@ class _Writer:
 
     def _attention(self, source: int, attention: Attention, after: Branch | None) -> bool:
         shape, rope, qk_norm, params = attention.shape, attention.rotary, attention.qk_norm, attention.params
-        if qk_norm is not None and qk_norm.place == "full":
+        if attention.gated or (qk_norm is not None and qk_norm.place == "full"):
             return False
         norms, eps = None, 0.0
         if qk_norm is not None:

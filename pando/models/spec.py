@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pando.errors import ConfigError
-from pando.layers.shapes import LayerShape, MoeShape, RopeKind, RopeShape
+from pando.layers.shapes import LayerShape, MixerShape, MoeShape, RopeKind, RopeShape
 from pando.models.hf_config import HFConfig
 
 Norms = Mapping[str, str]
@@ -40,6 +40,7 @@ LAYER_NAMES: Mapping[str, str] = {
     "q_norm": "self_attn.q_norm",
     "k_norm": "self_attn.k_norm",
     "sinks": "self_attn.sinks",
+    "mixer": "mixer",
     "gate": "mlp.gate_proj",
     "up": "mlp.up_proj",
     "gate_up": "mlp.gate_up_proj",
@@ -54,6 +55,8 @@ LAYER_NAMES: Mapping[str, str] = {
     "experts_gate_up": "mlp.experts.gate_up_proj",
     "experts_down": "mlp.experts.down_proj",
     "shared": "mlp.shared_experts",
+    "shared_whole": "gate_up_proj",
+    "shared_down": "down_proj",
     "shared_gate": "mlp.shared_expert_gate",
 }
 """Role of a tensor in a layer -> its usual name in a checkpoint. Families override single entries."""
@@ -69,6 +72,9 @@ class Spec:
     before it joins the residual, of the logits. draft_layers: layers past the last one that are on disk and not run.
     qkv_layout per_head: a fused projection whose rows are q, k, v of the first head, then of the second...
     expert_layout: a tensor per expert, all experts in one, or gpt-oss's transposed and interleaved ones.
+    out_gate: attention's output is multiplied by sigmoid(gate), and the query projection holds query and gate of the
+    first head, then of the second... attention_factor: on attention's result, where another mixer runs beside it.
+    gate_multiplier: on an MLP's gate, before the activation; mlp_multiplier: on its result.
     """
 
     family: str
@@ -93,6 +99,10 @@ class Spec:
     head_bias: bool = False
     qk_norm: Literal["full", "head", "each_head", "head_after_rope"] | None = None
     sinks: bool = False
+    out_gate: bool = False
+    attention_factor: float = 1.0
+    gate_multiplier: float = 1.0
+    mlp_multiplier: float = 1.0
     softcap: float = 0.0
     final_softcap: float = 0.0
     embed_multiplier: float = 1.0
@@ -142,10 +152,14 @@ def read_spec(
     windows: Sequence[int] | None = None,
     ropes: Sequence[RopeShape | None] | None = None,
     moe: Sequence[MoeShape | None] | None = None,
+    mixers: Sequence[MixerShape | None] | None = None,
     names: Mapping[str, str] | None = None,
     **overrides: object,
 ) -> Spec:
-    """Spec of a config. `windows`, `ropes` and `moe` are per layer; `overrides` replace fields of Spec by name."""
+    """Spec of a config. `windows`, `ropes`, `moe` and `mixers` are per layer, a mixer is there instead of attention.
+
+    `overrides` replace fields of Spec by name.
+    """
     heads = config.integer("num_attention_heads")
     hidden = config.integer("hidden_size")
     head_dim = read_head_dim(config)
@@ -153,19 +167,21 @@ def read_spec(
     windows = windows if windows is not None else [0] * num_layers
     ropes = ropes if ropes is not None else [read_rope(config)] * num_layers
     moe = moe if moe is not None else [None] * num_layers
-    assert len(windows) == len(ropes) == len(moe) == num_layers, (len(windows), len(ropes), len(moe), num_layers)
+    mixers = mixers if mixers is not None else [None] * num_layers
+    assert {len(windows), len(ropes), len(moe), len(mixers)} == {num_layers}, (windows, ropes, moe, mixers, num_layers)
     layers = tuple(
         LayerShape(
-            heads=heads,
-            kv_heads=config.integer("num_key_value_heads", default=heads),
-            head_dim=head_dim,
-            v_dim=head_dim,
-            window=window,
-            rope=rope,
+            heads=heads if mixer is None else 0,
+            kv_heads=config.integer("num_key_value_heads", default=heads) if mixer is None else 0,
+            head_dim=head_dim if mixer is None else 0,
+            v_dim=head_dim if mixer is None else 0,
+            window=window if mixer is None else 0,
+            rope=rope if mixer is None else None,
             intermediate=config.integer("intermediate_size"),
             moe=experts,
+            mixer=mixer,
         )
-        for window, rope, experts in zip(windows, ropes, moe, strict=True)
+        for window, rope, experts, mixer in zip(windows, ropes, moe, mixers, strict=True)
     )
     fields: dict[str, object] = {
         "family": config.text("model_type"),
@@ -225,6 +241,8 @@ _THETA = {
     "flex_olmo": 5e5,
     "gpt_oss": 1.5e5,
     "helium": 1e5,
+    "lfm2": 1e6,
+    "lfm2_moe": 1e6,
     "minimax_m2": 5e6,
     "mixtral": 1e6,
     "olmo3": 5e5,

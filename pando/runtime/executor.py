@@ -6,18 +6,21 @@ import queue
 import threading
 from concurrent.futures import Future
 
-from pando.core.batch import Batch, StepResult
+import torch
+
+from pando.core.batch import Batch, StepResult, TokenMask
 from pando.runtime.runner import Runner, Step
 
 
 class ThreadedStep:
     """A step under way in the worker thread."""
 
-    __slots__ = ("launched", "sampled")
+    __slots__ = ("launched", "mask", "sampled")
 
     def __init__(self) -> None:
         self.launched: Future[Step] = Future()
         self.sampled: Future[StepResult] = Future()
+        self.mask: TokenMask | None = None
 
 
 class ThreadedExecutor:
@@ -37,8 +40,9 @@ class ThreadedExecutor:
         self._work.put((batch, step))
         return step
 
-    def sample(self, step: ThreadedStep, mask: None) -> None:
+    def sample(self, step: ThreadedStep, mask: TokenMask | None) -> None:
         """Queue the sampling of a launched step."""
+        step.mask = mask
         self._work.put((None, step))
 
     def collect(self, step: ThreadedStep) -> StepResult:
@@ -57,6 +61,7 @@ class ThreadedExecutor:
         self._work.put(None)
         self._thread.join()
 
+    @torch.inference_mode()
     def _loop(self) -> None:
         while (item := self._work.get()) is not None:
             if isinstance(item, threading.Event):
@@ -67,7 +72,7 @@ class ThreadedExecutor:
             try:
                 if batch is None:
                     launched = step.launched.result()
-                    self._runner.sample(launched, None)
+                    self._runner.sample(launched, step.mask)
                     step.sampled.set_result(self._runner.collect(launched))
                 else:
                     step.launched.set_result(self._runner.launch(batch))

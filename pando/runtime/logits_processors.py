@@ -48,7 +48,7 @@ class Penalties:
             for name in ("repetition_penalty", "frequency_penalty", "presence_penalty")
         ]
         part = logits_EV[at].contiguous()
-        self._ops.apply_penalties_(part, history, self._table.ints["prompt_len"][slots], lens, *values)
+        self._ops.apply_penalties_(part, history, self._table.prompt_len[slots], lens, *values)
         logits_EV[at] = part
 
 

@@ -7,14 +7,22 @@ is batched with, and again after a retraction.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from pando.core.batch import NewSlot
+from pando.core.batch import TokenMask
 from pando.kernels.ops import OpTable
-from pando.runtime.logits_processors import PROCESSORS, LogitsProcessor
+from pando.runtime.logits_processors import PROCESSORS, Entries, LogitsProcessor
 from pando.runtime.table import RequestTable
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the rows of a step ask for. changes: processors, each with the rows that want it, in order."""
+
+    greedy: bool
+    changes: Sequence[tuple[LogitsProcessor, list[int]]]
 
 
 class Sampler:
@@ -24,23 +32,52 @@ class Sampler:
         self._ops = ops
         self._table = table
         self._processors: Sequence[LogitsProcessor] = [make(ops, table) for make in PROCESSORS]
+        self._entries: Entries = []
+        self._wishes = self._read([])
 
     def __call__(
-        self, logits_EV: Tensor, entries: Sequence[NewSlot | None], slots_E: Tensor, positions_E: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens [E] int64 and whether each row's logits were finite [E] bool.
+        self,
+        logits_EV: Tensor,
+        entries: Entries,
+        slots_E: Tensor,
+        positions_E: Tensor,
+        mask: TokenMask | None = None,
+    ) -> Tensor:
+        """[2, E] int64: the rows' tokens, and 1 where a row's logits were finite, else 0. The history has them, too.
 
         positions [E] are where the tokens will stand. `logits_EV` is changed in place by the processors, so that
-        log-probabilities read afterwards describe the distribution that was sampled, before temperature.
+        log-probabilities read afterwards describe the distribution that was sampled, before temperature. The result
+        is overwritten by the next call.
         """
-        finite_E = self._ops.finite(logits_EV)
+        if entries != self._entries:  # the same sequences decode for many steps
+            self._entries, self._wishes = entries, self._read(entries)
+        wishes = self._wishes
+        # Looked at first: processors forbid tokens.
+        finite_E = self._ops.finite(logits_EV) if wishes.changes or mask is not None else None
+        for processor, rows in wishes.changes:
+            processor.apply(logits_EV, rows, entries, slots_E, positions_E)
+        if mask is not None:
+            self._apply_mask(logits_EV, mask)
+        chosen_2E = self._table.step.choose(logits_EV, slots_E, positions_E, greedy=wishes.greedy)
+        if finite_E is not None:
+            chosen_2E[1] = finite_E
+        return chosen_2E
+
+    def _apply_mask(self, logits_EV: Tensor, mask: TokenMask) -> None:
+        """Forbid what the grammars forbid. The last change: nothing may make a forbidden token possible again."""
+        bits = self._table.device.upload_array(mask.bits)
+        if len(mask.rows) == logits_EV.shape[0]:
+            self._ops.apply_token_mask_(logits_EV, bits)
+            return
+        rows = self._table.device.upload(mask.rows)
+        part = logits_EV[rows]
+        self._ops.apply_token_mask_(part, bits)
+        logits_EV[rows] = part
+
+    def _read(self, entries: Entries) -> Wishes:
+        changes = []
         for processor in self._processors:
             rows = [row for row, entry in enumerate(entries) if entry is not None and processor.wants(entry)]
             if rows:
-                processor.apply(logits_EV, rows, entries, slots_E, positions_E)
-        if all(entry is None or entry.sampling.is_greedy for entry in entries):
-            return self._ops.argmax(logits_EV), finite_E
-        columns = self._table.gather(("temperature", "top_k", "top_p", "min_p", "seed"), slots_E)
-        temperature, top_k, top_p, min_p, seed = columns
-        tokens = self._ops.sample(logits_EV, temperature, top_k.to(torch.int32), top_p, min_p, seed, positions_E)
-        return tokens, finite_E
+                changes.append((processor, rows))
+        return Wishes(all(entry is None or entry.sampling.is_greedy for entry in entries), changes)

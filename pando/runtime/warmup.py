@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 
-import torch
-
 from pando.cache.pool import KVPool
 from pando.core.batch import Batch, NewSlot
 from pando.core.sampling import SamplingParams
@@ -13,7 +11,7 @@ from pando.device import Device
 from pando.runtime.runner import Runner
 
 FIRST_TOKENS = 16
-RATE_TOKENS = 128
+RATE_TOKENS = 64
 
 
 def first_pass(runner: Runner, pool: KVPool, device: Device) -> None:
@@ -34,12 +32,11 @@ def _fitting(num_tokens: int, runner: Runner, pool: KVPool) -> int:
 
 def _prefill(runner: Runner, pool: KVPool, num: int, device: Device) -> float:
     pages = list(range(-(-num // pool.page_size)))
-    entry = NewSlot(0, [1] * num, num, SamplingParams(temperature=0), 0, None, [])
+    entry = NewSlot(0, [1] * num, num, SamplingParams(temperature=0), 0, None, [], state=0)
     batch = Batch(-1, [0], [0], [num], [1], [0], [entry], [], [0] * len(pages), list(pages), pages)
     device.synchronize()
     started = time.perf_counter()
-    with torch.inference_mode():
-        step = runner.launch(batch)
-        runner.sample(step, None)
-        runner.collect(step)
+    step = runner.launch(batch)
+    runner.sample(step, None)
+    runner.collect(step)
     return time.perf_counter() - started

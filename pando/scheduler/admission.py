@@ -73,6 +73,7 @@ class Admission:
         self.planning: Request | None = None
         """The request a row is being planned for: the suspect if planning raises."""
         self.reserve = Reserve()
+        self._saves_decodes = cache.states is not None and limits.page_size > 1
         self.num_retracted = 0
         self._free_slots = list(range(limits.max_running - 1, -1, -1))
         self._blocked: tuple[Request | None, int] = (None, 0)
@@ -147,16 +148,24 @@ class Admission:
     def _plan_running(self, plan: Plan) -> None:
         """Rows for the running set: decoding sequences first, then prompts under way, oldest first."""
         decoding: list[Request] = []
+        extending: list[Request] = []
         prefilling: list[Request] = []
         for request in self.running:
             length = request.known + request.pending
             to_run = length - request.planned
-            if to_run > 1:
+            if request.in_doubt:
+                continue
+            if request.drafts or request.written < request.known:
+                extending.append(request)
+            elif to_run > 1:
                 prefilling.append(request)
             elif to_run == 1 and (length < request.limit or request.planned < request.known):
                 decoding.append(request)
         if decoding:
             self._plan_decodes(plan, decoding)
+        for request in extending:
+            if request.state is State.RUNNING:
+                self._plan_extend(plan, request, request.to_run, request.drafts)
         budget = max(self.limits.token_budget - len(plan.rows), self.limits.token_budget // 8)
         for request in prefilling:
             if budget > 0 and request.state is State.RUNNING:
@@ -169,7 +178,7 @@ class Admission:
         if grown.denied:
             for request in decoding:
                 if request.state is State.RUNNING:
-                    self._plan_decode(plan, request)
+                    self._plan_extend(plan, request, 1, [])
             return
         batch = plan.batch
         slots = [request.slot for request in decoding]
@@ -183,15 +192,24 @@ class Admission:
         batch.emit += emits
         batch.num_draft += [0] * len(decoding)
         plan.rows += decoding
-        for request, emit in zip(decoding, emits, strict=True):
+        first = len(plan.rows) - len(decoding)
+        for row, (request, emit) in enumerate(zip(decoding, emits, strict=True), first):
             request.planned += 1
             request.pending += emit
+            if self._saves_decodes:
+                self._plan_saves(plan, row, request.planned - 1)
 
-    def _plan_decode(self, plan: Plan, request: Request) -> None:
-        planned = request.planned
+    def _plan_extend(self, plan: Plan, request: Request, num: int, drafts: list[int]) -> None:
+        """A row of `num` known positions of a generating sequence, and its drafts; retracts others for room."""
+        num += len(drafts)
+        stop = request.planned + num
         self.planning = request
         assert request.handle is not None
-        grown = self.cache.grow(request.handle, planned + 1)
+        grown = self.cache.grow(request.handle, stop)
+        if grown.denied and drafts:
+            request.drafts = []
+            self._plan_extend(plan, request, num - len(drafts), [])
+            return
         while grown.denied:
             victim = self._victim(plan)
             if victim is None:
@@ -200,9 +218,13 @@ class Admission:
             self.reserve.retracted()
             if victim is request:
                 return
-            grown = self.cache.grow(request.handle, planned + 1)
+            grown = self.cache.grow(request.handle, stop)
         self._write(plan.batch, request.slot, grown.writes)
-        self._row(plan, request, 1, int(request.known + request.pending < request.limit))
+        self._write_tokens(plan.batch, request, drafts)
+        self._row(plan, request, num, int(request.known + request.pending < request.limit), len(drafts))
+        request.in_doubt = bool(drafts)
+        if self._saves_decodes:
+            self._plan_saves(plan, len(plan.rows) - 1, request.planned - num)
 
     def _victim(self, plan: Plan) -> Request | None:
         """The latest running request that is not in this step yet (lowest priority first)."""
@@ -222,16 +244,36 @@ class Admission:
         emit = int(last and request.known + request.pending < request.limit)
         self._row(plan, request, num, emit)
         assert request.handle is not None
+        if self.cache.states is not None:
+            self._plan_saves(plan, len(plan.rows) - 1, request.planned - num)
         self._write(plan.batch, request.slot, self.cache.publish(request.handle, request.planned))
         return num
 
-    def _row(self, plan: Plan, request: Request, num: int, emit: int) -> None:
+    def _plan_saves(self, plan: Plan, row: int, start: int) -> None:
+        """Recurrent states of a planned row that the cache wants to keep; the row runs from position `start`."""
+        request, batch = plan.rows[row], plan.batch
+        assert request.handle is not None
+        for position, slot in self.cache.plan_saves(request.handle, start, request.planned):
+            batch.save_row.append(row)
+            batch.save_position.append(position)
+            batch.save_slot.append(slot)
+
+    @staticmethod
+    def _write_tokens(batch: Batch, request: Request, drafts: list[int]) -> None:
+        """Tokens that the device's history lacks, and guesses for the positions after them."""
+        tokens = [*request.key.tokens(request.written, request.known), *drafts]
+        batch.token_slot += [request.slot] * len(tokens)
+        batch.token_position += range(request.written, request.written + len(tokens))
+        batch.token_id += tokens
+        request.written = request.known
+
+    def _row(self, plan: Plan, request: Request, num: int, emit: int, num_draft: int = 0) -> None:
         batch = plan.batch
         batch.slot.append(request.slot)
         batch.start.append(request.planned)
         batch.num_tokens.append(num)
         batch.emit.append(emit)
-        batch.num_draft.append(0)
+        batch.num_draft.append(num_draft)
         plan.rows.append(request)
         request.planned += num
         request.pending += emit
@@ -252,7 +294,7 @@ class Admission:
         while budget > 0 and self._free_slots:
             request = self.waiting.peek()
             # A retracted request whose last token is still under way comes back when the host has seen it.
-            if request is None or request.pending:
+            if request is None or request.pending or request.void:
                 return
             if not self._admit(plan, request, int(ahead / self.limits.page_size)):
                 return
@@ -299,22 +341,23 @@ class Admission:
         slot = self._free_slots.pop()
         request.begin(slot, handle)
         self.running.append(request)
-        tokens = request.key.tokens()
-        sampling = request.sampling
+        tokens, ends = request.key.tokens(), sorted(request.end_ids)
+        states = handle.state, handle.restore
         self._new.append(
-            NewSlot(slot, tokens, request.prompt_len, sampling, request.seed, request.logprobs, sorted(request.end_ids))
+            NewSlot(slot, tokens, request.prompt_len, request.sampling, request.seed, request.logprobs, ends, *states)
         )
         pages = handle.pages[: (needed + page - 1) // page]
         self._write(plan.batch, slot, [(FULL, index, page_id) for index, page_id in enumerate(pages)])
-        self._stats.count_admission(request, handle.num_cached, first=not request.admitted)
+        num_cached = min(handle.num_cached, request.prompt_len) if not request.admitted else handle.num_cached
+        self._stats.count_admission(request, num_cached, first=not request.admitted)
         if not request.admitted:
             request.admitted = True
-            request.cached_tokens = handle.num_cached
+            request.cached_tokens = min(handle.num_cached, request.prompt_len)
         return True
 
     def _release(self, request: Request, num_tokens: int, *, publish: bool) -> None:
         assert request.handle is not None
-        self.cache.release(request.handle, num_tokens, publish=publish)
+        self.cache.release(request.handle, num_tokens, publish=publish, state_at=request.planned)
         self.running.remove(request)
         self._free_slots.append(request.slot)
         self._freed.append(request.slot)

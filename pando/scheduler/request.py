@@ -10,7 +10,9 @@ counts the tokens the host has seen; `pending` counts tokens that launched steps
     0 ............ planned ............ known + pending
     | KV (or in flight) | to run next       |
 
-A prompt has many positions to run, a decoding sequence has exactly one; nothing else tells the two apart.
+A prompt has many positions to run, a decoding sequence has exactly one; nothing else tells the two apart. Tokens that a
+grammar forces are appended like sampled ones, without running the model for each: positions [written, known) are those
+of which the device's history does not know yet. Drafts are guesses for the positions from `known` on.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from pando.cache.handle import CacheHandle
 from pando.cache.key import TokenKey
 from pando.core.messages import Generate, TokenLogprobs
 from pando.core.sampling import LogprobSpec, SamplingParams
+from pando.scheduler.guide import Guide
 
 
 class State(Enum):
@@ -74,6 +77,11 @@ class Request:
         "planned",
         "known",
         "pending",
+        "written",
+        "void",
+        "in_doubt",
+        "drafts",
+        "guide",
         "cached_tokens",
         "admitted",
         "on_trial",
@@ -108,6 +116,16 @@ class Request:
         self.planned = 0
         self.known = self.prompt_len
         self.pending = 0
+        self.written = self.prompt_len
+        """Positions whose token the device's history holds; the host writes those from here to `known`."""
+        self.void = 0
+        """Tokens under way that come too late: a forced one has taken their place."""
+        self.in_doubt = False
+        """True while a step with drafts is under way: how far it came is not known, so no other may be planned."""
+        self.drafts: list[int] = []
+        """Guesses for the next positions, to be checked by the next step."""
+        self.guide: Guide | None = None
+        """What its output must match, if anything."""
         self.cached_tokens = 0
         self.admitted = False
         """True once its prompt has been counted as hit and miss tokens."""
@@ -155,6 +173,7 @@ class Request:
         self.slot = slot
         self.handle = handle
         self.planned = handle.num_cached
+        self.written = self.known
 
     def leave(self, state: State) -> None:
         """Leave the running set; the caller has released the handle."""
@@ -162,3 +181,4 @@ class Request:
         self.slot = -1
         self.handle = None
         self.planned = 0
+        self.drafts = []

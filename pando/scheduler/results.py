@@ -6,14 +6,16 @@ import logging
 
 from pando.core.batch import StepResult
 from pando.core.messages import Failure, Finish, Output, Reply, TokenLogprobs
-from pando.errors import PandoError, StepFailed
+from pando.errors import GrammarFailed, PandoError, StepFailed
 from pando.scheduler.admission import Admission, Plan
+from pando.scheduler.guide import Guide
 from pando.scheduler.request import Request, State
 from pando.scheduler.stats import Stats
 
 _log = logging.getLogger(__name__)
 
 _LENGTH = Finish("length")
+_COMPLETE = Finish("stop")
 
 
 class Results:
@@ -24,6 +26,8 @@ class Results:
         self._stats = stats
         self._requests = requests
         self.replies: list[Reply] = []
+        self._may_draft = admission.cache.states is None
+        """A recurrent state that has read a wrong draft can not go back."""
 
     def commit(self, plan: Plan, result: StepResult) -> None:
         """Append the step's tokens to their requests. Rows of requests that ended meanwhile are discarded."""
@@ -43,6 +47,8 @@ class Results:
                         self._commit_tokens(request, new, result.logprobs.get(at))
                     elif request.known == request.limit == plan.batch.start[row] + plan.batch.num_tokens[row]:
                         self._finish(request, _LENGTH)  # prefill only: its last position has run
+            except GrammarFailed as error:
+                self.fail(request, error)
             except Exception as error:  # a broken invariant ends this request, not the engine
                 _log.exception("request %s failed in commit", request.rid)
                 self.fail(request, StepFailed(f"internal error while committing a step: {error!r}"))
@@ -58,18 +64,62 @@ class Results:
         return True
 
     def _commit_tokens(self, request: Request, new: list[int], logprobs: list[TokenLogprobs] | None) -> None:
-        request.pending -= 1
         request.on_trial = False
         request.prompt_logprobs_done = True
+        if request.void:
+            request.void -= 1
+            return
+        request.pending -= 1
+        if request.in_doubt:
+            self._settle_drafts(request, len(new))
         finish = self._append(request, new, logprobs)
+        request.written = request.known
+        if finish is None and request.guide is not None:
+            finish = self._follow_guide(request, request.guide)
+            if finish is None and not request.pending and not request.void and self._may_draft:
+                request.drafts = request.guide.draft(request.key, request.limit - request.known - 1)
         if finish is not None:
             self._finish(request, finish)
         elif request.stream:
             self.replies.append(_output(request, None))
 
-    def _append(self, request: Request, new: list[int], logprobs: list[TokenLogprobs] | None) -> Finish | None:
-        """Add tokens one by one until one of them ends the sequence; later ones are dropped."""
+    def _settle_drafts(self, request: Request, num_right: int) -> None:
+        """A step with drafts came back with `num_right` tokens, the last of which is no draft: go on behind them."""
+        request.in_doubt = False
+        request.planned = min(request.planned, request.known + num_right - 1)
+        self._stats.draft_tokens += len(request.drafts)
+        self._stats.accepted_draft_tokens += num_right - 1
+        request.drafts = []
+
+    def begin(self, request: Request) -> bool:
+        """A guided request is ready: what its output must begin with goes with its prompt. True if that is all."""
+        finish = None if request.guide is None else self._follow_guide(request, request.guide)
+        if finish is not None:
+            self._finish(request, finish)
+        return finish is not None
+
+    def _follow_guide(self, request: Request, guide: Guide) -> Finish | None:
+        """Append the tokens that must come next; what is under way in their place is void."""
+        forced = guide.take_forced(request.limit - request.known)
+        if forced:
+            request.void, request.pending = request.void + request.pending, 0
+            self._stats.forced_tokens += len(forced)
+            finish = self._append(request, forced, None, follow=False)
+            if finish is not None:
+                return finish
+        return _COMPLETE if guide.state.is_finished() else None
+
+    def _append(
+        self, request: Request, new: list[int], logprobs: list[TokenLogprobs] | None, *, follow: bool = True
+    ) -> Finish | None:
+        """Add tokens one by one until one of them ends the sequence; later ones are dropped.
+
+        follow: the request's guide has not seen them.
+        """
+        guide = request.guide if follow else None
         for i, token in enumerate(new):
+            if guide is not None and token not in request.end_ids:
+                guide.accept(token)
             request.key.append(token)
             request.known = known = request.known + 1
             request.out_tokens.append(token)

@@ -14,12 +14,13 @@ import time
 from collections import deque
 from typing import Any, Protocol
 
-from pando.core.batch import Batch, StepResult
+from pando.core.batch import Batch, StepResult, TokenMask
 from pando.core.messages import Abort, Command, Control, ControlReply, Failure, Generate, Load
 from pando.errors import CapacityExceeded, PandoError, RequestAborted, RequestTimeout, StepFailed
 from pando.scheduler.admission import Admission, Plan
 from pando.scheduler.control import Controls
 from pando.scheduler.gates import Gates
+from pando.scheduler.masks import Masks
 from pando.scheduler.reporter import Reporter
 from pando.scheduler.request import Request, State
 from pando.scheduler.results import Results
@@ -42,8 +43,8 @@ class Executor(Protocol):
     def launch(self, batch: Batch) -> Any:
         """Start the forward pass of a step and return its handle; may return before it has run."""
 
-    def sample(self, step: Any, mask: None) -> None:
-        """Choose the tokens of a launched step. `mask` carries grammar masks."""
+    def sample(self, step: Any, mask: TokenMask | None) -> None:
+        """Choose the tokens of a launched step, where `mask` says only those that a grammar allows."""
 
     def collect(self, step: Any) -> StepResult:
         """Wait for a sampled step. Raises what the step raised."""
@@ -79,6 +80,7 @@ class Scheduler:
         self._order = 0
         self._stopping = False
         self.paused = False
+        self._masks = Masks(rules.vocab_size)
         self.results = Results(admission, stats, self._requests)
         self.controls = Controls(self)
         self.reporter = Reporter()
@@ -109,11 +111,12 @@ class Scheduler:
         if plan is None and not self._in_flight:
             self._unstick()
             return False
+        self._masks.begin(plan)
         launched = self._launch(plan)
         while self._in_flight:
             self._commit(*self._in_flight[0])
         if plan is not None:
-            self._executor.sample(launched, None)
+            self._executor.sample(launched, self._masks.end())
             self._in_flight.append((plan, launched))
             if self._executor.depth == 0:
                 self._commit(plan, launched)
@@ -205,6 +208,8 @@ class Scheduler:
         if error is not None:
             self.results.fail(request, error)
             return
+        if self.results.begin(request):
+            return
         request.move(State.WAITING)
         self._admission.waiting.push(request)
 
@@ -249,7 +254,8 @@ class Scheduler:
         others = [request for request in self._admission.running if request.rid not in placed]
         self._admission.split_for_trial(suspects, others)
         for request in self._requests.values():
-            request.pending = 0  # tokens of the dropped steps will not come, also of requests retracted meanwhile
+            request.pending = request.void = 0  # tokens of the dropped steps will not come, also to retracted requests
+            request.in_doubt = False
         culprits = list(self._requests.values()) if not suspects else [alone] if alone is not None else []
         for request in culprits:
             if request.state is not State.DONE:

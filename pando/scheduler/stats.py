@@ -15,6 +15,9 @@ class Stats:
     hit_tokens: int = 0
     miss_tokens: int = 0
     generation_tokens: int = 0
+    forced_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0
     recomputed_tokens: int = 0
     steps: int = 0
     failed_steps: int = 0

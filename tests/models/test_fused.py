@@ -9,6 +9,7 @@ import torch
 
 from pando.kernels import cpu, op_table
 from pando.kernels.ops import HeadsShape, StepTensors
+from pando.layers.embedding import Embedding
 from pando.models.decoder import DecoderModel
 from pando.models.load import load_model
 from tests.models.paged_loop import full_logits, greedy
@@ -93,3 +94,26 @@ def test_a_step_out_of_range_raises_and_the_next_one_runs() -> None:
         with pytest.raises(ValueError, match=name):
             program.run(x.clone(), replace(good, **{name: value}), rotaries)
     assert torch.equal(program.run(x.clone(), good, rotaries), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_program_that_embeds(dtype: torch.dtype) -> None:
+    assert OPS.program is not None
+    embed = Embedding(torch.randn(40, 24).to(dtype), 4.9)
+    program, weight = OPS.program(dtype, 24), torch.rand(24) + 0.5
+    assert not program.embed(embed.weight.double()) and not program.embed(embed.weight[:, :20])
+    assert program.embed(embed.weight)
+    program.scale(0, embed.multiplier)
+    program.norm(0, 1, weight, 1e-6)
+    cache, rows = (torch.zeros(4, 1, 8, dtype=dtype),), torch.zeros(1, 1, dtype=torch.int32)
+    ids, positions = torch.tensor([39, 0, 7]), torch.arange(3)
+    ragged = torch.tensor([0, 3], dtype=torch.int32), torch.tensor([3], dtype=torch.int32)
+    step = StepTensors(positions, positions, *ragged, rows, 4, cache, cache)
+    for values in ([39, 0, 7], [1, 1, 2]):  # in place: the memory of a step serves the next one
+        ids[:] = torch.tensor(values)
+        assert torch.equal(program.run(ids, step, []), OPS.rms_norm(embed(ids), weight, 1e-6))
+    for wrong in (40, -1):
+        with pytest.raises(ValueError, match="input_ids"):
+            program.run(torch.tensor([0, wrong, 0]), step, [])
+    with pytest.raises(ValueError, match="embeds first"):
+        program.embed(embed.weight)

@@ -189,12 +189,12 @@ def test_oracle_sees_a_wrong_spec(mistake: str) -> None:
 
 def without_qk_norm(model: DecoderModel) -> None:
     for layer in model.layers:
-        layer.attention.qk_norm = None
+        layer.mixer.qk_norm = None
 
 
 def without_sinks(model: DecoderModel) -> None:
     for layer in model.layers:
-        layer.attention.params = replace(layer.attention.params, sinks=None)
+        layer.mixer.params = replace(layer.mixer.params, sinks=None)
 
 
 def without_bias(linear: Linear, model: DecoderModel) -> None:
@@ -206,7 +206,7 @@ def without_bias(linear: Linear, model: DecoderModel) -> None:
 
 def without_qkv_bias(model: DecoderModel) -> None:
     for layer in model.layers:
-        without_bias(layer.attention.qkv, model)
+        without_bias(layer.mixer.qkv, model)
 
 
 def without_router_bias(model: DecoderModel) -> None:

@@ -12,7 +12,7 @@ from pando.layers.shapes import RopeShape
 from pando.models.hf_config import HFConfig
 from pando.models.registry import known_models, spec_of
 from pando.models.spec import Spec, read_rope
-from tests.tiny_models import EXTRA_FAMILIES, FAMILIES, hf_config, hf_config_values
+from tests.tiny_models import EXTRA_FAMILIES, FAMILIES, HYBRID_FAMILIES, hf_config, hf_config_values
 
 BASE: dict[str, object] = {
     "model_type": "llama",
@@ -129,7 +129,7 @@ def test_config_files_that_can_not_be_read(tmp_path: Path) -> None:
         HFConfig.from_file(file)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *EXTRA_FAMILIES])
+@pytest.mark.parametrize("family", [*FAMILIES, *HYBRID_FAMILIES, *EXTRA_FAMILIES])
 def test_rules_for_older_configs_match_transformers(family: str) -> None:
     """What a config may leave out (windows per layer, rotary defaults) follows as transformers fills it in."""
     values = {**hf_config_values(family), "num_hidden_layers": 9}

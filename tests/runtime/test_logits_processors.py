@@ -46,7 +46,7 @@ def penalised(logits: list[float], tokens: list[int], prompt_len: int, sampling:
 def test_penalties_equal_a_loop_over_the_history(ops: OpTable) -> None:
     rng = random.Random(1)
     for _ in range(20):
-        table = RequestTable(6, 40, 1, CPU)
+        table = RequestTable(6, 40, 1, CPU, REFERENCE)
         entries = []
         for slot in rng.sample(range(6), 5):
             tokens = [rng.randrange(VOCAB) for _ in range(rng.randrange(1, 41))]
@@ -66,14 +66,14 @@ def test_penalties_equal_a_loop_over_the_history(ops: OpTable) -> None:
 
 
 def test_penalties_are_wanted_only_if_one_is_on() -> None:
-    processor = Penalties(REFERENCE, RequestTable(1, 4, 1, CPU))
+    processor = Penalties(REFERENCE, RequestTable(1, 4, 1, CPU, REFERENCE))
     assert not processor.wants(new_slot(0, [1]))
     for change in ({"frequency_penalty": 0.1}, {"presence_penalty": -0.1}, {"repetition_penalty": 1.1}):
         assert processor.wants(new_slot(0, [1], SamplingParams(**change)))
 
 
 def test_logit_bias_touches_only_its_tokens_and_rows() -> None:
-    table = RequestTable(3, 8, 1, CPU)
+    table = RequestTable(3, 8, 1, CPU, REFERENCE)
     bias = {0: -100.0, 31: 2.5}
     entries = [new_slot(0, [1]), new_slot(1, [2], SamplingParams(logit_bias=bias)), new_slot(2, [3])]
     logits = torch.randn(3, VOCAB)
@@ -86,7 +86,7 @@ def test_logit_bias_touches_only_its_tokens_and_rows() -> None:
 @pytest.mark.parametrize(("num_output", "forbidden"), [(0, True), (2, True), (3, False), (9, False)])
 def test_no_end_token_before_the_minimum(num_output: int, forbidden: bool) -> None:
     """The tokens that end a sequence are its model's and its own stop ids; the token to come is number num_output."""
-    table = RequestTable(2, 20, 1, CPU)
+    table = RequestTable(2, 20, 1, CPU, REFERENCE)
     params = SamplingParams(min_new_tokens=3)
     entry = new_slot(0, [1] * (4 + num_output), params, prompt_len=4, ends=[2, 30])
     free = new_slot(1, [1], SamplingParams(min_new_tokens=3))  # nothing can end it

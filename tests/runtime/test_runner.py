@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 import torch
 
-from pando.core.sampling import LogprobSpec
+from pando.core.batch import TokenMask
+from pando.core.sampling import LogprobSpec, SamplingParams
 from tests.runtime.toy_model import batch_of, new_slot, toy_logits, toy_runner
 
 
@@ -54,7 +56,10 @@ def test_flattening_of_random_mixed_batches(page_size: int) -> None:
         assert seen.input_ids.dtype == seen.positions.dtype == seen.out_loc.dtype == torch.int64
         longest = max(start + num for _, start, num, _ in rows)
         assert (seen.page_size, seen.max_q_len, seen.max_kv_len) == (page_size, max(r[2] for r in rows), longest)
-        assert seen.page_table.tolist() == [pages[slot][: -(-longest // page_size)] for slot, *_ in rows]
+        assert -(-longest // page_size) <= seen.page_table.shape[1] <= per_row
+        for found, (slot, start, num, _) in zip(seen.page_table.tolist(), rows, strict=True):
+            held = -(-(start + num) // page_size)
+            assert found[:held] == pages[slot][:held]
         runner.sample(launched, None)
         result = runner.collect(launched)
         expected = [
@@ -63,6 +68,22 @@ def test_flattening_of_random_mixed_batches(page_size: int) -> None:
             if emit
         ]
         assert result.tokens == expected and not result.failed
+
+
+def test_a_step_of_the_same_shape_reads_its_own_inputs_and_a_larger_one_follows() -> None:
+    runner, model, table = toy_runner(slots=4, context=300, page_size=1)
+    tokens = {slot: [(7 * slot + i) % 32 for i in range(200)] for slot in range(4)}
+    writes = [(slot, i, 300 * slot + i) for slot in range(4) for i in range(300)]
+    runner.launch(batch_of([(s, 0, 1, 0) for s in range(4)], [new_slot(s, tokens[s]) for s in tokens], pages=writes))
+    memory = model.seen[-1].input_ids.data_ptr()
+    for slots, start, num in [((2, 0), 5, 1), ((1, 3), 63, 1), ((1, 3), 64, 1), ((3, 2), 10, 150), ((0, 1), 199, 1)]:
+        runner.launch(batch_of([(slot, start, num, 1) for slot in slots]))
+        seen = model.seen[-1]
+        assert seen.input_ids.tolist() == [token for slot in slots for token in tokens[slot][start : start + num]]
+        end = start + num
+        assert seen.page_table[:, :end].tolist() == [list(range(300 * slot, 300 * slot + end)) for slot in slots]
+        assert seen.logits_index.tolist() == [num - 1, 2 * num - 1] and seen.kv_lens.tolist() == [end, end]
+    assert seen.input_ids.data_ptr() == memory, "the memory of the steps is kept"
 
 
 def test_a_step_without_tokens_to_emit() -> None:
@@ -105,3 +126,56 @@ def test_rows_of_prompt_logprobs_do_not_shift_the_emitted_ones() -> None:
     assert list(result.logprobs) == [0]
     after_second = torch.log_softmax(toy_logits(5, 1), dim=-1)[6]
     assert result.prompt_logprobs[1][2].logprob == pytest.approx(float(after_second), abs=1e-6)
+
+
+def greedy_after(token: int, position: int, allowed: list[int] | None = None) -> int:
+    """The toy model's most likely token, of those allowed."""
+    logits = toy_logits(token, position)
+    ids = range(len(logits)) if allowed is None else allowed
+    return max(ids, key=lambda id: float(logits[id]))
+
+
+@pytest.mark.parametrize("num_right", [0, 1, 2, 3])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_drafts_up_to_the_first_wrong_one_are_kept(num_right: int, temperature: float) -> None:
+    params = SamplingParams(temperature=temperature)
+    history = [3, 1, 4]
+    runner, _, _ = toy_runner()
+    runner.launch(batch_of([(0, 0, 2, 0)], [new_slot(0, history, params, seed=5)]))
+    wanted = []  # what comes without drafts, one step each
+    for i in range(4):
+        step = runner.launch(batch_of([(0, 2 + i, 1, 1)]))
+        runner.sample(step, None)
+        wanted += runner.collect(step).tokens[0]
+    drafts = [token if i < num_right else (token + 1) % 32 for i, token in enumerate(wanted[:3])]
+
+    runner, _, table = toy_runner()
+    batch = batch_of([(1, 0, 1, 1), (0, 0, 3 + 3, 1), (2, 0, 2, 0)],
+                     [new_slot(1, [9]), new_slot(0, history, params, seed=5), new_slot(2, [8, 7])])  # fmt: skip
+    batch.num_draft = [0, 3, 0]
+    batch.token_slot, batch.token_position, batch.token_id = [0] * 3, [3, 4, 5], drafts
+    step = runner.launch(batch)
+    runner.sample(step, None)
+    kept = wanted[: num_right + 1]
+    assert runner.collect(step).tokens == [[greedy_after(9, 0)], kept]
+    assert table.tokens_NC[0, : 3 + len(kept)].tolist() == history + kept
+
+
+def test_masked_rows_choose_among_allowed_tokens_and_others_are_free() -> None:
+    runner, _, _ = toy_runner()
+    step = runner.launch(batch_of([(0, 0, 1, 1), (1, 0, 1, 1), (2, 0, 1, 1)], [new_slot(i, [i + 5]) for i in range(3)]))
+    allowed = {0: [2, 31], 2: [17]}
+    bits = np.array([[sum(1 << t for t in allowed[row])] for row in allowed], dtype=np.uint32).view(np.int32)
+    runner.sample(step, TokenMask([0, 2], bits))
+    assert runner.collect(step).tokens == [[greedy_after(5, 0, [2, 31])], [greedy_after(6, 0)], [17]]
+
+
+def test_tokens_the_host_chose_are_in_the_history() -> None:
+    runner, model, _ = toy_runner()
+    runner.launch(batch_of([(0, 0, 3, 0)], [new_slot(0, [1, 2, 3])]))
+    batch = batch_of([(0, 3, 2, 1)])
+    batch.token_slot, batch.token_position, batch.token_id = [0, 0], [3, 4], [11, 12]
+    step = runner.launch(batch)
+    assert model.seen[-1].input_ids.tolist() == [11, 12]
+    runner.sample(step, None)
+    assert runner.collect(step).tokens == [[greedy_after(12, 4)]]

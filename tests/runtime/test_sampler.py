@@ -57,13 +57,14 @@ def random_params(rng: random.Random) -> SamplingParams:
 def sample_rows(ops: OpTable, logits: torch.Tensor, params: list[SamplingParams], seed: int) -> list[int]:
     """One token per row; rows sit in shuffled slots with histories of different lengths."""
     num = len(params)
-    table = RequestTable(num + 2, 32, 1, CPU)
+    table = RequestTable(num + 2, 32, 1, CPU, ops)
     slots = random.Random(seed).sample(range(num + 2), num)
     entries = [new_slot(slot, [1] * (row + 1), params[row], seed=seed + row) for row, slot in enumerate(slots)]
     table.apply(batch_of([], entries))
     positions = torch.arange(1, num + 1)
     tokens, finite = Sampler(ops, table)(logits.clone(), entries, torch.tensor(slots), positions)
     assert tokens.dtype == torch.int64 and finite.all()
+    assert tokens.tolist() == table.tokens_NC[slots, positions].tolist(), "tokens are in the history"
     return tokens.tolist()
 
 
@@ -90,7 +91,7 @@ def test_a_row_does_not_depend_on_its_neighbours(ops: OpTable) -> None:
     logits = torch.randn(12, VOCAB)
     together = sample_rows(ops, logits, params, 5)
     for row in range(12):
-        table = RequestTable(1, 32, 1, CPU)
+        table = RequestTable(1, 32, 1, CPU, ops)
         entry = new_slot(0, [1] * (row + 1), params[row], seed=5 + row)
         table.apply(batch_of([], [entry]))
         alone, _ = Sampler(ops, table)(
@@ -104,7 +105,7 @@ def test_frequencies_follow_the_probabilities(ops: OpTable) -> None:
     logits = torch.tensor([[1.0, 0.0, -1.0, 2.0]]).repeat(4000, 1)
     params = SamplingParams(temperature=0.8, top_k=3)
     expected = kept(logits[0].tolist(), params)
-    table = RequestTable(1, 8, 1, CPU)
+    table = RequestTable(1, 4000, 1, CPU, ops)
     entry = new_slot(0, [1], params, seed=11)
     table.apply(batch_of([], [entry]))
     tokens, _ = Sampler(ops, table)(logits, [entry] * 4000, torch.zeros(4000, dtype=torch.int64), torch.arange(4000))
@@ -118,7 +119,7 @@ def test_frequencies_follow_the_probabilities(ops: OpTable) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_row_that_is_not_finite_is_named_and_harms_no_other(ops: OpTable, bad: float, temperature: float) -> None:
     logits = torch.randn(3, VOCAB)
-    table = RequestTable(3, 8, 1, CPU)
+    table = RequestTable(3, 8, 1, CPU, ops)
     entries = [new_slot(slot, [1], SamplingParams(temperature=temperature), seed=slot) for slot in range(3)]
     table.apply(batch_of([], entries))
     where = (torch.arange(3), torch.ones(3, dtype=torch.int64))
@@ -132,11 +133,11 @@ def test_a_row_that_is_not_finite_is_named_and_harms_no_other(ops: OpTable, bad:
 
 
 def test_forbidden_tokens_are_never_sampled_and_leave_the_row_finite() -> None:
-    table = RequestTable(1, 8, 1, CPU)
+    table = RequestTable(1, 8, 1, CPU, TABLES[1])
     params = SamplingParams(min_new_tokens=4, logit_bias={3: -100.0}, temperature=5.0)
     entry = new_slot(0, [1, 2], params, prompt_len=2, ends=list(range(4, VOCAB)))
     table.apply(batch_of([], [entry]))
     slots, positions = torch.zeros(200, dtype=torch.int64), torch.full((200,), 2)
-    table.ints["seed"][0] = 1
+    table.sampling.seed[0] = 1
     tokens, finite = Sampler(TABLES[1], table)(torch.randn(200, VOCAB), [entry] * 200, slots, positions)
     assert finite.all() and set(tokens.tolist()) <= {0, 1, 2}

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import torch
-
 from pando.core.sampling import SamplingParams
+from pando.kernels.reference import REFERENCE
 from pando.runtime.table import RequestTable
 from tests.runtime.toy_model import CPU, batch_of, new_slot, toy_logits, toy_runner
 
 
 def test_a_new_sequence_brings_tokens_and_parameters() -> None:
-    table = RequestTable(3, 8, 1, CPU)
+    table = RequestTable(3, 8, 1, CPU, REFERENCE)
     params = SamplingParams(temperature=0.5, top_k=7, top_p=0.25, min_p=0.125)
     table.apply(batch_of([(1, 0, 4, 1)], [new_slot(1, [5, 6, 7, 8], params, prompt_len=3, seed=2**62)]))
     assert table.tokens_NC[1].tolist() == [5, 6, 7, 8, 0, 0, 0, 0, 0]
     assert table.tokens_NC[0].count_nonzero() == table.tokens_NC[2].count_nonzero() == 0
-    names = ("temperature", "top_k", "top_p", "min_p", "seed", "prompt_len")
-    assert [column.item() for column in table.gather(names, torch.tensor([1]))] == [0.5, 7, 0.25, 0.125, 2**62, 3]
+    columns = table.sampling
+    values = (columns.temperature, columns.top_k, columns.top_p, columns.min_p, columns.seed, table.prompt_len)
+    assert [column[1].item() for column in values] == [0.5, 7, 0.25, 0.125, 2**62, 3]
 
 
 def test_page_writes_reach_their_rows_only() -> None:
-    table = RequestTable(3, 9, 3, CPU)
+    table = RequestTable(3, 9, 3, CPU, REFERENCE)
     assert table.pages_NP.shape == (3, 3)
     table.apply(batch_of([(0, 0, 1, 1)], pages=[(0, 0, 4), (0, 2, 9), (2, 1, 5)]))
     assert table.pages_NP.tolist() == [[4, 0, 9], [0, 0, 0], [0, 5, 0]]
@@ -29,26 +29,24 @@ def test_page_writes_reach_their_rows_only() -> None:
 
 
 def test_a_slot_freed_and_given_away_in_one_step() -> None:
-    table = RequestTable(2, 8, 1, CPU)
+    table = RequestTable(2, 8, 1, CPU, REFERENCE)
     table.apply(batch_of([(0, 0, 6, 1)], [new_slot(0, [9] * 6, SamplingParams(temperature=0.9, top_k=3), seed=4)]))
     second = new_slot(0, [1, 2])
     table.apply(batch_of([(0, 0, 2, 1)], [second], freed=[0]))
     assert table.entries[0] is second
     assert table.tokens_NC[0, :2].tolist() == [1, 2]
-    values = [
-        column.item() for column in table.gather(("temperature", "top_k", "seed", "prompt_len"), torch.tensor([0]))
-    ]
+    columns = (table.sampling.temperature, table.sampling.top_k, table.sampling.seed, table.prompt_len)
+    values = [column[0].item() for column in columns]
     assert values == [0.0, -1, 0, 2]
     table.apply(batch_of([], freed=[0]))
     assert table.entries[0] is None
 
 
 def test_a_huge_top_k_keeps_everything() -> None:
-    table = RequestTable(1, 8, 1, CPU)
+    table = RequestTable(1, 8, 1, CPU, REFERENCE)
     for huge in (2**32 + 1, 2**31, 2**70):
         table.apply(batch_of([(0, 0, 1, 1)], [new_slot(0, [1], SamplingParams(top_k=huge))]))
-        (top_k,) = table.gather(("top_k",), torch.tensor([0]))
-        assert top_k.to(torch.int32).item() == 2**31 - 1
+        assert table.sampling.top_k[0].item() == 2**31 - 1
 
 
 def test_a_sequence_fills_its_context_to_the_last_token() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pando.core.batch import Batch, StepResult
+from pando.core.batch import Batch, StepResult, TokenMask
 
 MASK = (1 << 61) - 1
 
@@ -59,7 +59,6 @@ class FakeExecutor:
         self.pages: dict[int, dict[int, int]] = {}
         self.batches: list[Batch] = []
         self.computed = 0
-        self.masks: set[int] = set()
 
     def launch(self, batch: Batch) -> tuple[Batch, StepResult | Exception]:
         """Run the whole step at once; its tokens are written to the history as a device would."""
@@ -72,6 +71,9 @@ class FakeExecutor:
             self.pages[entry.slot] = {}
         for slot, index, page in zip(batch.page_slot, batch.page_index, batch.page_id, strict=True):
             self.pages[slot][index] = page
+        for slot, position, token in zip(batch.token_slot, batch.token_position, batch.token_id, strict=True):
+            assert position <= len(self.tokens[slot]), "a token is written behind the history's end"
+            self.tokens[slot][position:] = [token]
         try:
             if self.fail is not None:
                 self.fail(batch, self)
@@ -81,7 +83,7 @@ class FakeExecutor:
 
     def _run(self, batch: Batch) -> StepResult:
         """Store the KV of all rows first, then check each row's whole context: the order a model's layer has."""
-        out: list[list[int]] = []
+        self.states: list[tuple[int, int, list[int]]] = []
         for slot, start, num in zip(batch.slot, batch.start, batch.num_tokens, strict=True):
             state = 0
             for position, token in enumerate(self.tokens[slot][: start + num]):
@@ -89,24 +91,43 @@ class FakeExecutor:
                 if position >= start:
                     self.kv[self._at(slot, position)] = state
             self.computed += num
-        for slot, start, num, emit in zip(batch.slot, batch.start, batch.num_tokens, batch.emit, strict=True):
+        for slot, start, num, emit, drafts in zip(
+            batch.slot, batch.start, batch.num_tokens, batch.emit, batch.num_draft, strict=True
+        ):
             state = 0
+            states = []
             for position in range(start + num):
                 state = mix(state, self.tokens[slot][position])
                 found = self.kv[self._at(slot, position)]
                 assert found == state, f"slot {slot} reads wrong KV at position {position} of {start}+{num}"
+                states.append(state)
             if emit:
-                token = next_token(state, self.vocab)
                 assert len(self.tokens[slot]) == start + num, "a token is emitted that the history already has"
-                self.tokens[slot].append(token)
-                out.append([token])
-        return StepResult(batch.step, out)
+                self.states.append((slot, start + num - drafts, states[len(states) - drafts - 1 :]))
+        return StepResult(batch.step, [])
 
     def _at(self, slot: int, position: int) -> int:
         return self.pages[slot][position // self.page_size] * self.page_size + position % self.page_size
 
-    def sample(self, step: tuple[Batch, StepResult | Exception], mask: None) -> None:
-        """Nothing left to do."""
+    def sample(self, step: tuple[Batch, StepResult | Exception], mask: TokenMask | None) -> None:
+        """Take the model's token, or the next higher one that the mask allows; drafts end at the first wrong one."""
+        result = step[1]
+        if isinstance(result, Exception):
+            return
+        at = 0
+        for slot, first, states in self.states:
+            history, out = self.tokens[slot], []
+            for i, state in enumerate(states):
+                token = next_token(state, self.vocab)
+                if mask is not None and at + i in mask.rows:
+                    bits = mask.bits[mask.rows.index(at + i)]
+                    token = next(t for t in [*range(token, self.vocab), *range(token)] if bits[t // 32] >> (t % 32) & 1)
+                out.append(token)
+                if history[first + i : first + i + 1] != [token]:
+                    break
+            at += len(states)
+            history[first:] = out
+            result.tokens.append(out)
 
     def collect(self, step: tuple[Batch, StepResult | Exception]) -> StepResult:
         """The result, or what the step raised."""

@@ -1,0 +1,104 @@
+// The Python face of what happens around the model in a step. Tables come as (address, rows, width, row stride).
+#include "bind_step.hpp"
+#include "bind.hpp"
+#include "isa.hpp"
+#include "step.hpp"
+
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+#include <tuple>
+#include <vector>
+
+namespace nb = nanobind;
+
+namespace pando {
+
+namespace {
+
+using Table = std::tuple<Pointer, int64_t, int64_t, int64_t>;
+using Column = std::vector<int64_t>;
+
+TableView view(const Table& table) {
+    const auto& [data, rows, width, stride] = table;
+    return {at<int32_t>(data), rows, width, stride};
+}
+
+// A request table, and the memory that the steps of one shape are flattened to.
+class BoundTable {
+  public:
+    BoundTable(int level, const Table& tokens, const Table& pages, int64_t page_size, Pointer temperature,
+               Pointer top_k, Pointer top_p, Pointer min_p, Pointer seed)
+        : kernels_(level_kernels(level)),
+          sampling_{at<const float>(temperature), at<const int32_t>(top_k), at<const float>(top_p),
+                    at<const float>(min_p), at<const int64_t>(seed)} {
+        step_.tokens = view(tokens);
+        step_.pages = view(pages);
+        step_.page_size = page_size;
+    }
+
+    void write_pages(const Column& slots, const Column& indices, const Column& ids) {
+        check(slots.size() == indices.size() && slots.size() == ids.size());
+        pando::write_pages({step_.pages, slots.data(), indices.data(), ids.data(), static_cast<int64_t>(ids.size())});
+    }
+
+    void bind(int64_t num_tokens, int64_t num_emitting, Pointer input_ids, Pointer positions, Pointer out_loc,
+              Pointer cu_q_lens, Pointer kv_lens, const Table& page_table, Pointer last, Pointer emit_slots,
+              Pointer emit_ends) {
+        step_.num_tokens = num_tokens;
+        step_.num_emitting = num_emitting;
+        step_.input_ids = at<int64_t>(input_ids);
+        step_.positions = at<int64_t>(positions);
+        step_.out_loc = at<int64_t>(out_loc);
+        step_.cu_q_lens = at<int32_t>(cu_q_lens);
+        step_.kv_lens = at<int32_t>(kv_lens);
+        step_.page_table = view(page_table);
+        step_.last = at<int64_t>(last);
+        step_.emit_slots = at<int64_t>(emit_slots);
+        step_.emit_ends = at<int64_t>(emit_ends);
+    }
+
+    void flatten(const Column& slots, const Column& starts, const Column& lens, const Column& emits) {
+        const size_t rows = slots.size();
+        check(rows == starts.size() && rows == lens.size() && rows == emits.size());
+        step_.slots = slots.data();
+        step_.starts = starts.data();
+        step_.lens = lens.data();
+        step_.emits = emits.data();
+        step_.rows = static_cast<int64_t>(rows);
+        check(step_.rows == step_.page_table.rows && step_.page_table.width <= step_.pages.width);
+        const Unlocked unlocked(step_.num_tokens + step_.rows * step_.page_table.width);
+        pando::flatten(step_);
+    }
+
+    // out: [2, rows], tokens, then whether a row is finite.
+    void choose(Pointer logits, int64_t rows, int64_t vocab, Pointer slots, Pointer ends, bool greedy, Pointer out) {
+        const Unlocked unlocked(rows * vocab);
+        pando::choose(kernels_,
+                      {at<const float>(logits), rows, vocab, at<const int64_t>(slots), at<const int64_t>(ends),
+                       sampling_, greedy, step_.tokens, at<int64_t>(out), at<int64_t>(out) + rows});
+    }
+
+  private:
+    static void check(bool fits) {
+        if (!fits) throw std::invalid_argument("columns or tables do not fit together");
+    }
+
+    const Kernels& kernels_;
+    const SamplingColumns sampling_;
+    FlattenArgs step_{};
+};
+
+} // namespace
+
+void define_step(nb::module_& m) {
+    nb::class_<BoundTable>(m, "StepTable")
+        .def(nb::init<int, const Table&, const Table&, int64_t, Pointer, Pointer, Pointer, Pointer, Pointer>())
+        .def("write_pages", &BoundTable::write_pages)
+        .def("bind", &BoundTable::bind)
+        .def("flatten", &BoundTable::flatten)
+        .def("choose", &BoundTable::choose);
+}
+
+} // namespace pando

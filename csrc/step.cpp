@@ -1,0 +1,164 @@
+#include "step.hpp"
+
+#include "drivers.hpp"
+#include "threads.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+namespace pando {
+
+namespace {
+
+// Logits looked at by one thread at a time, a multiple of what the leaf looks at; and the number worth waking one for.
+constexpr int64_t SCAN_PIECE = 1 << 13, SCAN_SMALL = 1 << 15;
+
+[[noreturn]] void out_of_range(const char* what) { throw std::invalid_argument(std::string(what) + " out of range"); }
+
+bool is_inside(int64_t index, int64_t size) { return index >= 0 && index < size; }
+
+void check_rows(const FlattenArgs& args) {
+    int64_t tokens = 0, emitting = 0;
+    for (int64_t row = 0; row < args.rows; ++row) {
+        const int64_t start = args.starts[row], len = args.lens[row], most = args.pages.width * args.page_size;
+        if (!is_inside(args.slots[row], std::min(args.tokens.rows, args.pages.rows))) out_of_range("slot");
+        if (start < 0 || len < 0 || len > args.tokens.width - start || len > most - start) out_of_range("positions");
+        if (args.emits[row] < 0 || args.emits[row] > len) out_of_range("emitting positions");
+        tokens += len;
+        emitting += args.emits[row];
+    }
+    if (tokens != args.num_tokens || emitting != args.num_emitting) {
+        throw std::invalid_argument("the outputs do not fit the rows");
+    }
+}
+
+// The token, position and place in the cache of every position a row runs, from entry `at` of the outputs on.
+void flatten_row(const FlattenArgs& args, int64_t row, int64_t at) {
+    const int32_t* tokens = args.tokens.row(args.slots[row]);
+    const int32_t* pages = args.pages.row(args.slots[row]);
+    const int64_t start = args.starts[row], end = start + args.lens[row];
+    int64_t page = start / args.page_size, offset = start % args.page_size;
+    for (int64_t position = start; position < end; ++position, ++at) {
+        args.input_ids[at] = tokens[position];
+        args.positions[at] = position;
+        args.out_loc[at] = pages[page] * args.page_size + offset;
+        if (++offset == args.page_size) {
+            offset = 0;
+            ++page;
+        }
+    }
+}
+
+// The best of the pieces of a row, in order: the lowest id on a tie, 0 if no logit is a number.
+struct Best {
+    float value = -std::numeric_limits<float>::infinity();
+    int64_t id = 0;
+    bool finite = true;
+
+    void add(const ChooseArgs& args, int64_t row, int64_t begin, int64_t found, bool is_finite) {
+        const float value_found = args.logits[row * args.vocab + begin + found];
+        if (value_found > value) {
+            value = value_found;
+            id = begin + found;
+        }
+        finite = finite && is_finite;
+    }
+};
+
+// Finite or not, and the largest logit of greedy rows. A large vocabulary is looked at in pieces.
+void scan_logits(const Kernels& kernels, const ChooseArgs& args) {
+    const int64_t pieces = (args.vocab + SCAN_PIECE - 1) / SCAN_PIECE, count = args.rows * pieces;
+    const bool greedy = args.greedy;
+    char* room = thread_scratch(Scratch::plan, static_cast<size_t>(count * 9));
+    int64_t* found = reinterpret_cast<int64_t*>(room);
+    uint8_t* finite = reinterpret_cast<uint8_t*>(found + count);
+    const auto scan = [&](int64_t i) {
+        const int64_t row = i / pieces, begin = i % pieces * SCAN_PIECE,
+                      size = std::min(SCAN_PIECE, args.vocab - begin);
+        kernels.scan({args.logits + row * args.vocab + begin, size, greedy ? found + i : nullptr, finite + i}, 0, 1);
+    };
+    if (args.rows * args.vocab < SCAN_SMALL) {
+        for (int64_t i = 0; i < count; ++i) scan(i);
+    } else {
+        parallel_for(count, scan);
+    }
+    for (int64_t row = 0; row < args.rows; ++row) {
+        Best best;
+        for (int64_t i = 0; i < pieces; ++i) {
+            const int64_t at = row * pieces + i;
+            best.add(args, row, i * SCAN_PIECE, greedy ? found[at] : 0, finite[at] != 0);
+        }
+        if (greedy) args.tokens[row] = best.id;
+        args.finite[row] = best.finite;
+    }
+}
+
+// The columns of the rows' slots, next to each other, and the call that samples with them.
+void sample_rows(const Kernels& kernels, const ChooseArgs& args) {
+    const int64_t rows = args.rows;
+    char* room = thread_scratch(Scratch::partials, static_cast<size_t>(rows * 24));
+    int64_t* seeds = reinterpret_cast<int64_t*>(room);
+    float* temperature = reinterpret_cast<float*>(seeds + rows);
+    float* top_p = temperature + rows;
+    float* min_p = top_p + rows;
+    int32_t* top_k = reinterpret_cast<int32_t*>(min_p + rows);
+    for (int64_t row = 0; row < rows; ++row) {
+        const int64_t slot = args.slots[row];
+        seeds[row] = args.sampling.seed[slot];
+        temperature[row] = args.sampling.temperature[slot];
+        top_p[row] = args.sampling.top_p[slot];
+        min_p[row] = args.sampling.min_p[slot];
+        top_k[row] = args.sampling.top_k[slot];
+    }
+    run_sample(kernels, {args.logits, args.vocab, temperature, top_k, top_p, min_p, seeds, args.positions, args.tokens},
+               rows);
+}
+
+} // namespace
+
+void write_pages(const PageWriteArgs& args) {
+    for (int64_t i = 0; i < args.count; ++i) {
+        if (!is_inside(args.slots[i], args.pages.rows)) out_of_range("slot");
+        if (!is_inside(args.indices[i], args.pages.width)) out_of_range("page index");
+    }
+    for (int64_t i = 0; i < args.count; ++i) {
+        args.pages.row(args.slots[i])[args.indices[i]] = static_cast<int32_t>(args.ids[i]);
+    }
+}
+
+void flatten(const FlattenArgs& args) {
+    check_rows(args);
+    int64_t at = 0, emitting = 0;
+    args.cu_q_lens[0] = 0;
+    for (int64_t row = 0; row < args.rows; ++row) {
+        const int64_t slot = args.slots[row], end = args.starts[row] + args.lens[row];
+        flatten_row(args, row, at);
+        at += args.lens[row];
+        args.cu_q_lens[row + 1] = static_cast<int32_t>(at);
+        args.kv_lens[row] = static_cast<int32_t>(end);
+        std::memcpy(args.page_table.row(row), args.pages.row(slot), static_cast<size_t>(args.page_table.width) * 4);
+        for (int64_t left = args.emits[row] - 1; left >= 0; --left) {
+            args.last[emitting] = at - 1 - left;
+            args.emit_slots[emitting] = slot;
+            args.emit_ends[emitting++] = end - left;
+        }
+    }
+}
+
+void choose(const Kernels& kernels, const ChooseArgs& args) {
+    for (int64_t row = 0; row < args.rows; ++row) {
+        if (!is_inside(args.slots[row], args.history.rows)) out_of_range("slot");
+        if (!is_inside(args.positions[row], args.history.width)) out_of_range("position");
+    }
+    if (args.vocab == 0) throw std::invalid_argument("no logits");
+    scan_logits(kernels, args);
+    if (!args.greedy) sample_rows(kernels, args);
+    for (int64_t row = 0; row < args.rows; ++row) {
+        args.history.row(args.slots[row])[args.positions[row]] = static_cast<int32_t>(args.tokens[row]);
+    }
+}
+
+} // namespace pando

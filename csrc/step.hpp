@@ -1,0 +1,76 @@
+// What happens around the model in a step: pages are entered in the request table, the step is flattened, tokens are
+// chosen from logits and written into the history. All is index arithmetic on small arrays, but for the logits.
+// All functions throw std::invalid_argument on an index out of range, before they write anything.
+#pragma once
+
+#include "kernels.hpp"
+
+#include <cstdint>
+
+namespace pando {
+
+// A row per sequence, `stride` elements apart.
+struct TableView {
+    int32_t* data;
+    int64_t rows, width, stride;
+
+    int32_t* row(int64_t slot) const { return data + slot * stride; }
+};
+
+// table[slots[i], indices[i]] = ids[i], in order.
+struct PageWriteArgs {
+    TableView pages;
+    const int64_t* slots;
+    const int64_t* indices;
+    const int64_t* ids;
+    int64_t count;
+};
+
+// Shapes and contents: `StepInputs` in pando/kernels/ops.py.
+struct FlattenArgs {
+    const int64_t* slots; // [rows], as the next three
+    const int64_t* starts;
+    const int64_t* lens;
+    const int64_t* emits;
+    int64_t rows;
+    TableView tokens, pages;
+    int64_t page_size;
+
+    int64_t num_tokens, num_emitting; // what the outputs have room for, and the rows must add up to
+    int64_t* input_ids;
+    int64_t* positions;
+    int64_t* out_loc;
+    int32_t* cu_q_lens;
+    int32_t* kv_lens;
+    TableView page_table;
+    int64_t* last; // [num_emitting], as the next two
+    int64_t* emit_slots;
+    int64_t* emit_ends;
+};
+
+// Sampling parameters by slot.
+struct SamplingColumns {
+    const float* temperature;
+    const int32_t* top_k;
+    const float* top_p;
+    const float* min_p;
+    const int64_t* seed;
+};
+
+struct ChooseArgs {
+    const float* logits;
+    int64_t rows, vocab;
+    const int64_t* slots;
+    const int64_t* positions;
+    SamplingColumns sampling; // ignored where `greedy`
+    bool greedy;              // every row takes its largest logit
+    TableView history;
+    int64_t* tokens; // [rows]
+    int64_t* finite; // [rows], 0 or 1
+};
+
+void write_pages(const PageWriteArgs& args);
+void flatten(const FlattenArgs& args);
+void choose(const Kernels& kernels, const ChooseArgs& args);
+
+} // namespace pando

@@ -1,0 +1,82 @@
+"""What happens around the model in a step, in plain torch: `StepTable` of `pando.kernels.ops`, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pando.kernels.ops import Sample, SamplingColumns, StepInputs
+from pando.kernels.step_memory import StepMemory
+
+
+class TorchStepTable:
+    """All rows of a step at once. Every size is known on the host, so nothing waits for the device."""
+
+    def __init__(
+        self,
+        sample: Sample,
+        argmax: Callable[[Tensor], Tensor],
+        finite: Callable[[Tensor], Tensor],
+        tokens_NC: Tensor,
+        pages_NP: Tensor,
+        sampling: SamplingColumns,
+        page_size: int,
+        upload: Callable[[list[int]], Tensor],
+    ) -> None:
+        self._sample, self._argmax, self._finite = sample, argmax, finite
+        self._tokens_NC, self._pages_NP, self._sampling, self._page_size = tokens_NC, pages_NP, sampling, page_size
+        self._upload = upload
+        self._memory = StepMemory(tokens_NC.device)
+
+    def write_pages(self, slots: Sequence[int], indices: Sequence[int], ids: Sequence[int]) -> None:
+        """One write for each place: the order of an indexed write is not defined on every device."""
+        writes = dict(zip(zip(slots, indices, strict=True), ids, strict=True))
+        columns = self._upload([*(slot for slot, _ in writes), *(index for _, index in writes), *writes.values()])
+        slot, index, page = columns.view(3, -1).unbind(0)
+        self._pages_NP.index_put_((slot, index), page.to(torch.int32))
+
+    def flatten(
+        self,
+        slots: Sequence[int],
+        starts: Sequence[int],
+        lens: Sequence[int],
+        emits: Sequence[int],
+        *,
+        num_extra: int,
+        num_pages: int,
+    ) -> StepInputs:
+        """The inputs of a step."""
+        num_tokens, num_emitting = sum(lens), sum(emits)
+        out = self._memory.carve(len(slots), num_tokens, num_emitting, num_extra, num_pages)
+        slots_R, starts_R, lens_R, emits_R = self._upload([*slots, *starts, *lens, *emits]).view(4, -1).unbind(0)
+        ends_R = starts_R + lens_R
+        out.cu_q_lens[:1] = 0
+        torch.cumsum(lens_R, 0, out=out.cu_q_lens[1:])
+        out.kv_lens.copy_(ends_R)
+        row_T = torch.repeat_interleave(lens_R, output_size=num_tokens)
+        shift_R = starts_R - out.cu_q_lens[:-1]
+        torch.add(torch.arange(num_tokens, device=row_T.device), shift_R[row_T], out=out.positions)
+        slots_T, page = slots_R[row_T], self._page_size
+        out.input_ids.copy_(self._tokens_NC[slots_T, out.positions])
+        out.out_loc.copy_(self._pages_NP[slots_T, out.positions // page].long() * page + out.positions % page)
+        out.page_table.copy_(self._pages_NP[slots_R, :num_pages])
+        row_E = torch.repeat_interleave(emits_R, output_size=num_emitting)
+        # Entry e of a row whose last entry is number `after - 1` lies that far before the row's end.
+        before_E = torch.cumsum(emits_R, 0)[row_E] - torch.arange(num_emitting, device=row_E.device) - 1
+        out.logits_index[:num_emitting] = out.cu_q_lens[1:][row_E] - 1 - before_E
+        out.emit_slots.copy_(slots_R[row_E])
+        out.emit_ends.copy_(ends_R[row_E] - before_E)
+        return out
+
+    def choose(self, logits_EV: Tensor, slots_E: Tensor, ends_E: Tensor, *, greedy: bool) -> Tensor:
+        """Finite or not, a token, and the history."""
+        if greedy:
+            tokens = self._argmax(logits_EV)
+        else:
+            of, at = self._sampling, slots_E
+            columns = of.temperature[at], of.top_k[at], of.top_p[at], of.min_p[at], of.seed[at]
+            tokens = self._sample(logits_EV, *columns, ends_E)
+        self._tokens_NC.index_put_((slots_E, ends_E), tokens.to(torch.int32))
+        return torch.stack((tokens, self._finite(logits_EV).long()))

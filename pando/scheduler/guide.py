@@ -1,0 +1,90 @@
+"""What steers a request's tokens beside the model: a grammar state, as the scheduler uses it.
+
+A guide says which tokens may come (a mask), which must come (they are appended without running the model for each),
+and which may be guessed. It follows the request's tokens exactly: it has accepted all of `known`, no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pando.cache.key import TokenKey
+from pando.errors import GrammarFailed
+
+MAX_FORCED = 64
+"""Forced tokens taken at once; a longer run continues after the next step."""
+
+
+class State(Protocol):
+    """The part of a grammar state (`pando.grammar`) that a guide needs."""
+
+    def accept(self, tokens: Sequence[int]) -> int:
+        """Consume tokens; returns how many were allowed."""
+
+    def validate(self, tokens: Sequence[int]) -> int:
+        """How many of the tokens would be allowed, without consuming them."""
+
+    def rollback(self, num_tokens: int) -> None:
+        """Undo the last tokens."""
+
+    def forced_tokens(self, limit: int) -> list[int]:
+        """Tokens that must come next, in canonical form; may be empty."""
+
+    def fill(self, mask: NDArray[np.int32], row: int) -> None:
+        """Write the allowed tokens into a row of the mask."""
+
+    def is_finished(self) -> bool:
+        """True if nothing may follow but an end token."""
+
+
+class Drafter(Protocol):
+    """Guesses how a sequence goes on."""
+
+    def propose(self, key: TokenKey, limit: int) -> list[int]:
+        """At most `limit` tokens that may follow `key`, which only ever grows between two calls."""
+
+
+class Guide:
+    """One request's grammar state. jump: take forced tokens without running the model for each."""
+
+    __slots__ = ("drafter", "jump", "state")
+
+    def __init__(self, state: State, *, jump: bool = True, drafter: Drafter | None = None) -> None:
+        self.state = state
+        self.jump = jump
+        self.drafter = drafter
+
+    def accept(self, token: int) -> None:
+        """Follow a sampled token. Raises GrammarFailed if the grammar does not allow it."""
+        if self.state.accept([token]) != 1:
+            raise GrammarFailed(f"the grammar does not allow the sampled token {token}")
+
+    def take_forced(self, limit: int) -> list[int]:
+        """The tokens that must come next, at most `limit`; the state has accepted them on return."""
+        if not self.jump or limit <= 0:
+            return []
+        tokens = self.state.forced_tokens(min(limit, MAX_FORCED))
+        return tokens[: self.state.accept(tokens)] if tokens else []
+
+    def draft(self, key: TokenKey, limit: int) -> list[int]:
+        """Guesses for the tokens after `key` that the grammar allows; none without a drafter."""
+        if self.drafter is None or limit <= 0:
+            return []
+        guesses = self.drafter.propose(key, limit)
+        return guesses[: self.state.validate(guesses)] if guesses else []
+
+    def fill(self, bits: NDArray[np.int32], row: int, drafts: Sequence[int]) -> None:
+        """Fill row `row` and one more row after each draft."""
+        self.state.fill(bits, row)
+        accepted = 0
+        for draft in drafts:
+            if self.state.accept([draft]) != 1:
+                break  # what follows a wrong guess is dropped, whatever its mask
+            accepted += 1
+            self.state.fill(bits, row + accepted)
+        if accepted:
+            self.state.rollback(accepted)

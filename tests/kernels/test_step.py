@@ -1,0 +1,184 @@
+"""What happens around the model in a step: the reference against plain Python, native levels against the reference."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, fields
+
+import pytest
+import torch
+from torch import Tensor
+
+from pando.kernels import cpu
+from pando.kernels.ops import OpTable, SamplingColumns, StepInputs, StepTable
+from pando.kernels.reference import REFERENCE
+from tests.kernels.cases import LEVELS
+
+TABLES = [REFERENCE, *(cpu.table(level) for level in LEVELS)]
+SLOTS, CONTEXT = 9, 70
+
+every_table = pytest.mark.parametrize("ops", TABLES, ids=lambda ops: ops.name)
+native_tables = pytest.mark.parametrize("ops", TABLES[1:], ids=lambda ops: ops.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request table with everything in it, and the ops bound to it."""
+
+    tokens: Tensor
+    pages: Tensor
+    sampling: SamplingColumns
+    step: StepTable
+
+
+def upload(values: list[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64)
+
+
+def request_table(ops: OpTable, page_size: int, seed: int = 0) -> Request:
+    generator = torch.Generator().manual_seed(seed)
+
+    def numbers(most: int, *shape: int) -> Tensor:
+        return torch.randint(most, shape, generator=generator)
+
+    num_pages = -(-CONTEXT // page_size)
+    tokens = numbers(5000, SLOTS, CONTEXT + 1).int()
+    pages = torch.randperm(SLOTS * num_pages, generator=generator).view(SLOTS, num_pages).int()
+    sampling = SamplingColumns(
+        temperature=numbers(3, SLOTS) / 2.0,
+        top_k=numbers(20, SLOTS).int() - 1,
+        top_p=1.0 - numbers(3, SLOTS) / 5.0,
+        min_p=numbers(3, SLOTS) / 20.0,
+        seed=numbers(2**62, SLOTS),
+    )
+    return Request(tokens, pages, sampling, ops.step_table(tokens, pages, sampling, page_size, upload))
+
+
+Row = tuple[int, int, int, int]
+"""Slot, start, number of tokens, emit."""
+
+BATCHES: list[list[Row]] = [
+    [(3, 0, 1, 1)],
+    [(slot, 5 * slot, 1, 1) for slot in (8, 0, 4, 2)],
+    [(0, 69, 1, 1), (1, 0, 70, 1), (2, 16, 16, 0), (7, 15, 2, 1)],
+    [(5, 3, 0, 0), (6, 31, 33, 0), (1, 8, 0, 0)],
+    [(2, 0, 5, 0)],
+    [],
+]
+
+
+def flatten(step: StepTable, rows: list[Row], extra: int = 0, pages: int = 3) -> StepInputs:
+    columns = [[row[i] for row in rows] for i in range(4)]
+    return step.flatten(*columns, num_extra=extra, num_pages=pages)
+
+
+@every_table
+@pytest.mark.parametrize("page_size", [1, 3, 16])
+@pytest.mark.parametrize("rows", BATCHES, ids=lambda rows: f"{len(rows)} rows {sum(row[2] for row in rows)} tokens")
+def test_flatten_against_plain_python(ops: OpTable, page_size: int, rows: list[Row]) -> None:
+    table = request_table(ops, page_size)
+    found = flatten(table.step, rows, extra=2)
+    at = [(slot, position) for slot, start, num, _ in rows for position in range(start, start + num)]
+    ends = [sum(row[2] for row in rows[: i + 1]) for i in range(len(rows))]
+    assert found.input_ids.tolist() == [int(table.tokens[slot, position]) for slot, position in at]
+    assert found.positions.tolist() == [position for _, position in at]
+    expected = [int(table.pages[slot, p // page_size]) * page_size + p % page_size for slot, p in at]
+    assert found.out_loc.tolist() == expected
+    assert found.cu_q_lens.tolist() == [0, *ends]
+    assert found.kv_lens.tolist() == [start + num for _, start, num, _ in rows]
+    assert found.page_table.tolist() == [table.pages[slot, :3].tolist() for slot, *_ in rows]
+    emitting = [i for i, row in enumerate(rows) if row[3]]
+    assert found.logits_index[: len(emitting)].tolist() == [ends[i] - 1 for i in emitting]
+    assert len(found.logits_index) == len(emitting) + 2
+    assert found.emit_slots.tolist() == [rows[i][0] for i in emitting]
+    assert found.emit_ends.tolist() == [rows[i][1] + rows[i][2] for i in emitting]
+    integers = {"cu_q_lens", "kv_lens", "page_table"}
+    for field in fields(found):
+        wanted = torch.int32 if field.name in integers else torch.int64
+        assert getattr(found, field.name).dtype is wanted, field.name
+
+
+@native_tables
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_random_steps_one_after_the_other_equal_the_reference(ops: OpTable, page_size: int) -> None:
+    rng = random.Random(page_size)
+    native, torch_ = request_table(ops, page_size), request_table(REFERENCE, page_size)
+    width = native.pages.shape[1]
+    for _ in range(60):
+        rows = []
+        for slot in rng.sample(range(SLOTS), rng.randrange(SLOTS + 1)):
+            num = rng.choice([1, 1, 1, 0, rng.randrange(CONTEXT)])
+            rows.append((slot, rng.randrange(CONTEXT - num + 1), num, rng.randrange(2)))
+        writes = [(rng.randrange(SLOTS), rng.randrange(width), rng.randrange(999)) for _ in range(rng.randrange(5))]
+        pages, extra = rng.randrange(1, width + 1), rng.randrange(2)
+        seen = []
+        for table in (native, torch_):
+            table.step.write_pages(*([write[i] for write in writes] for i in range(3)))
+            found = flatten(table.step, rows, extra, pages)
+            found.logits_index[len(found.emit_slots) :] = 7
+            seen.append(found)
+        assert torch.equal(native.pages, torch_.pages)
+        for field in fields(StepInputs):
+            assert torch.equal(getattr(seen[0], field.name), getattr(seen[1], field.name)), field.name
+
+
+@every_table
+def test_the_later_of_two_writes_to_a_page_holds(ops: OpTable) -> None:
+    table = request_table(ops, 1)
+    table.step.write_pages([3, 3, 0, 3], [5, 6, 5, 5], [71, 72, 73, 74])
+    assert (int(table.pages[3, 5]), int(table.pages[3, 6]), int(table.pages[0, 5])) == (74, 72, 73)
+
+
+@every_table
+@pytest.mark.parametrize("vocab", [1, 100, 8192, 8193, 40000])
+def test_choose_takes_the_tokens_of_argmax_and_sample(ops: OpTable, vocab: int) -> None:
+    table = request_table(ops, 1)
+    slots, ends = torch.tensor([4, 0, 7, 2, 8]), torch.tensor([70, 3, 0, 9, 69])
+    logits = torch.randn(5, vocab, generator=torch.Generator().manual_seed(vocab))
+    logits[3] = 0.5  # ties, also of pieces that threads look at
+    chosen = table.step.choose(logits, slots, ends, greedy=True)
+    assert chosen.tolist() == [ops.argmax(logits).tolist(), [1] * 5] and int(chosen[0, 3]) == 0
+    assert table.tokens[slots, ends].tolist() == chosen[0].tolist()
+    of = table.sampling
+    columns = (of.temperature, of.top_k, of.top_p, of.min_p, of.seed)
+    expected = ops.sample(logits, *(column[slots] for column in columns), ends)
+    chosen = table.step.choose(logits, slots, ends, greedy=False)
+    assert chosen.tolist() == [expected.tolist(), [1] * 5]
+    assert table.tokens[slots, ends].tolist() == expected.tolist()
+
+
+@every_table
+@pytest.mark.parametrize("greedy", [True, False])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_choose_names_rows_that_are_not_finite(ops: OpTable, greedy: bool, bad: float) -> None:
+    table = request_table(ops, 1)
+    logits = torch.randn(4, 20000, generator=torch.Generator().manual_seed(1))
+    where = torch.arange(4), torch.full((4,), 3)
+    clean = table.step.choose(logits, *where, greedy=greedy).clone()
+    logits[0, 19999], logits[2] = bad, bad
+    chosen = table.step.choose(logits, *where, greedy=greedy)
+    assert chosen[1].tolist() == [0, 1, 0, 1]
+    assert chosen[0, 1] == clean[0, 1] and chosen[0, 3] == clean[0, 3]
+    assert 0 <= int(chosen[0].min()) and int(chosen[0].max()) < 20000
+
+
+@native_tables
+def test_what_leaves_the_table_is_refused_and_nothing_is_written(ops: OpTable) -> None:
+    table = request_table(ops, 16)
+    before = table.tokens.clone(), table.pages.clone()
+    for row in ((SLOTS, 0, 1, 1), (-1, 0, 1, 1), (0, CONTEXT + 1, 1, 1), (0, -1, 2, 1), (0, 60, 40, 1), (0, 0, -1, 1)):
+        with pytest.raises((ValueError, RuntimeError)):
+            flatten(table.step, [row])
+    for write in ((SLOTS, 0, 1), (-1, 0, 1), (0, 5, 1), (0, -1, 1)):
+        with pytest.raises(ValueError, match="out of range"):
+            table.step.write_pages([0, write[0]], [1, write[1]], [9, write[2]])
+    for slot, end in ((SLOTS, 0), (-1, 0), (0, CONTEXT + 1), (0, -1)):
+        with pytest.raises(ValueError, match="out of range"):
+            table.step.choose(torch.zeros(2, 9), torch.tensor([1, slot]), torch.tensor([1, end]), greedy=True)
+    with pytest.raises(ValueError, match="fit"):
+        table.step.flatten([0, 1], [0], [1, 1], [1, 1], num_extra=0, num_pages=1)
+    with pytest.raises(ValueError, match="fit"):
+        flatten(table.step, [(0, 0, 1, 1)], pages=99)
+    assert torch.equal(table.tokens, before[0]) and torch.equal(table.pages, before[1])
+    assert flatten(table.step, [(0, 60, 4, 1)]).positions.tolist() == [60, 61, 62, 63]

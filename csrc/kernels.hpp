@@ -207,6 +207,7 @@ struct PackedWeight;
 struct PanelArgs;
 struct PanelTask;
 struct CombineArgs;
+struct RoundArgs;
 enum class WeightKind : int;
 struct PanelKernels {
     bool (*takes)(const PackedWeight&, DType x); // rows of x are multiplied as they are, without prepare
@@ -255,6 +256,9 @@ struct Kernels {
 
     // gemm_int.cpp
     PanelKernels int_panels;
+
+    // rounding.cpp
+    void (*round_row)(const RoundArgs&);
 
     // limits.cpp
     int64_t (*burn)(WeightKind, int64_t rounds, float* sink); // operations done, a multiply-add being two

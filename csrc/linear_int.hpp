@@ -74,6 +74,50 @@ struct IntSource {
 // Kind, sizes and has_offsets of the packed weight. Throws std::invalid_argument if the scheme can not be packed.
 PackedWeight plan_int(const IntSource& source);
 
+// ---- rounding float weights while they are packed ----
+
+// A row of a float weight to round. bits 8: one scale. bits 4: a scale and an offset per group of inputs.
+struct RoundArgs {
+    DType dtype;
+    const char* row;
+    int64_t k, group;
+    int bits;
+    uint8_t* values; // [k]
+    float* scale;    // [groups]
+    float* offset;   // [groups], bits 4 only
+    float* scratch;  // bits 4: ROUND_SCRATCH floats, aligned to 64
+};
+
+// Inputs of a group at most, where bits are 4, and floats that hold eight of them and their codes.
+constexpr int64_t MAX_ROUND_GROUP = 128, ROUND_SCRATCH = 2 * 8 * MAX_ROUND_GROUP;
+
+// Floats that hold a group: a power of two, whole vectors on every level.
+static inline int64_t round_room(int64_t group) {
+    int64_t room = 16;
+    while (room < group) room *= 2;
+    return room;
+}
+
+// A float weight [n, k] that lies in several matrices, one after another.
+struct RoundSource {
+    struct Part {
+        FloatSource rows;
+        int64_t n;
+    };
+    const Part* parts;
+    int64_t num_parts;
+    int64_t n, k, group;
+    int bits;
+    int activation;
+};
+
+// As plan_int. With 4 bits groups always have offsets.
+PackedWeight plan_rounded(int64_t n, int64_t k, int64_t group, int bits, int activation);
+
+// Rounds and packs panel by panel: nothing but the panels is ever held whole. The same bytes as rounding first and
+// pack_int afterwards.
+void pack_rounded(const Kernels& kernels, const RoundSource& source, char* panels, float* scale);
+
 // Fills the buffers of the planned weight, on all threads: num_panels * panel_bytes, and a float per padded output.
 void pack_int(const IntSource& source, char* panels, float* scale);
 

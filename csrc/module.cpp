@@ -4,6 +4,7 @@
 #include "bind_program.hpp"
 #include "bind_recurrent.hpp"
 #include "bind_step.hpp"
+#include "checksum.hpp"
 #include "drivers.hpp"
 #include "isa.hpp"
 #include "linear_int.hpp"
@@ -321,6 +322,43 @@ void pack_quantized(const IntSource& source, Pointer panels, Pointer scale) {
     pack_int(source, at<char>(panels), at<float>(scale));
 }
 
+// ---- float weights that are rounded while they are packed ----
+
+std::tuple<int, bool, int64_t, int64_t> plan_of_rounded(int64_t n, int64_t k, int64_t group, int bits, int activation) {
+    const PackedWeight plan = plan_rounded(n, k, group, bits, activation);
+    const int64_t panels = num_panels(plan);
+    return {static_cast<int>(plan.kind), plan.has_offsets, panels * int_shape(plan).panel_bytes, panels * PANEL};
+}
+
+// parts: (address, rows, row stride).
+void pack_and_round(int level, int dtype, const std::vector<std::tuple<Pointer, int64_t, int64_t>>& parts, int64_t k,
+                    int64_t group, int bits, int activation, Pointer panels, Pointer scale) {
+    std::vector<RoundSource::Part> rows;
+    int64_t n = 0;
+    for (const auto& [address, count, stride] : parts) {
+        rows.push_back({{static_cast<DType>(dtype), at<const char>(address), stride}, count});
+        n += count;
+    }
+    const nb::gil_scoped_release unlocked;
+    const RoundSource source{rows.data(), static_cast<int64_t>(rows.size()), n, k, group, bits, activation};
+    pack_rounded(level_kernels(level), source, at<char>(panels), at<float>(scale));
+}
+
+// ---- packed weights on disk ----
+
+uint64_t checksum_of(Pointer data, int64_t bytes, int64_t first_chunk) {
+    const nb::gil_scoped_release unlocked;
+    return checksum(at<const char>(data), bytes, first_chunk);
+}
+
+// ranges: (offset, bytes, sum).
+bool verify(Pointer file, const std::vector<std::tuple<int64_t, int64_t, uint64_t>>& ranges) {
+    std::vector<ChecksumRange> all;
+    for (const auto& [offset, bytes, sum] : ranges) all.push_back({offset, bytes, sum});
+    const nb::gil_scoped_release unlocked;
+    return has_checksums(at<const char>(file), all.data(), static_cast<int64_t>(all.size()));
+}
+
 void define_linear(nb::module_& m) {
     nb::class_<PackedWeight>(m, "Weight").def(nb::new_(&make_weight));
     nb::class_<PackedExperts>(m, "Experts").def(nb::new_(&make_experts));
@@ -332,6 +370,12 @@ void define_linear(nb::module_& m) {
     nb::class_<IntSource>(m, "QuantizedSource").def(nb::new_(&int_source));
     m.def("plan_quantized", &plan_quantized);
     m.def("pack_quantized", &pack_quantized);
+    m.def("plan_rounded", &plan_of_rounded);
+    m.def("pack_rounded", &pack_and_round);
+    m.attr("panel_layout") = 1; // counts up with every change of a panel's bytes: packed files hold them
+    m.attr("checksum_chunk") = CHECKSUM_CHUNK;
+    m.def("checksum", &checksum_of);
+    m.def("verify", &verify);
     m.def("huge_pages", [](Pointer data, int64_t bytes) { ask_for_huge_pages(at<char>(data), bytes); });
     m.def("burn", &burn);
     m.def("read_through", &read_through);
@@ -341,7 +385,7 @@ void define_linear(nb::module_& m) {
 
 NB_MODULE(_native, m) {
     nb::set_leak_warnings(false); // an engine that lives to the end of the process keeps its plan: no leak
-    m.attr("interface") = 7;      // counts up with every change of a signature below; pando.kernels.cpu checks it
+    m.attr("interface") = 8;      // counts up with every change of a signature below; pando.kernels.cpu checks it
     m.def("levels", &levels, "(name, why it can not be used or '') of every level, lowest first");
     m.def("num_threads", &num_threads);
     m.def("set_num_threads", &set_num_threads);

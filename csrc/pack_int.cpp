@@ -110,9 +110,10 @@ void pack_group(const IntSource& source, const IntShape& shape, int64_t row, int
     }
 }
 
-void pack_output(const IntSource& source, const PackedWeight& plan, const IntShape& shape, int64_t output, char* panel,
-                 float* scale) {
-    const int64_t inside = output % PANEL, row = source_row(plan.n, plan.activation, output / PANEL, inside);
+// row: of the source, -1 for padding.
+void pack_output(const IntSource& source, const PackedWeight& plan, const IntShape& shape, int64_t row, int64_t output,
+                 char* panel, float* scale) {
+    const int64_t inside = output % PANEL;
     scale[output] = row < 0 ? 0.0f : factor(source, plan.has_offsets, row);
     for (int64_t group = 0; group < shape.groups; ++group) {
         char* at = panel + group * shape.group_bytes;
@@ -150,8 +151,55 @@ void pack_int(const IntSource& source, char* panels, float* scale) {
     const PackedWeight plan = plan_int(source);
     const IntShape shape = int_shape(plan);
     parallel_for(num_panels(plan), [&](int64_t panel) {
-        for (int64_t output = panel * PANEL; output < (panel + 1) * PANEL; ++output)
-            pack_output(source, plan, shape, output, panels + panel * shape.panel_bytes, scale);
+        for (int64_t inside = 0; inside < PANEL; ++inside) {
+            const int64_t row = source_row(plan.n, plan.activation, panel, inside);
+            pack_output(source, plan, shape, row, panel * PANEL + inside, panels + panel * shape.panel_bytes, scale);
+        }
+    });
+}
+
+PackedWeight plan_rounded(int64_t n, int64_t k, int64_t group, int bits, int activation) {
+    if (k > MAX_INPUTS && bits == 8) throw std::invalid_argument("more than 131,072 inputs share a scale");
+    if (bits == 4 && std::min(group, k) > MAX_ROUND_GROUP)
+        throw std::invalid_argument("groups of more than 128 inputs");
+    if (group < k && group % 4 != 0) throw std::invalid_argument("groups must be multiples of 4 inputs");
+    PackedWeight plan{};
+    plan.n = n;
+    plan.k = k;
+    plan.group = bits == 8 ? k : std::min(group, k);
+    plan.activation = activation;
+    plan.has_offsets = bits == 4;
+    plan.kind = bits == 4 ? WeightKind::g4 : WeightKind::i8;
+    return plan;
+}
+
+void pack_rounded(const Kernels& kernels, const RoundSource& source, char* panels, float* scale) {
+    const PackedWeight plan = plan_rounded(source.n, source.k, source.group, source.bits, source.activation);
+    const IntShape shape = int_shape(plan);
+    const size_t lines = static_cast<size_t>(PANEL * shape.groups);
+    parallel_for(num_panels(plan), [&](int64_t panel) {
+        // A panel's rows: [scratch][scales][offsets] floats, values.
+        const size_t floats = ROUND_SCRATCH + 2 * lines;
+        const size_t bytes = floats * sizeof(float) + static_cast<size_t>(PANEL * source.k);
+        float* const work = reinterpret_cast<float*>(thread_scratch(Scratch::task, bytes));
+        float* const scales = work + ROUND_SCRATCH;
+        float* const offsets = scales + lines;
+        uint8_t* const values = reinterpret_cast<uint8_t*>(offsets + lines);
+        const IntSource local{PANEL,         plan.k, plan.group, source.bits,
+                              NO_ACTIVATION, values, scales,     source.bits == 4 ? offsets : nullptr};
+        for (int64_t inside = 0; inside < PANEL; ++inside) {
+            int64_t row = source_row(plan.n, plan.activation, panel, inside);
+            if (row >= 0) {
+                const RoundSource::Part* part = source.parts;
+                while (row >= part->n) row -= part++->n;
+                const int64_t width = part->rows.dtype == DType::f32 ? 4 : 2;
+                kernels.round_row({part->rows.dtype, part->rows.data + row * part->rows.row_stride * width, plan.k,
+                                   plan.group, source.bits, values + inside * plan.k, scales + inside * shape.groups,
+                                   offsets + inside * shape.groups, work});
+                row = inside;
+            }
+            pack_output(local, plan, shape, row, panel * PANEL + inside, panels + panel * shape.panel_bytes, scale);
+        }
     });
 }
 

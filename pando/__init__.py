@@ -20,7 +20,9 @@ __all__ = ["Engine", "__version__"]
 def __getattr__(name: str) -> object:
     """Load `Engine` on first use: `import pando` alone stays free of torch."""
     if name == "Engine":
-        from pando.api import Engine
+        from pando.imports import uncollected
 
+        with uncollected():
+            from pando.api import Engine
         return Engine
     raise AttributeError(f"module 'pando' has no attribute {name!r}")

@@ -12,10 +12,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from pando.core.config import BUILTIN_MODEL, Config
-from pando.engine import load_tokenizer, start_engine_thread
+from pando.engine import start_engine_thread
 from pando.engine_client import Completion, EngineClient, Generation
 from pando.errors import EngineUnavailable, InvalidRequest
-from pando.models.load import resolve_model_path
 from pando.native import (
     GenerateBody,
     encode_prompts,
@@ -41,8 +40,7 @@ class Engine:
         self.config = Config.from_kwargs(model_path=model_path, **options)
         self._engine = start_engine_thread(self.config)
         self._closed = False
-        folder = resolve_model_path(self.config.model_path, self.config.revision)
-        self.tokenizer = load_tokenizer(self.config, folder)
+        self.tokenizer = self._engine.core.tokenizer
         self.info = self._engine.core.info
         self._client = EngineClient(
             self._engine.transport, self.tokenizer, self.info, random_seed=self.config.random_seed

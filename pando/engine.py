@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from pando.device import Device, resolve_device
 from pando.errors import PandoError
 from pando.kernels import set_num_threads
 from pando.kernels.ops import OpTable
+from pando.kernels.packed_cache import PackedCache, default_folder
 from pando.kernels.select import op_table
 from pando.log import setup as setup_log
 from pando.models.decoder import DecoderModel
@@ -65,13 +67,19 @@ class EngineCore:
     info: EngineInfo
     plan: MemoryPlan
     executor: Runner | ThreadedExecutor
+    tokenizer: Tokenizer
+    packed: PackedCache | None = None
 
     def run(self) -> None:
         """The scheduler's loop, to its end; then the executor's thread, which holds the model and the pool."""
+        if self.packed is not None:
+            self.packed.start_writing()
         try:
             with torch.inference_mode():  # once for the thread: entering it in every step costs as much as the sampling
                 self.scheduler.run()
         finally:
+            if self.packed is not None:
+                self.packed.close()
             if isinstance(self.executor, ThreadedExecutor):
                 self.executor.close()
 
@@ -83,8 +91,17 @@ def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
         torch.set_num_threads(config.num_threads)
         set_num_threads(config.num_threads)
     path = resolve_model_path(config.model_path, config.revision)
-    tokenizer = load_tokenizer(config, path)
+    reading = ThreadPoolExecutor(1, "pando-tokenizer")
+    tokenizer = reading.submit(load_tokenizer, config, path)  # beside the weights
+    reading.shutdown(wait=False)
+
+    def progress(fraction: float, detail: str) -> None:
+        if tokenizer.done():
+            tokenizer.result()  # raises now what is wrong with it, not after minutes of reading weights
+        on_phase(Load("weights", fraction, detail))
+
     ops = op_table(device.name, config.kernels)
+    packed = packed_cache(config)
     model = load_model(
         path,
         dtype=config.dtype,
@@ -92,8 +109,9 @@ def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
         ops=ops,
         quantization=config.quantization,
         load_format=config.load_format,
-        progress=lambda fraction, detail: on_phase(Load("weights", fraction, detail)),
+        progress=progress,
         context_length=config.context_length,
+        packed=packed,
     )
     on_phase(Load("warmup", 0.0, "first pass"))
     plan = _plan(config, model, device, ops)
@@ -107,7 +125,16 @@ def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
     executor = ThreadedExecutor(runner[0]) if config.overlap == "on" and not device.asynchronous else runner[0]
     if config.overlap == "off":
         runner[0].depth = 0
-    return EngineCore(_scheduler(config, plan, executor, inbox, info, tokenizer), info, plan, executor)
+    scheduler = _scheduler(config, plan, model, executor, inbox, info, tokenizer.result())
+    return EngineCore(scheduler, info, plan, executor, tokenizer.result(), packed)
+
+
+def packed_cache(config: Config) -> PackedCache | None:
+    """Where packed weights are kept; None if nowhere."""
+    folder = default_folder() if config.packed_cache == "auto" else Path(config.packed_cache).expanduser()
+    if config.packed_cache == "off" or folder is None or config.packed_cache_gb == 0.0:
+        return None
+    return PackedCache(folder, int(config.packed_cache_gb * 1e9))
 
 
 def load_tokenizer(config: Config, model_folder: Path) -> Tokenizer:
@@ -126,7 +153,7 @@ def _plan(config: Config, model: DecoderModel, device: Device, ops: OpTable) -> 
     on_cpu = not device.asynchronous
     rate = None
     if on_cpu and config.chunked_prefill_size is None:
-        probe = MemoryPlan(512, min(512, model.max_position), 1, 512, 0, 0, 0, 0)
+        probe = MemoryPlan(512, min(512, model.max_position), 1, 512, 0, 0, 0, 0, num_states=1)
         rate = prefill_rate(*_runner(config, probe, model, device, ops), device)
     facts = ModelFacts.of(
         ModelSize.of(model.spec), dtype_name(model.dtype), matrix_bits(config.quantization, model.config_dict)
@@ -138,20 +165,23 @@ def _runner(
     config: Config, plan: MemoryPlan, model: DecoderModel, device: Device, ops: OpTable
 ) -> tuple[Runner, KVPool]:
     page = config.page_size
-    pool = KVPool(model.cache_plan, -(-plan.total_tokens // page), page, device.name, model.dtype)
+    pool = KVPool(
+        model.cache_plan, -(-plan.total_tokens // page), page, device.name, model.dtype, num_states=plan.num_states
+    )
     table = RequestTable(plan.max_running, plan.context_length, page, device, ops)
     return Runner(model, PagedAttentionBackend(pool, ops), table, Sampler(ops, table), device), pool
 
 
 def _scheduler(
-    config: Config, plan: MemoryPlan, executor: Executor, inbox: Inbox, info: EngineInfo, tokenizer: Tokenizer
+    config: Config,
+    plan: MemoryPlan,
+    model: DecoderModel,
+    executor: Executor,
+    inbox: Inbox,
+    info: EngineInfo,
+    tokenizer: Tokenizer,
 ) -> Scheduler:
-    token_bytes = max(1, plan.kv_bytes // max(1, plan.total_tokens))
-    cache = CacheManager(
-        CacheLayout(config.page_size, token_bytes),
-        plan.total_tokens // config.page_size * config.page_size * token_bytes,
-        sharing=not config.disable_radix_cache,
-    )
+    cache = _cache(config, plan, model)
     limits = Limits(plan.token_budget, plan.max_running, plan.context_length, config.page_size)
     stats = Stats()
     rules = Rules(
@@ -164,6 +194,32 @@ def _scheduler(
     )
     admission = Admission(cache, waiting_queue(config.schedule_policy, cache), limits, stats)
     return Scheduler(executor, admission, inbox, Gates([]), stats, rules)
+
+
+def _cache(config: Config, plan: MemoryPlan, model: DecoderModel) -> CacheManager:
+    kept, page = model.cache_plan, config.page_size
+    num_pages = plan.total_tokens // page
+    size = ModelSize.of(model.spec)
+    return CacheManager(
+        CacheLayout(page, max(1, kept.bytes_per_token), state_bytes=kept.bytes_per_state),
+        max(plan.cache_bytes, num_pages * page * kept.bytes_per_token),
+        num_slots=[num_pages, plan.num_states] if kept.bytes_per_state else [num_pages],
+        policy=config.radix_eviction_policy,
+        admission=config.state_checkpoints,
+        profile=_Flops(size),
+        sharing=not config.disable_radix_cache,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Flops:
+    """What the cache's policies ask of a model."""
+
+    size: ModelSize
+
+    def flops(self, num_tokens: int) -> float:
+        """Operations of a prefill of `num_tokens` tokens."""
+        return float(self.size.prefill_flops(num_tokens)) if num_tokens else 0.0
 
 
 def _info(
@@ -242,7 +298,7 @@ def start_engine_thread(config: Config, on_phase: OnPhase = lambda load: None) -
     return EngineThread(transport, core, thread)
 
 
-# -- in a process of its own; pando.engine_process starts it
+# -- in a process of its own; pando.engine_process starts it, through pando.engine_main
 
 
 def main(fd: int) -> int:
@@ -283,7 +339,3 @@ def _end_with_parent(sock: socket.socket) -> None:
     watch.register(sock, getattr(select, "POLLRDHUP", 0))  # and POLLHUP, which is always reported
     watch.poll()
     os._exit(0)
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))

@@ -44,15 +44,23 @@ class EngineProcess:
             self.process.wait()
 
 
-def start_engine_process(
-    config: Config, on_phase: OnPhase = lambda load: None
-) -> tuple[Transport, EngineInfo, EngineProcess]:
-    """Start an engine in a process of its own and wait until it serves. Blocks; call it in a thread beside a loop.
+@dataclass(slots=True)
+class SpawnedEngine:
+    """An engine process that has begun, and our end of its socket."""
 
-    on_phase gets the phases of the start. Raises what the engine raised while starting, or EngineUnavailable.
-    """
+    handle: EngineProcess
+    socket: socket.socket
+
+    def stop(self) -> None:
+        """End it."""
+        self.handle.stop()
+        self.socket.close()
+
+
+def spawn_engine(config: Config) -> SpawnedEngine:
+    """Begin an engine process: it imports torch and loads the model while the caller does something else."""
     ours, theirs = socket.socketpair()
-    command = [sys.executable, "-m", "pando.engine", str(theirs.fileno())]
+    command = [sys.executable, "-m", "pando.engine_main", str(theirs.fileno())]
     # A terminal sends ctrl-C to both. A child inherits what is blocked, so it stays quiet even while it imports torch.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -60,16 +68,31 @@ def start_engine_process(
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
-    handle = EngineProcess(process)
+    spawned = SpawnedEngine(EngineProcess(process), ours)
     assert process.stdin is not None
     try:
         process.stdin.write(msgspec.json.encode(config))
         process.stdin.close()
-        transport = SocketTransport(ours)
-        return transport, _await_ready(transport, on_phase), handle
     except BaseException:
-        handle.stop()
-        ours.close()
+        spawned.stop()
+        raise
+    return spawned
+
+
+def start_engine_process(
+    config: Config, on_phase: OnPhase = lambda load: None, spawned: SpawnedEngine | None = None
+) -> tuple[Transport, EngineInfo, EngineProcess]:
+    """Start an engine in a process of its own and wait until it serves. Blocks; call it in a thread beside a loop.
+
+    on_phase gets the phases of the start. spawned: the process, if it has begun already; it is ended if the start
+    fails. Raises what the engine raised while starting, or EngineUnavailable.
+    """
+    spawned = spawned or spawn_engine(config)
+    try:
+        transport = SocketTransport(spawned.socket)
+        return transport, _await_ready(transport, on_phase), spawned.handle
+    except BaseException:
+        spawned.stop()
         raise
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pando.cache.pool import KVPool
+from pando.cache.spec import CachePlan
 
 
 @dataclass(slots=True)
@@ -80,12 +81,13 @@ class AttentionBackend(Protocol):
 
 
 class LanguageModel(Protocol):
-    """A loaded model. `num_layers` and `kv_shape` describe its cache; see `pando.cache.spec` for the specs."""
+    """A loaded model. `cache_plan` says what its layers keep."""
 
     vocab_size: int
     hidden_size: int
     max_position: int
     dtype: torch.dtype
+    cache_plan: CachePlan
 
     def forward(self, batch: ForwardBatch, attention: AttentionBackend) -> Tensor:
         """Final hidden states [T, hidden] after the last norm."""

@@ -32,6 +32,7 @@ ROOMS: tuple[Room, ...] = (
     Room("env", 0, False, "environment variables"),
     Room("log", 0, False, "log lines"),
     Room("registry", 0, False, "names to factories"),
+    Room("imports", 0, False, "importing what is large"),
     Room("gguf", 1, False, "heads of GGUF files: metadata, where the tensors are"),
     Room("core", 1, False, "contracts: sampling parameters, options, messages, batches"),
     Room("tokenizer", 2, False, "text to tokens and back, chat templates, incremental detokenisation"),
@@ -50,6 +51,7 @@ ROOMS: tuple[Room, ...] = (
     Room("speculative", 9, True, "drafters"),
     Room("scheduler", 10, False, "which tokens run in the next step"),
     Room("engine", 11, True, "the only place that reads Config and builds objects"),
+    Room("engine_main", 12, True, "the engine process: imports the engine and runs it"),
     Room("engine_client", 11, False, "the API side of the engine"),
     Room("engine_process", 11, False, "starts an engine in a process of its own"),
     Room("native", 12, False, "the native request and reply, over HTTP and in a process"),
@@ -84,10 +86,11 @@ TORCH_FREE_IMPORTS = (
 )
 
 CONFIG_FIELDS = (
-    "model_path tokenizer_path revision quantization load_format served_model_name chat_template device dtype "
+    "model_path tokenizer_path revision quantization load_format packed_cache packed_cache_gb served_model_name "
+    "chat_template device dtype "
     "kernels num_threads page_size context_length mem_fraction_static max_total_tokens max_running_requests "
-    "max_queued_requests chunked_prefill_size schedule_policy disable_radix_cache overlap random_seed host port "
-    "api_key log_level"
+    "max_queued_requests chunked_prefill_size schedule_policy disable_radix_cache radix_eviction_policy "
+    "state_checkpoints overlap random_seed host port api_key log_level"
 ).split()
 """A new option changes this list in the same commit, with its test and its line of docs."""
 

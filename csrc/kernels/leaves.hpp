@@ -59,6 +59,9 @@ void int_prepare(const PackedWeight&, DType x, const char* row, char* prepared);
 int64_t int_scratch(const PackedWeight&, int64_t rows);
 void int_multiply(const PanelArgs&, const PanelTask&, char* scratch);
 
+// rounding.cpp
+void round_row(const RoundArgs&);
+
 // limits.cpp
 int64_t burn(WeightKind, int64_t rounds, float* sink);
 void read_through(const char* data, int64_t bytes, float* sink);

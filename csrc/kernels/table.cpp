@@ -31,6 +31,8 @@ const Kernels kernels = {
     combine,
     // gemm_int.cpp
     {int_takes, int_row_bytes, int_prepare, int_scratch, int_multiply},
+    // rounding.cpp
+    round_row,
     // limits.cpp
     burn,
     read_through,

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from pando import env
 from pando.cli.flags import add_config_flags, config_from
+from pando.engine_process import spawn_engine
 
 SUMMARY = "serve a model: web page and API"
 
@@ -24,6 +25,12 @@ def run(args: argparse.Namespace) -> int:
     key = env.read("PANDO_API_KEY")
     if key is not None and not config.api_key:
         config = replace(config, api_key=(key,))
-    from pando.server.launch import run_server
+    # The engine first: it imports torch while this process imports the server.
+    spawned = spawn_engine(config)
+    try:
+        from pando.server.launch import run_server
 
-    return run_server(config)
+        return run_server(config, spawned=spawned)
+    except BaseException:
+        spawned.stop()
+        raise

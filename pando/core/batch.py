@@ -23,6 +23,8 @@ class NewSlot(msgspec.Struct, frozen=True):
     """A request enters slot `slot`: its tokens so far (prompt, plus output when it was retracted) and its parameters.
 
     prompt_len: tokens of `tokens` that are prompt (penalties on output need it). eos_token_ids end the sequence.
+    state: slot of the recurrent state that its steps read and write, -1 if the model has none. restore: state to copy
+    there before the first step, -1 = it starts from zeros.
     """
 
     slot: int
@@ -32,6 +34,8 @@ class NewSlot(msgspec.Struct, frozen=True):
     seed: int
     logprobs: LogprobSpec | None
     eos_token_ids: list[int]
+    state: int = -1
+    restore: int = -1
 
 
 class Batch(msgspec.Struct):
@@ -43,6 +47,7 @@ class Batch(msgspec.Struct):
     first wrong guess are dropped. page_slot/page_index/page_id: page-table writes `table[page_slot, page_index] =
     page_id`; token_slot/token_position/token_id: tokens that the host has chosen (forced by a grammar, or drafts) for
     the history, `tokens[token_slot, token_position] = token_id`. Both are applied before the step, in order.
+    save_row/save_position/save_slot: recurrent states to keep, that of row `save_row` after `save_position` tokens.
     """
 
     step: int
@@ -59,6 +64,9 @@ class Batch(msgspec.Struct):
     token_slot: list[int] = []
     token_position: list[int] = []
     token_id: list[int] = []
+    save_row: list[int] = []
+    save_position: list[int] = []
+    save_slot: list[int] = []
 
     @property
     def num_rows(self) -> int:

@@ -30,6 +30,10 @@ class Config:
     gptq | compressed-tensors | gguf: refuse a checkpoint of another kind."""
     load_format: str = "auto"
     """auto (safetensors) | dummy (random weights of the config's shape, for benchmarks)."""
+    packed_cache: str = "auto"
+    """Folder that keeps packed weights for later starts | auto (in the user's cache folder) | off."""
+    packed_cache_gb: float = 20.0
+    """Size of that folder at most, in GB; the files used least recently are removed."""
     served_model_name: tuple[str, ...] = ()
     """Names answered in the API; empty = the model path's last part."""
     chat_template: str | None = None
@@ -60,6 +64,10 @@ class Config:
     """lpm (longest cached prefix first, bounded unfairness) | fcfs | priority."""
     disable_radix_cache: bool = False
     """Share no prefixes (for comparison)."""
+    radix_eviction_policy: str = "reuse"
+    """What the prefix cache forgets first: reuse | lru | lru_leaf | marconi:ALPHA | gdsf:BETA."""
+    state_checkpoints: str = "branch+last"
+    """Which recurrent states the prefix cache keeps: branch+last | branch | last | every:TOKENS."""
     overlap: str = "auto"
     """Plan the next step while one runs: on | off | auto (on for a GPU; on a CPU both want the same cores)."""
     random_seed: int | None = None
@@ -84,6 +92,8 @@ class Config:
                 f"mem_fraction_static is {self.mem_fraction_static}; give a value in (0, 1]",
                 param="mem_fraction_static",
             )
+        if not self.packed_cache_gb >= 0.0:
+            raise ConfigError(f"packed_cache_gb is {self.packed_cache_gb}; give 0 or more", param="packed_cache_gb")
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:

@@ -16,7 +16,7 @@ from pando.errors import ConfigError
 from pando.kernels import reference
 from pando.kernels.ops import AttentionPlan, OpTable
 
-INTERFACE = 7
+INTERFACE = 8
 """The signatures this module calls; a compiled module of another number is stale."""
 
 LOAD_ERROR: str | None = None
@@ -118,7 +118,25 @@ def table(isa: str) -> OpTable:
         logprobs=ops.logprobs,
         step_table=partial(cpu_step.NativeStepTable, level),
         program=partial(cpu_program.NativeProgram, level),
+        rounds=True,
     )
+
+
+def native_file() -> str:
+    """Path of the extension module; "" without one."""
+    return "" if LOAD_ERROR is not None else str(_native.__file__)
+
+
+def level_of(ops: OpTable) -> int | None:
+    """The level of a native table, as native code counts them; None for the reference."""
+    names = list(levels())
+    name = ops.name.removeprefix("cpu-")
+    return names.index(name) if name in names else None
+
+
+def activation_code(kind: str | None) -> int:
+    """Code of a gated activation, -1 for none. Raises ConfigError on an unknown kind."""
+    return cpu_linear.activation_code(kind)
 
 
 def _is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from pando.errors import ConfigError
 from pando.kernels import _native, cpu_quantized, reference
 from pando.kernels.ops import PackedExperts, PackedLinear
-from pando.kernels.weights import QuantizedWeight, Weight
+from pando.kernels.weights import QuantizedWeight, UnroundedWeight, Weight
 
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """DType of csrc/kernels.hpp, and WeightKind of csrc/linear.hpp for float weights."""
@@ -59,28 +60,76 @@ def _chunk(num_bytes: int) -> Tensor:
     return chunk
 
 
+@dataclass(frozen=True, slots=True)
+class PanelSpec:
+    """What native code must know of a packed weight beside its memory: `PackedWeight` of csrc/linear.hpp."""
+
+    kind: int
+    n: int
+    k: int
+    group: int
+    activation: int
+    activation_bits: int
+    has_offsets: bool
+
+    @property
+    def columns(self) -> int:
+        """Columns of the result."""
+        return self.n if self.activation < 0 else self.n // 2
+
+
+class Memory(Protocol):
+    """Bytes that do not move: a tensor, or a piece of a mapped file."""
+
+    @property
+    def nbytes(self) -> int:
+        """How many."""
+        ...
+
+    def data_ptr(self) -> int:
+        """Where."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PanelParts:
+    """The memory of a packed weight: panels; factors and bias, float32 in panel order, where it has them."""
+
+    panels: Memory
+    factors: Memory | None = None
+    bias: Memory | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """All of it."""
+        return sum(part.nbytes for part in (self.panels, self.factors, self.bias) if part is not None)
+
+
 class NativeLinear:
     """`PackedLinear` on panels.
 
-    handle: the weight as native code takes it; valid as long as this object. out_features: columns of the result.
-    out_dtype: of the result; None = that of x.
+    handle: the weight as native code takes it; valid as long as this object. spec, memory: what it was made of.
+    out_features: columns of the result. out_dtype: of the result; None = that of x.
     """
 
-    __slots__ = ("handle", "in_features", "out_features", "num_bytes", "out_dtype", "_level", "_memory")
+    __slots__ = ("handle", "in_features", "out_features", "num_bytes", "out_dtype", "spec", "memory", "_level")
 
-    def __init__(
-        self,
-        level: int,
-        handle: _native.Weight,
-        shape: tuple[int, int],
-        memory: Sequence[Tensor],
-        out_dtype: torch.dtype | None = None,
-    ) -> None:
-        """shape: (columns of the result, inputs). memory: what the handle points to."""
-        self.handle, self._level, self.out_dtype = handle, level, out_dtype
-        self.out_features, self.in_features = shape
-        self._memory = tuple(memory)
-        self.num_bytes = sum(part.nbytes for part in memory)
+    def __init__(self, level: int, spec: PanelSpec, memory: PanelParts, out_dtype: torch.dtype | None = None) -> None:
+        self.spec, self.memory, self.out_dtype, self._level = spec, memory, out_dtype, level
+        self.handle = _native.Weight(
+            spec.kind,
+            spec.n,
+            spec.k,
+            spec.group,
+            spec.activation,
+            spec.activation_bits,
+            memory.panels.data_ptr(),
+            0 if memory.bias is None else memory.bias.data_ptr(),
+            0 if memory.factors is None else memory.factors.data_ptr(),
+            spec.has_offsets,
+        )
+        self.out_features, self.in_features = spec.columns, spec.k
+        self.num_bytes = memory.num_bytes
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., columns]. Raises ValueError for a dtype, device or width the kernels do not take."""
@@ -125,23 +174,23 @@ class NativeExperts:
     handle: the weights as native code takes them; valid as long as this object.
     """
 
-    __slots__ = ("handle", "num_bytes", "_level", "_gate_up", "_down")
+    __slots__ = ("handle", "num_bytes", "gate_up", "down", "_level")
 
     def __init__(self, level: int, gate_up: Sequence[NativeLinear], down: Sequence[NativeLinear]) -> None:
-        self._level, self._gate_up, self._down = level, tuple(gate_up), tuple(down)
+        self._level, self.gate_up, self.down = level, tuple(gate_up), tuple(down)
         self.handle = _native.Experts([each.handle for each in gate_up], [each.handle for each in down])
         self.num_bytes = sum(each.num_bytes for each in (*gate_up, *down))
 
     def __call__(self, x_TM: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
         """[T, M] -> [T, M]. Raises ValueError on an id that is no expert, and as `NativeLinear` does."""
         code, (tokens, width) = CODES.get(x_TM.dtype), x_TM.shape
-        if code is None or not x_TM.is_cpu or width != self._gate_up[0].in_features:
+        if code is None or not x_TM.is_cpu or width != self.gate_up[0].in_features:
             raise ValueError(f"packed experts do not take {list(x_TM.shape)} {x_TM.dtype} on {x_TM.device}")
         if topk_ids.shape != topk_weights.shape or topk_ids.shape[:1] != (tokens,):
             raise ValueError(f"{tokens} tokens, ids {list(topk_ids.shape)}, weights {list(topk_weights.shape)}")
         x = x_TM if x_TM.stride(1) == 1 else x_TM.contiguous()
         ids, weights = topk_ids.to(torch.int64).contiguous(), topk_weights.float().contiguous()
-        out = torch.empty((tokens, self._down[0].out_features), dtype=x.dtype)
+        out = torch.empty((tokens, self.down[0].out_features), dtype=x.dtype)
         _native.experts(
             self._level,
             self.handle,
@@ -176,6 +225,8 @@ class Packer:
         """Panels of a weight on the CPU; what there are no kernels for stays with the reference. Raises ConfigError."""
         if isinstance(weight, QuantizedWeight):
             return self._pack_quantized(weight, bias, activation, out_dtype)
+        if isinstance(weight, UnroundedWeight):
+            return self._pack_unrounded(weight, bias, activation, out_dtype)
         if not _is_native(weight):
             return reference.pack_linear(weight, bias, activation=activation, out_dtype=out_dtype)
         assert isinstance(weight, Tensor)
@@ -207,21 +258,28 @@ class Packer:
             weight = weight.contiguous()
         panels = self._panels.take(_native.panel_bytes(kind, n, k, code))
         _native.pack(kind, kind, weight.data_ptr(), weight.stride(0), n, k, code, panels.data_ptr())
-        memory = [panels] if bias is None else [panels, per_output(bias, n, code)]
-        bias_at = 0 if bias is None else memory[1].data_ptr()
-        handle = _native.Weight(kind, n, k, k, code, 16, panels.data_ptr(), bias_at, 0, False)
-        return NativeLinear(self._level, handle, (n if code < 0 else n // 2, k), memory, out_dtype)
+        spec = PanelSpec(kind, n, k, k, code, 16, False)
+        bias_memory = None if bias is None else per_output(bias, n, code)
+        return NativeLinear(self._level, spec, PanelParts(panels, None, bias_memory), out_dtype)
 
     def _pack_quantized(
         self, weight: QuantizedWeight, bias: Tensor | None, activation: str | None, out_dtype: torch.dtype | None
     ) -> PackedLinear:
-        (n, k), code = weight.shape, checked_activation(activation, weight.shape[0])
-        panel_bias = None if bias is None else per_output(bias, n, code)
+        n, code = weight.shape[0], checked_activation(activation, weight.shape[0])
         try:
-            handle, memory = cpu_quantized.pack_quantized(weight, panel_bias, code, self._panels.take)
+            spec, panels, factors = cpu_quantized.pack_quantized(weight, code, self._panels.take)
         except ValueError:
             return reference.pack_linear(weight, bias, activation=activation, out_dtype=out_dtype)
-        return NativeLinear(self._level, handle, (n if code < 0 else n // 2, k), memory, out_dtype)
+        memory = PanelParts(panels, factors, None if bias is None else per_output(bias, n, code))
+        return NativeLinear(self._level, PanelSpec(*spec), memory, out_dtype)
+
+    def _pack_unrounded(
+        self, weight: UnroundedWeight, bias: Tensor | None, activation: str | None, out_dtype: torch.dtype | None
+    ) -> NativeLinear:
+        n, code = weight.shape[0], checked_activation(activation, weight.shape[0])
+        spec, panels, factors = cpu_quantized.pack_unrounded(self._level, weight, code, self._panels.take)
+        memory = PanelParts(panels, factors, None if bias is None else per_output(bias, n, code))
+        return NativeLinear(self._level, PanelSpec(*spec), memory, out_dtype)
 
 
 def checked_activation(kind: str | None, n: int) -> int:

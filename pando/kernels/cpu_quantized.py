@@ -18,17 +18,20 @@ import torch
 from torch import Tensor
 
 from pando.kernels import _native
-from pando.kernels.weights import QuantizedWeight
+from pando.kernels.weights import QuantizedWeight, UnroundedWeight
+
+Take = Callable[[int], Tensor]
+"""Memory for so many bytes."""
+
+Spec = tuple[int, int, int, int, int, int, bool]
+"""The fields of `cpu_linear.PanelSpec`."""
 
 
-def pack_quantized(
-    weight: QuantizedWeight, bias: Tensor | None, activation: int, take: Callable[[int], Tensor]
-) -> tuple[_native.Weight, list[Tensor]]:
-    """The weight as native code takes it, and the tensors it points to.
+def pack_quantized(weight: QuantizedWeight, activation: int, take: Take) -> tuple[Spec, Tensor, Tensor]:
+    """What native code must know of the packed weight, its panels, and a factor per output [padded N] float32.
 
-    bias: in panel order, float32 (`cpu_linear.per_output`). activation: code of a gated activation, -1 for none. take:
-    memory for so many bytes. Raises ValueError for schemes without kernels: groups that are no multiple of 4, more than
-    131,072 inputs of one scale, weights of no inputs or not on the CPU.
+    activation: code of a gated activation, -1 for none. Raises ValueError for schemes without kernels: groups that are
+    no multiple of 4, more than 131,072 inputs of one scale, weights of no inputs or not on the CPU.
     """
     (n, k), group = weight.shape, min(weight.group_size, weight.shape[1])
     if k == 0 or not weight.values.is_cpu:
@@ -48,16 +51,31 @@ def pack_quantized(
     kind, has_offsets, num_bytes, padded = _native.plan_quantized(source)
     panels, factors = take(num_bytes), torch.empty(padded, dtype=torch.float32)
     _native.pack_quantized(source, panels.data_ptr(), factors.data_ptr())
-    handle = _native.Weight(
-        kind,
-        n,
+    return (kind, n, k, group, activation, weight.activation_bits, has_offsets), panels, factors
+
+
+FLOATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""DType of csrc/kernels.hpp."""
+
+
+def pack_unrounded(level: int, weight: UnroundedWeight, activation: int, take: Take) -> tuple[Spec, Tensor, Tensor]:
+    """Round and pack in one pass: the bytes that rounding first gives. Raises ValueError as `pack_quantized` does."""
+    (n, k), group = weight.shape, min(weight.group_size, weight.shape[1])
+    dtypes = {part.dtype for part in weight.parts}
+    if k == 0 or len(dtypes) != 1 or not dtypes <= FLOATS.keys() or any(not part.is_cpu for part in weight.parts):
+        raise ValueError(f"a weight {[n, k]} of {dtypes} can not be rounded")
+    parts = [part if part.stride(1) == 1 else part.contiguous() for part in weight.parts]
+    kind, has_offsets, num_bytes, padded = _native.plan_rounded(n, k, group, weight.bits, activation)
+    panels, factors = take(num_bytes), torch.empty(padded, dtype=torch.float32)
+    _native.pack_rounded(
+        level,
+        FLOATS[parts[0].dtype],
+        [(part.data_ptr(), len(part), part.stride(0)) for part in parts],
         k,
         group,
+        weight.bits,
         activation,
-        weight.activation_bits,
         panels.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
         factors.data_ptr(),
-        has_offsets,
     )
-    return handle, [panels, factors, *([] if bias is None else [bias])]
+    return (kind, n, k, group, activation, weight.activation_bits, has_offsets), panels, factors

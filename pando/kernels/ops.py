@@ -393,3 +393,6 @@ class OpTable:
 
     program: Callable[[torch.dtype, int], Program] | None = None
     """(dtype, model width) -> an empty program; None where layers are run op by op."""
+
+    rounds: bool = False
+    """Whether `pack_linear` and `pack_experts` take an `UnroundedWeight`."""

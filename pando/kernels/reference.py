@@ -24,7 +24,7 @@ from pando.errors import ConfigError
 from pando.kernels.ops import AttentionPlan, OpTable, PackedLinear, PackLinear
 from pando.kernels.reference_recurrent import causal_conv, gated_delta, selective_scan, state_space
 from pando.kernels.reference_step import TorchStepTable
-from pando.kernels.weights import Weight
+from pando.kernels.weights import QuantizedWeight, UnroundedWeight, Weight
 
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu2", "swiglu_oai")
 """Kinds of `gated_activation`; the index is the code the native kernels use."""
@@ -43,7 +43,13 @@ _MIX_B = _signed(0x94D049BB133111EB)
 class Linear:
     """`PackedLinear` that keeps the weight as it is; a quantised one is expanded at each product."""
 
-    def __init__(self, weight: Weight, bias: Tensor | None, activation: str | None, out_dtype: torch.dtype | None):
+    def __init__(
+        self,
+        weight: Tensor | QuantizedWeight,
+        bias: Tensor | None,
+        activation: str | None,
+        out_dtype: torch.dtype | None,
+    ):
         self._weight, self._bias, self._activation, self._out_dtype = weight, bias, activation, out_dtype
 
     @property
@@ -83,6 +89,7 @@ def pack_linear(
     weight: Weight, bias: Tensor | None = None, *, activation: str | None = None, out_dtype: torch.dtype | None = None
 ) -> Linear:
     """The weight as it is."""
+    assert not isinstance(weight, UnroundedWeight), "only a table that rounds takes it"
     return Linear(weight, bias, activation, out_dtype)
 
 
@@ -243,19 +250,19 @@ class Experts:
     """`PackedExperts`: expert by expert, accumulated in float32."""
 
     def __init__(self, experts: Sequence[tuple[PackedLinear, PackedLinear]]) -> None:
-        self._experts = experts
+        self.pairs = experts
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all experts."""
-        return sum(gate_up.num_bytes + down.num_bytes for gate_up, down in self._experts)
+        return sum(gate_up.num_bytes + down.num_bytes for gate_up, down in self.pairs)
 
     def __call__(self, x_TM: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
         """Weighted sum of the chosen experts' gated MLPs."""
         out = torch.zeros(x_TM.shape, dtype=torch.float32, device=x_TM.device)
         for expert in topk_ids.unique().tolist():
             token, choice = torch.where(topk_ids == expert)
-            gate_up, down = self._experts[expert]
+            gate_up, down = self.pairs[expert]
             result = down(gate_up(x_TM[token]))
             out.index_add_(0, token, result.float() * topk_weights[token, choice].float().unsqueeze(1))
         return out.to(x_TM.dtype)

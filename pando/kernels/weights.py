@@ -54,8 +54,39 @@ class QuantizedWeight:
         return replace(self, values=self.values[index], scale=self.scale[index], offset=offset)
 
 
-Weight = Tensor | QuantizedWeight
-"""[N, K]: a float tensor or a quantised one."""
+@dataclass(frozen=True, slots=True)
+class UnroundedWeight:
+    """A float weight [N, K] for an op table to round while it packs it, so that no rounded copy is ever held whole.
+
+    parts [n_i, K]: its rows, of one float dtype, one part after another. The rest as for the `QuantizedWeight` that it
+    stands for: bits 8 has one scale per output (group_size K), bits 4 a scale and an offset per group of inputs, and
+    both have the values that `pando.quant.rounding` gives.
+    """
+
+    parts: tuple[Tensor, ...]
+    bits: int
+    group_size: int
+    activation_bits: int
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, K)."""
+        return torch.Size((sum(len(part) for part in self.parts), self.parts[0].shape[1]))
+
+    def rows(self, index: slice | Tensor) -> UnroundedWeight:
+        """Some of the outputs."""
+        return replace(self, parts=(self._whole()[index],))
+
+    def dequantize(self) -> Tensor:
+        """[N, K] float32, not rounded."""
+        return self._whole().float()
+
+    def _whole(self) -> Tensor:
+        return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts)
+
+
+Weight = Tensor | QuantizedWeight | UnroundedWeight
+"""[N, K]: a float tensor, a quantised one, or one to be rounded."""
 
 
 def concatenate(parts: Sequence[Weight]) -> Weight:
@@ -65,6 +96,9 @@ def concatenate(parts: Sequence[Weight]) -> Weight:
     dense = [part for part in parts if isinstance(part, Tensor)]
     if len(dense) == len(parts):
         return torch.cat(dense)
+    unrounded = [part for part in parts if isinstance(part, UnroundedWeight)]
+    if len(unrounded) == len(parts) and len({replace(part, parts=()) for part in unrounded}) == 1:
+        return replace(unrounded[0], parts=tuple(each for part in unrounded for each in part.parts))
     quantized = [part for part in parts if isinstance(part, QuantizedWeight)]
     schemes = {(part.bits, part.group_size, part.activation_bits) for part in quantized}
     if len(quantized) != len(parts) or len(schemes) != 1:

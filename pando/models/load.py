@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,17 +14,35 @@ import torch
 from pando.core.config import BUILTIN_MODEL, ROUND_ON_LOAD, STORED_FORMATS
 from pando.errors import ConfigError, ModelNotFound
 from pando.gguf import read_gguf
+from pando.kernels import cpu
 from pando.kernels.ops import OpTable
+from pando.kernels.packed_cache import Contents, PackedCache
+from pando.kernels.packed_file import PackedFile
 from pando.models.build import build_model
 from pando.models.decoder import DecoderModel, ModelInfo
 from pando.models.gguf import GGUFSource, gguf_config, is_gguf
 from pando.models.hf_config import HFConfig
+from pando.models.packed_weights import (
+    Recording,
+    RecordingLoader,
+    Replay,
+    ReplayLoader,
+    StaleWeights,
+    cache_key,
+    checkpoint_files,
+    phantoms_in,
+)
 from pando.models.quantized import QuantizedSource
 from pando.models.registry import spec_of
 from pando.models.spec import Spec
 from pando.models.weights import DummySource, Loader, Progress, SafetensorsSource, WeightSource
 from pando.quant.formats import stored_format
-from pando.quant.on_load import AS_STORED, ON_LOAD
+from pando.quant.on_load import AS_STORED, ON_LOAD, OnLoad
+
+_log = logging.getLogger(__name__)
+
+RELEASE_SECONDS = 0.01
+"""Between two times that pages of a checkpoint are given back while it is read."""
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -101,25 +123,106 @@ def load_model(
     progress: Progress | None = None,
     context_length: int | None = None,
     seed: int = 0,
+    packed: PackedCache | None = None,
 ) -> DecoderModel:
     """Load a model onto a device.
 
     dtype: float32, bfloat16, float16, or auto = the checkpoint's. quantization: as `Config.quantization`. load_format:
     auto (safetensors) or dummy (random weights of the config's shape). progress: called with (fraction, tensor name).
-    context_length: the longest sequence that will be served (only longrope models care); None = the model's. Raises
-    ModelNotFound, UnsupportedModel or ConfigError.
+    context_length: the longest sequence that will be served (only longrope models care); None = the model's. packed:
+    where weights packed by an earlier load may be, and where this one's are to be kept. Raises ModelNotFound,
+    UnsupportedModel or ConfigError.
     """
     folder = path if isinstance(path, Path) else resolve_model_path(path, revision)
     spec, config = load_spec(folder)
     rounding = ON_LOAD.get(quantization, AS_STORED)
     check_quantization(quantization, config)
     resolved = resolve_dtype(dtype, config)
-    source = _dummy(config, resolved, seed) if load_format == "dummy" else open_weights(folder, config)
-    loader = Loader(source, resolved, torch.device(device), progress)
-    loader.skip(NOT_LANGUAGE_MODEL)
-    info = ModelInfo(read_eos_token_ids(folder, config), config.values)
-    with torch.inference_mode():
-        return build_model(spec, loader, ops, context_length or spec.max_position, info, rounding)
+    plan = _Load(folder, spec, config, resolved, torch.device(device), ops, rounding, progress, context_length)
+    if load_format == "dummy":
+        return plan.build(_dummy(config, resolved, seed))
+    source = open_weights(folder, config)
+    level = cpu.level_of(ops)
+    size = sum(file.stat().st_size for file in checkpoint_files(folder))
+    if packed is None or level is None or size < packed.min_bytes:
+        return plan.build(source)
+    key = cache_key(folder, resolved, quantization)
+    found = packed.find(folder.name, key)
+    model = None if found is None else plan.replayed(source, found, level)
+    if model is not None:
+        return model
+    recording = Recording()
+    model = plan.build(source, recording)
+    packed.keep(Contents(folder.name, key, recording.entries, {"schemes": recording.schemes}, recording.orders))
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """One load of a model: all that is decided before the first weight is read."""
+
+    folder: Path
+    spec: Spec
+    config: HFConfig
+    dtype: torch.dtype
+    device: torch.device
+    ops: OpTable
+    rounding: OnLoad
+    progress: Progress | None
+    context_length: int | None
+
+    def build(self, source: WeightSource, recording: Recording | None = None) -> DecoderModel:
+        """Read, round and pack."""
+        rounding = self.rounding.lazily() if self.ops.rounds else self.rounding
+        loader = self._loader(source)
+        with _pages_given_back(source):
+            if recording is None:
+                return self._build(loader, self.ops, rounding)
+            return self._build(RecordingLoader(loader, recording), recording.table(self.ops), rounding)
+
+    def replayed(self, source: WeightSource, file: PackedFile, level: int) -> DecoderModel | None:
+        """The model on the weights of a file; None, with a line in the log, if they are not the model's."""
+        shapes = [file.shape(index) for index in range(file.num_entries)]
+        replay = Replay(
+            lambda index, out_dtype: file.entry(index, level, out_dtype), shapes, file.extra["schemes"], file.order
+        )
+        try:
+            model = self._build(ReplayLoader(self._loader(source), replay), replay.table(self.ops), AS_STORED)
+            replay.finish()
+            if kept := phantoms_in(model):
+                raise StaleWeights(f"{kept} weights of the model are not packed")
+        except StaleWeights as problem:
+            _log.warning("packed weights are not used: %s", problem)
+            return None
+        return model
+
+    def _loader(self, source: WeightSource) -> Loader:
+        return Loader(source, self.dtype, self.device, self.progress)
+
+    def _build(self, loader: Loader, ops: OpTable, rounding: OnLoad) -> DecoderModel:
+        loader.skip(NOT_LANGUAGE_MODEL)
+        info = ModelInfo(read_eos_token_ids(self.folder, self.config), self.config.values)
+        length = self.context_length or self.spec.max_position
+        with torch.inference_mode():
+            return build_model(self.spec, loader, ops, length, info, rounding)
+
+
+@contextlib.contextmanager
+def _pages_given_back(source: WeightSource) -> Iterator[None]:
+    """Give the checkpoint's pages back all the time, so that of a large matrix, too, few are in memory at once."""
+    done = threading.Event()
+
+    def release() -> None:
+        while not done.wait(RELEASE_SECONDS):
+            source.release()
+
+    thread = threading.Thread(target=release, name="pando-release", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def open_weights(path: Path, config: HFConfig) -> WeightSource:
@@ -167,8 +270,8 @@ def check_quantization(quantization: str, config: HFConfig) -> None:
         )
 
 
-NOT_LANGUAGE_MODEL = r"(^|\.)(vision_tower|vision_model|visual|multi_modal_projector|audio_tower)\."
-"""Tensors of a multi-modal checkpoint that its language model does not need."""
+NOT_LANGUAGE_MODEL = r"(^|\.)(vision_tower|vision_model|visual|multi_modal_projector|audio_tower)\.|^(model\.)?mtp\."
+"""Tensors of a checkpoint that its language model does not need: other modalities, layers that draft."""
 
 
 def resolve_dtype(dtype: str, config: HFConfig) -> torch.dtype:

@@ -41,9 +41,11 @@ def mixer_matrices(mixer: MixerShape | None, hidden: int) -> int:
 
 
 def plain_matrices(mixer: MixerShape | None, hidden: int) -> int:
-    """Elements of those of them that are never quantised on load: gates, and what expands a compressed vector."""
+    """Elements of those of them that are never quantised on load: gates, step sizes, what expands a latent vector."""
     if isinstance(mixer, GatedDeltaShape):
         return 2 * hidden * mixer.value_heads
+    if isinstance(mixer, SelectiveScanShape):
+        return mixer.channels * 2 * (mixer.dt_rank + mixer.state_dim)
     if isinstance(mixer, LatentShape):
         return mixer.heads * (mixer.nope_dim + mixer.v_dim) * mixer.rank
     return 0

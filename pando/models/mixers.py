@@ -27,7 +27,7 @@ from pando.layers.shapes import (
 from pando.layers.short_conv import ShortConv
 from pando.layers.state_space import StateSpace
 from pando.models.parts import Parts
-from pando.quant.order import InputWeight, expand
+from pando.quant.order import InputWeight
 
 
 def build_mixer(parts: Parts, index: int, entry: int, shape: MixerShape) -> Mixer:
@@ -195,8 +195,8 @@ def _selective_scan(parts: Parts, index: int, entry: int, shape: SelectiveScanSh
     base, channels, rank, state = spec.layer_name(index, "mixer"), shape.channels, shape.dt_rank, shape.state_dim
     projections = ScanProjections(
         parts.linear(base + ".in_proj", 2 * channels, spec.hidden_size, shape.bias),
-        parts.linear(base + ".x_proj", rank + 2 * state, channels, False),
-        parts.linear(base + ".dt_proj", channels, rank, False),
+        parts.plain([(base + ".x_proj", rank + 2 * state)], False, channels),
+        parts.plain([(base + ".dt_proj", channels)], False, rank),
         parts.linear(base + ".out_proj", spec.hidden_size, channels, shape.bias),
     )
     norms = None
@@ -258,6 +258,6 @@ def _latent_attention(parts: Parts, index: int, entry: int, shape: LatentShape) 
 def _expansions(parts: Parts, name: str, shape: LatentShape) -> tuple[Tensor, Tensor]:
     """Uk [H, N, R] and Uv [H, R, V] in the model's dtype: they multiply activations head by head."""
     heads, per_head = shape.heads, shape.nope_dim + shape.v_dim
-    stored = expand(parts.loader.weight(name, heads * per_head, shape.rank), parts.loader.dtype)
+    stored = parts.loader.tensor(name, heads * per_head, shape.rank)
     keys, values = stored.view(heads, per_head, shape.rank).split((shape.nope_dim, shape.v_dim), dim=1)
     return keys.contiguous(), values.transpose(1, 2).contiguous()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from pando.kernels.ops import OpTable
-from pando.kernels.weights import QuantizedWeight
+from pando.kernels.weights import QuantizedWeight, UnroundedWeight
 from pando.layers.linear import Linear
 from pando.layers.norm import LayerNorm, RMSNorm
 from pando.layers.rotary import Rotary
@@ -30,8 +30,10 @@ def scaled(weight: InputWeight, factor: float) -> InputWeight:
     return _scaled(weight, factor)
 
 
-def _scaled(weight: QuantizedWeight, factor: float) -> QuantizedWeight:
+def _scaled(weight: QuantizedWeight | UnroundedWeight, factor: float) -> QuantizedWeight | UnroundedWeight:
     """A quantised weight times a factor."""
+    if isinstance(weight, UnroundedWeight):
+        return replace(weight, parts=tuple((part.float() * factor).to(part.dtype) for part in weight.parts))
     offset = None if weight.offset is None else weight.offset * factor
     return replace(weight, scale=weight.scale * factor, offset=offset)
 
@@ -70,9 +72,9 @@ class Parts:
         """A linear map from its checkpoint name."""
         return self.fused([(name, rows)], columns, bias)
 
-    def plain(self, parts: Sequence[tuple[str, int]], bias: bool) -> Linear:
-        """Linear maps of the hidden states as one, never rounded: a router, gates."""
-        columns = self.spec.hidden_size
+    def plain(self, parts: Sequence[tuple[str, int]], bias: bool, columns: int | None = None) -> Linear:
+        """Linear maps of one input (the hidden states), as one, never rounded: a router, gates, step sizes."""
+        columns = columns or self.spec.hidden_size
         weights = [self.loader.weight(name + ".weight", rows, columns) for name, rows in parts]
         vector = self.loader.vectors([(name + ".bias", rows) for name, rows in parts]) if bias else None
         return Linear.fused(weights, vector, self.ops)

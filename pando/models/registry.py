@@ -85,6 +85,10 @@ ADAPTERS: dict[str, Adapter] = {
 """`model_type` of a config -> adapter."""
 
 
+ALIASES = {"kimi_k2": "deepseek_v3"}
+"""Model types that are another one under a name of their own."""
+
+
 def known_models() -> tuple[str, ...]:
     """All supported `model_type`s, sorted."""
     return tuple(sorted(ADAPTERS))
@@ -97,7 +101,7 @@ def spec_of(config: HFConfig) -> Spec:
     architecture is not known, ConfigError when the config can not be read.
     """
     model_type = config.text("model_type", default="unknown")
-    adapter = ADAPTERS.get(model_type)
+    adapter = ADAPTERS.get(ALIASES.get(model_type, model_type))
     text = config.section("text_config")
     if adapter is None and text is not None:
         outer = {name: config.values[name] for name in ("tie_word_embeddings",) if config.has(name)}

@@ -177,14 +177,14 @@ class Loader:
         self.dtype = dtype
         self.device = device
         self.names = source.names()
-        self._progress = progress
+        self.progress = progress
         self._unused = set(self.names)
         self._problems: list[str] = []
 
     def tensor(self, name: str, *shape: int, change: Change | None = None) -> Tensor:
         """One tensor; `change` first rearranges what is stored. A problem is reported by `finish`, not here."""
         if len(shape) == 2 and change is None and self.source.is_quantized(name):
-            return expand(self.weight(name, *shape), self.dtype).to(self.device)
+            return expand(self._weight(name, *shape), self.dtype).to(self.device)
         stored = self._stored(name, shape, change)
         return stored.to(self.device, self.dtype).contiguous()
 
@@ -199,18 +199,24 @@ class Loader:
         except WeightProblem as problem:
             self._problems.append(problem.message)
             stored = torch.zeros(tuple(shape))
-        self._used(name)
+        self.used(name)
         return stored
 
     def weight(self, name: str, rows: int, columns: int) -> InputWeight:
-        """A matrix [rows, columns] as the checkpoint has it: a float tensor in the target dtype, or quantised."""
+        """A matrix [rows, columns] for the op table to pack: a float tensor in the target dtype, or quantised.
+
+        What is not packed is read with `tensor`: a start from packed weights gives matrices without content here.
+        """
+        return self._weight(name, rows, columns)
+
+    def _weight(self, name: str, rows: int, columns: int) -> InputWeight:
         weight: InputWeight
         try:
             weight = self.source.weight(name, rows, columns)
         except WeightProblem as problem:
             self._problems.append(problem.message)
             weight = torch.zeros(rows, columns)
-        self._used(name)
+        self.used(name)
         if isinstance(weight, Tensor):
             return weight.to(self.device, self.dtype).contiguous()
         if isinstance(weight, OrderedWeight):
@@ -225,10 +231,11 @@ class Loader:
         """Give back what the checkpoint's pages take; to be called when what was read has been packed."""
         self.source.release()
 
-    def _used(self, name: str) -> None:
+    def used(self, name: str) -> None:
+        """Strike a tensor off the list of those that nobody asked for."""
         self._unused.discard(name)
-        if self._progress is not None:
-            self._progress(1.0 - len(self._unused) / max(len(self.names), 1), name)
+        if self.progress is not None:
+            self.progress(1.0 - len(self._unused) / max(len(self.names), 1), name)
 
     def skip(self, pattern: str) -> None:
         """Declare tensors whose name matches as known and not needed."""

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from pando.kernels.weights import QuantizedWeight
+from pando.kernels.weights import QuantizedWeight, UnroundedWeight
 from pando.quant.order import InputWeight
 from pando.quant.rounding import four_bits, per_output
 from pando.quant.size import INT4_GROUP, MIN_SIDE
 
-Rounding = Callable[[Sequence[Tensor]], QuantizedWeight]
-"""Matrices [n_i, K] of one input -> one weight, rows one after another."""
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """Matrices [n_i, K] of one input -> one weight, rows one after another.
+
+    lazily: leave the work to the op table, which must be one that `rounds` (`OpTable.rounds`).
+    """
+
+    bits: int
+    activation_bits: int
+    lazily: bool = False
+
+    def __call__(self, parts: Sequence[Tensor]) -> QuantizedWeight | UnroundedWeight:
+        """The weight."""
+        if self.lazily:
+            group = parts[0].shape[1] if self.bits == 8 else INT4_GROUP
+            return UnroundedWeight(tuple(parts), self.bits, group, self.activation_bits)
+        if self.bits == 8:
+            return per_output(parts, self.activation_bits)
+        return four_bits(parts, INT4_GROUP, self.activation_bits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +44,10 @@ class OnLoad:
 
     linear: Rounding | None = None
     head: Rounding | None = None
+
+    def lazily(self) -> OnLoad:
+        """The same, for an op table that rounds."""
+        return OnLoad(*(None if each is None else replace(each, lazily=True) for each in (self.linear, self.head)))
 
     def round_linear(self, parts: Sequence[InputWeight]) -> list[InputWeight]:
         """The parts of a fused projection or an expert; what the checkpoint itself has quantised stays as it is."""
@@ -48,8 +69,7 @@ def _rounded(parts: Sequence[InputWeight], rounding: Rounding | None) -> list[In
 AS_STORED = OnLoad()
 """Nothing is rounded."""
 
-_INT8, _W8A8 = partial(per_output, activation_bits=16), partial(per_output, activation_bits=8)
-_INT4 = partial(four_bits, group_size=INT4_GROUP, activation_bits=8)
+_INT8, _W8A8, _INT4 = Rounding(8, 16), Rounding(8, 8), Rounding(4, 8)
 
 ON_LOAD: Mapping[str, OnLoad] = {
     "auto": AS_STORED,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pando.kernels.weights import QuantizedWeight, Weight
+from pando.kernels.weights import QuantizedWeight, UnroundedWeight, Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class OrderedWeight:
     neighbours; sorted by group they are.
     """
 
-    weight: QuantizedWeight
+    weight: QuantizedWeight | UnroundedWeight
     order: Tensor
 
     @property
@@ -45,8 +45,10 @@ InputWeight = Weight | OrderedWeight
 """What a checkpoint may hold for a matrix [N, K]."""
 
 
-def on_device(weight: QuantizedWeight, device: torch.device) -> QuantizedWeight:
+def on_device(weight: QuantizedWeight | UnroundedWeight, device: torch.device) -> QuantizedWeight | UnroundedWeight:
     """The weight with its tensors on a device."""
+    if isinstance(weight, UnroundedWeight):
+        return replace(weight, parts=tuple(part.to(device) for part in weight.parts))
     offset = None if weight.offset is None else weight.offset.to(device)
     return replace(weight, values=weight.values.to(device), scale=weight.scale.to(device), offset=offset)
 

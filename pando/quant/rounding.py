@@ -61,25 +61,43 @@ def four_bits(parts: Sequence[Tensor], group_size: int, activation_bits: int) ->
 
 
 def _fit_lines(wide_NGg: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes [N, G, g] in float32, scales [N, G] and offsets [N, G]."""
-    low, high = wide_NGg.amin(-1, keepdim=True), wide_NGg.amax(-1, keepdim=True)
+    """Codes [N, G, g] in float32, scales [N, G] and offsets [N, G].
+
+    One rounding per operation and one order for sums: csrc/kernels/rounding.cpp gives the same bits.
+    """
+    low, high, size = wide_NGg.amin(-1, keepdim=True), wide_NGg.amax(-1, keepdim=True), wide_NGg.shape[-1]
     scale, offset = (high - low) / 15, low
-    codes = torch.empty_like(wide_NGg)
-    scratch = torch.empty_like(wide_NGg)
-    mean = wide_NGg.mean(-1, keepdim=True)
+    codes, scratch = torch.empty_like(wide_NGg), torch.empty_like(wide_NGg)
+    mean = tree_sum(wide_NGg) / size
     for fit in range(FITS + 1):
         inverse = _reciprocal(scale)
-        torch.addcmul(-offset * inverse, wide_NGg, inverse, out=codes)
-        codes.round_().clamp_(0, 15)
+        torch.mul(wide_NGg, inverse, out=codes)
+        codes.sub_(offset * inverse).clamp_(0, 15).round_()
         if fit == FITS:
             break
-        code_mean = codes.mean(-1, keepdim=True)
+        code_mean = tree_sum(codes) / size
         torch.sub(codes, code_mean, out=codes)
-        spread = torch.mul(codes, codes, out=scratch).sum(-1, keepdim=True)
-        product = torch.mul(codes, wide_NGg, out=scratch).sum(-1, keepdim=True)
+        spread = tree_sum(torch.mul(codes, codes, out=scratch))
+        product = tree_sum(torch.mul(codes, wide_NGg, out=scratch))
         scale = torch.where(spread > 0, product / spread, scale)
         offset = mean - scale * code_mean
     return codes, scale.squeeze(-1), offset.squeeze(-1)
+
+
+def tree_sum(x: Tensor) -> Tensor:
+    """[..., g] -> [..., 1] float32: the second half is added to the first until one number is left.
+
+    g is filled up with zeros to a power of two. Unlike with `Tensor.sum`, whose order depends on the processor, every
+    machine gets the same bits.
+    """
+    size = x.shape[-1]
+    full = 1 << (size - 1).bit_length()
+    if full != size:
+        x = torch.nn.functional.pad(x, (0, full - size))
+    while full > 1:
+        full //= 2
+        x = x[..., :full] + x[..., full:]
+    return x
 
 
 def _reciprocal(scale: Tensor) -> Tensor:

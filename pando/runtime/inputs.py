@@ -6,10 +6,11 @@ wanted).
 
 from __future__ import annotations
 
+from itertools import accumulate
 from operator import add
 
 from pando.core.batch import Batch
-from pando.forward import ForwardBatch
+from pando.forward import ForwardBatch, StateBatch
 from pando.kernels.ops import StepInputs
 from pando.runtime.logprobs import PromptSpan
 from pando.runtime.table import RequestTable
@@ -47,6 +48,19 @@ def build_inputs(batch: Batch, table: RequestTable, spans: list[PromptSpan]) -> 
         max_kv_len,
     )
     return forward, inputs
+
+
+def build_states(batch: Batch, table: RequestTable) -> StateBatch:
+    """The recurrent states of a step: where its rows keep theirs, and what is saved on the way."""
+    firsts = [0, *accumulate(batch.num_tokens)]
+    saved = zip(batch.save_row, batch.save_position, strict=True)
+    tokens = [firsts[row] + position - batch.start[row] - 1 for row, position in saved]
+    slots = [table.states[slot] for slot in batch.slot]
+    fresh = [int(start == 0) for start in batch.start]
+    num_rows, num_saves = len(slots), len(tokens)
+    columns = table.device.upload([*slots, *fresh, *tokens, *batch.save_row, *batch.save_slot])
+    by_row, by_save = columns[: 2 * num_rows].view(2, -1), columns[2 * num_rows :].view(3, num_saves)
+    return StateBatch(by_row[0], by_row[1].bool(), by_save[0], by_save[1], by_save[2])
 
 
 def _span_positions(batch: Batch, spans: list[PromptSpan]) -> list[int]:

@@ -21,6 +21,8 @@ CPU_POOL_BYTES = 4 * GIB
 """Default ceiling on a CPU, where the pool competes with everything else; --max-total-tokens lifts it."""
 DEVICE_SHARE = 0.9
 MAX_RUNNING = 256
+STATES_PER_SEQUENCE = 64
+"""Recurrent states kept at most, per sequence that can run: its own, and what the prefix cache remembers."""
 MIN_BUDGET, MAX_BUDGET = 256, 8192
 STEP_SECONDS = 0.25
 """Longest step to aim for on a CPU: it bounds the gap between two tokens of a stream."""
@@ -37,6 +39,7 @@ class ModelFacts:
     vocab_size: int
     max_position: int
     dtype_bytes: int
+    state_bytes: int = 0
 
     @classmethod
     def of(cls, size: ModelSize, dtype: str, bits: MatrixBits | None = None) -> ModelFacts:
@@ -50,12 +53,16 @@ class ModelFacts:
             vocab_size=spec.vocab_size,
             max_position=spec.max_position,
             dtype_bytes=DTYPE_BYTES[dtype],
+            state_bytes=size.state_bytes(dtype),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """The resolved sizes; `reasons` says in one line each where a number comes from."""
+    """The resolved sizes; `reasons` says in one line each where a number comes from.
+
+    num_states: slots for recurrent states. cache_bytes: what KV and states may take together.
+    """
 
     total_tokens: int
     context_length: int
@@ -66,6 +73,8 @@ class MemoryPlan:
     workspace_bytes: int
     free_bytes: int
     reasons: list[str] = field(default_factory=list)
+    num_states: int = 0
+    cache_bytes: int = 0
 
     def concurrency(self, tokens: int) -> int:
         """Sequences of `tokens` tokens that fit the pool at once."""
@@ -107,10 +116,33 @@ def plan_memory(
         )
     context = _context(config, facts, total, reasons)
     running = min(config.max_running_requests or MAX_RUNNING, max(1, total // page))
+    kv_bytes = total * facts.kv_bytes_per_token
+    cache_bytes, num_states = kv_bytes, 0
+    if facts.state_bytes:
+        num_states, cache_bytes = _states(config, facts, pool_bytes, kv_bytes, reasons)
+        running = min(running, max(1, num_states // 2))
     table = running * (context + 1) * 4 + running * -(-context // page) * 4
     return MemoryPlan(
-        total, context, running, budget, total * facts.kv_bytes_per_token, table, workspace, free_bytes, reasons
+        total, context, running, budget, kv_bytes, table, workspace, free_bytes, reasons, num_states, cache_bytes
     )
+
+
+def _states(config: Config, facts: ModelFacts, pool_bytes: int, kv_bytes: int, reasons: list[str]) -> tuple[int, int]:
+    """Slots for recurrent states, and the bytes that KV and states share.
+
+    The slots take at most half of the pool, and no more than the largest batch can make use of. On a CPU memory is
+    taken when it is first written, so both pools may be as large as their share of the common budget can grow.
+    """
+    cache_bytes = pool_bytes if config.max_total_tokens is None else kv_bytes + pool_bytes // 2
+    running = config.max_running_requests or MAX_RUNNING
+    num_states = min(cache_bytes // 2 // facts.state_bytes, STATES_PER_SEQUENCE * running)
+    if num_states < 4:
+        raise ConfigError(
+            f"no room for recurrent states: one takes {_gib(facts.state_bytes)}, the pool has {_gib(cache_bytes)}; "
+            "use --mem-fraction-static or a smaller model"
+        )
+    reasons.append(f"{num_states} recurrent states of {facts.state_bytes:,} bytes share the pool with the KV")
+    return num_states, cache_bytes
 
 
 def _token_budget(on_cpu: bool, rate: float | None, reasons: list[str]) -> int:

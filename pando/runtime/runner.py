@@ -16,7 +16,7 @@ from pando.core.messages import TokenLogprobs
 from pando.device import Device, HostCopy
 from pando.forward import AttentionBackend, LanguageModel
 from pando.kernels.ops import StepInputs
-from pando.runtime.inputs import build_inputs
+from pando.runtime.inputs import build_inputs, build_states
 from pando.runtime.logprobs import PromptSpan, prompt_spans, read_logprobs, wanted_top
 from pando.runtime.sampler import Sampler
 from pando.runtime.table import RequestTable
@@ -52,6 +52,7 @@ class Runner:
         self._sampler = sampler
         self._device = device
         self.depth = 1 if device.asynchronous else 0
+        self._has_states = model.cache_plan.bytes_per_state > 0
 
     @property
     def context_length(self) -> int:
@@ -64,11 +65,21 @@ class Runner:
         self._table.apply(batch)
         spans = prompt_spans(batch, self._table.entries) if self._table.prompt_scored else []
         forward, inputs = build_inputs(batch, self._table, spans)
+        if self._has_states:
+            self._restore_states(batch)
+            forward.states = build_states(batch, self._table)
         hidden_TM = self._model.forward(forward, self._attention)
         rows_E = [row for row, num in enumerate(batch.num_yield) for _ in range(num)]
         everything = len(rows_E) == hidden_TM.shape[0] and forward.max_q_len == 1 and not spans
         hidden_LM = hidden_TM if everything else hidden_TM[inputs.logits_index]
         return Step(batch, hidden_LM, inputs, rows_E, spans, started)
+
+    def _restore_states(self, batch: Batch) -> None:
+        """Give new sequences their copies of the states they resume from, before any step writes those anew."""
+        copies = [(entry.restore, entry.state) for entry in batch.new_slots if entry.restore >= 0]
+        if copies:
+            sources, targets = self._device.upload([*(s for s, _ in copies), *(t for _, t in copies)]).view(2, -1)
+            self._attention.pool.copy_states(sources, targets)
 
     def sample(self, step: Step, mask: TokenMask | None) -> None:
         """Choose the step's tokens, write them into the token history and start copying them to the host.

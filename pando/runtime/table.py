@@ -36,6 +36,8 @@ class RequestTable:
             seed=torch.zeros(num_slots, dtype=torch.int64, device=where),
         )
         self.step = ops.step_table(self.tokens_NC, self.pages_NP, self.sampling, page_size, device.upload)
+        self.states: list[int] = [0] * num_slots
+        """Host-side: the recurrent-state slot that each slot was given."""
         self.entries: list[NewSlot | None] = [None] * num_slots
         """Host-side copy of what each slot was given."""
         self.prompt_scored: set[int] = set()
@@ -58,6 +60,7 @@ class RequestTable:
     def _enter(self, entry: NewSlot) -> None:
         slot, sampling = entry.slot, entry.sampling
         self.entries[slot] = entry
+        self.states[slot] = entry.state
         if entry.logprobs is not None and entry.logprobs.start >= 0:
             self.prompt_scored.add(slot)
         self.tokens_NC[slot, : len(entry.tokens)] = self.device.upload(entry.tokens, torch.int32)

@@ -11,7 +11,7 @@ from pando.device import Device
 from pando.runtime.runner import Runner
 
 FIRST_TOKENS = 16
-RATE_TOKENS = 128
+RATE_TOKENS = 64
 
 
 def first_pass(runner: Runner, pool: KVPool, device: Device) -> None:
@@ -32,7 +32,7 @@ def _fitting(num_tokens: int, runner: Runner, pool: KVPool) -> int:
 
 def _prefill(runner: Runner, pool: KVPool, num: int, device: Device) -> float:
     pages = list(range(-(-num // pool.page_size)))
-    entry = NewSlot(0, [1] * num, num, SamplingParams(temperature=0), 0, None, [])
+    entry = NewSlot(0, [1] * num, num, SamplingParams(temperature=0), 0, None, [], state=0)
     batch = Batch(-1, [0], [0], [num], [1], [0], [entry], [], [0] * len(pages), list(pages), pages)
     device.synchronize()
     started = time.perf_counter()

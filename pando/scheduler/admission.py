@@ -73,6 +73,7 @@ class Admission:
         self.planning: Request | None = None
         """The request a row is being planned for: the suspect if planning raises."""
         self.reserve = Reserve()
+        self._saves_decodes = cache.states is not None and limits.page_size > 1
         self.num_retracted = 0
         self._free_slots = list(range(limits.max_running - 1, -1, -1))
         self._blocked: tuple[Request | None, int] = (None, 0)
@@ -191,9 +192,12 @@ class Admission:
         batch.emit += emits
         batch.num_draft += [0] * len(decoding)
         plan.rows += decoding
-        for request, emit in zip(decoding, emits, strict=True):
+        first = len(plan.rows) - len(decoding)
+        for row, (request, emit) in enumerate(zip(decoding, emits, strict=True), first):
             request.planned += 1
             request.pending += emit
+            if self._saves_decodes:
+                self._plan_saves(plan, row, request.planned - 1)
 
     def _plan_extend(self, plan: Plan, request: Request, num: int, drafts: list[int]) -> None:
         """A row of `num` known positions of a generating sequence, and its drafts; retracts others for room."""
@@ -219,6 +223,8 @@ class Admission:
         self._write_tokens(plan.batch, request, drafts)
         self._row(plan, request, num, int(request.known + request.pending < request.limit), len(drafts))
         request.in_doubt = bool(drafts)
+        if self._saves_decodes:
+            self._plan_saves(plan, len(plan.rows) - 1, request.planned - num)
 
     def _victim(self, plan: Plan) -> Request | None:
         """The latest running request that is not in this step yet (lowest priority first)."""
@@ -238,8 +244,19 @@ class Admission:
         emit = int(last and request.known + request.pending < request.limit)
         self._row(plan, request, num, emit)
         assert request.handle is not None
+        if self.cache.states is not None:
+            self._plan_saves(plan, len(plan.rows) - 1, request.planned - num)
         self._write(plan.batch, request.slot, self.cache.publish(request.handle, request.planned))
         return num
+
+    def _plan_saves(self, plan: Plan, row: int, start: int) -> None:
+        """Recurrent states of a planned row that the cache wants to keep; the row runs from position `start`."""
+        request, batch = plan.rows[row], plan.batch
+        assert request.handle is not None
+        for position, slot in self.cache.plan_saves(request.handle, start, request.planned):
+            batch.save_row.append(row)
+            batch.save_position.append(position)
+            batch.save_slot.append(slot)
 
     @staticmethod
     def _write_tokens(batch: Batch, request: Request, drafts: list[int]) -> None:
@@ -324,10 +341,10 @@ class Admission:
         slot = self._free_slots.pop()
         request.begin(slot, handle)
         self.running.append(request)
-        tokens = request.key.tokens()
-        sampling = request.sampling
+        tokens, ends = request.key.tokens(), sorted(request.end_ids)
+        states = handle.state, handle.restore
         self._new.append(
-            NewSlot(slot, tokens, request.prompt_len, sampling, request.seed, request.logprobs, sorted(request.end_ids))
+            NewSlot(slot, tokens, request.prompt_len, request.sampling, request.seed, request.logprobs, ends, *states)
         )
         pages = handle.pages[: (needed + page - 1) // page]
         self._write(plan.batch, slot, [(FULL, index, page_id) for index, page_id in enumerate(pages)])
@@ -340,7 +357,7 @@ class Admission:
 
     def _release(self, request: Request, num_tokens: int, *, publish: bool) -> None:
         assert request.handle is not None
-        self.cache.release(request.handle, num_tokens, publish=publish)
+        self.cache.release(request.handle, num_tokens, publish=publish, state_at=request.planned)
         self.running.remove(request)
         self._free_slots.append(request.slot)
         self._freed.append(request.slot)

@@ -26,6 +26,8 @@ class Results:
         self._stats = stats
         self._requests = requests
         self.replies: list[Reply] = []
+        self._may_draft = admission.cache.states is None
+        """A recurrent state that has read a wrong draft can not go back."""
 
     def commit(self, plan: Plan, result: StepResult) -> None:
         """Append the step's tokens to their requests. Rows of requests that ended meanwhile are discarded."""
@@ -74,7 +76,7 @@ class Results:
         request.written = request.known
         if finish is None and request.guide is not None:
             finish = self._follow_guide(request, request.guide)
-            if finish is None and not request.pending and not request.void:
+            if finish is None and not request.pending and not request.void and self._may_draft:
                 request.drafts = request.guide.draft(request.key, request.limit - request.known - 1)
         if finish is not None:
             self._finish(request, finish)

@@ -24,7 +24,7 @@ from pando.core.config import Config
 from pando.core.info import EngineInfo
 from pando.core.messages import Load
 from pando.engine_client import EngineClient
-from pando.engine_process import start_engine_process
+from pando.engine_process import SpawnedEngine, start_engine_process
 from pando.errors import ConfigError, EngineUnavailable
 from pando.log import setup as setup_log
 from pando.server.announce import Announcer
@@ -58,14 +58,15 @@ class _Stopped(Exception):
     """A signal came while the engine was starting."""
 
 
-def run_server(config: Config, announcer: Announcer | None = None) -> int:
+def run_server(config: Config, announcer: Announcer | None = None, spawned: SpawnedEngine | None = None) -> int:
     """Serve until ctrl-C, SIGTERM or the engine's end. The exit code: 130 after ctrl-C, 0 after SIGTERM, else 1.
 
-    Raises ConfigError (port in use, bad model) and other errors of the start.
+    spawned: the engine's process, if it has begun; it is the caller's to end if this raises. Raises ConfigError (port
+    in use, bad model) and other errors of the start.
     """
     setup_log(config.log_level)
     announcer = announcer or Announcer()
-    return run_loop(serve(config, announcer))
+    return run_loop(serve(config, announcer, spawned))
 
 
 def run_loop(main: Coroutine[None, None, int]) -> int:
@@ -77,17 +78,18 @@ def run_loop(main: Coroutine[None, None, int]) -> int:
     return int(uvloop.run(main))
 
 
-async def serve(config: Config, announcer: Announcer) -> int:
+async def serve(config: Config, announcer: Announcer, spawned: SpawnedEngine | None = None) -> int:
     """The whole life of a server; see the module's drawing. Returns the exit code."""
     service = Service(config)
     sock = listen(config.host, config.port)
     stop = _StopSignals()
     with stop.installed():
         async with _http_server(service, sock):
-            engine = _EngineStart(config, service, announcer)
+            tokenizer = _EarlyTokenizer(config)
+            engine = _EngineStart(config, service, announcer, spawned)
             try:
                 transport, info = await engine.run(stop)
-                client = _connect(config, transport, info)
+                client = _connect(config, transport, info, tokenizer)
                 service.client, service.phase = client, Load("ready")
             except _Stopped:
                 return stop.exit_code
@@ -197,8 +199,11 @@ async def _http_server(service: Service, sock: socket.socket) -> AsyncIterator[N
 class _EngineStart:
     """Starts the engine in a thread, since starting blocks, and reports its phases on the loop."""
 
-    def __init__(self, config: Config, service: Service, announcer: Announcer) -> None:
+    def __init__(
+        self, config: Config, service: Service, announcer: Announcer, spawned: SpawnedEngine | None = None
+    ) -> None:
         self._config = config
+        self._spawned = spawned
         self._service = service
         self._announcer = announcer
         self._loop = asyncio.get_running_loop()
@@ -226,7 +231,7 @@ class _EngineStart:
 
     def _start(self) -> None:
         try:
-            started = start_engine_process(self._config, self._on_phase)
+            started = start_engine_process(self._config, self._on_phase, self._spawned)
         except BaseException as error:
             self._settle(error=error)
         else:
@@ -256,10 +261,33 @@ class _EngineStart:
         self._announcer.phase(load)
 
 
-def _connect(config: Config, transport: Transport, info: EngineInfo) -> EngineClient:
-    template = Path(config.chat_template) if config.chat_template else None
-    tokenizer = Tokenizer.load(Path(info.tokenizer_path), template)
-    client = EngineClient(transport, tokenizer, info, random_seed=config.random_seed)
+class _EarlyTokenizer:
+    """The tokenizer, read while the engine starts if its folder is known by then."""
+
+    def __init__(self, config: Config) -> None:
+        self._template = Path(config.chat_template) if config.chat_template else None
+        self._folder = Path(config.tokenizer_path or config.model_path)
+        self._found: Tokenizer | None = None
+        self._thread: threading.Thread | None = None
+        if (self._folder / "tokenizer.json").is_file():
+            self._thread = threading.Thread(target=self._read, name="pando-tokenizer", daemon=True)
+            self._thread.start()
+
+    def of(self, info: EngineInfo) -> Tokenizer:
+        """The engine's tokenizer. Raises ConfigError if it can not be read."""
+        if self._thread is not None and str(self._folder) == info.tokenizer_path:
+            self._thread.join()
+            if self._found is not None:
+                return self._found
+        return Tokenizer.load(Path(info.tokenizer_path), self._template)
+
+    def _read(self) -> None:
+        with contextlib.suppress(ConfigError):  # the engine reads the same files and says what is wrong
+            self._found = Tokenizer.load(self._folder, self._template)
+
+
+def _connect(config: Config, transport: Transport, info: EngineInfo, early: _EarlyTokenizer) -> EngineClient:
+    client = EngineClient(transport, early.of(info), info, random_seed=config.random_seed)
     client.start()
     return client
 

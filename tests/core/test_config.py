@@ -48,6 +48,14 @@ def test_memory_share(value: float) -> None:
     assert Config(mem_fraction_static=1.0).mem_fraction_static == 1.0
 
 
+def test_size_of_the_packed_cache() -> None:
+    for value in (-1.0, float("nan")):
+        with pytest.raises(ConfigError, match="packed_cache_gb") as e:
+            Config(packed_cache_gb=value)
+        assert e.value.param == "packed_cache_gb"
+    assert Config().packed_cache == "auto" and Config(packed_cache_gb=0.0).packed_cache_gb == 0.0
+
+
 @pytest.mark.parametrize("name", CHOICES)
 def test_choices(name: str) -> None:
     for value in CHOICES[name]:

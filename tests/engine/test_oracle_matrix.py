@@ -15,9 +15,11 @@ from pando.core.messages import Abort
 from pando.core.sampling import LogprobSpec
 from tests.engine.tiny_engine import tiny_engine
 from tests.scheduler.harness import Bench
-from tests.tiny_models import FAMILIES, assert_greedy, prompt_ids, tiny_checkpoint
+from tests.tiny_models import FAMILIES, HYBRID_FAMILIES, assert_greedy, prompt_ids, tiny_checkpoint
 
 NEW = 12
+LATENT = tuple(name for name in HYBRID_FAMILIES if name.startswith(("deepseek", "glm")))
+"""Families with latent attention."""
 A, B, C = prompt_ids(41), prompt_ids(37, seed=1), prompt_ids(30, seed=2)
 SHARED = A[:32] + prompt_ids(9, seed=3)
 """Branches off A after 32 tokens, a multiple of both page sizes."""
@@ -108,7 +110,7 @@ SCENARIOS = (cold_warm_and_mixed, chunked, partly_evicted, retracted)
 
 @pytest.mark.parametrize("kernels", ["reference", "auto"])
 @pytest.mark.parametrize("page_size", [1, 16])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES + LATENT)
 def test_engine_equals_transformers(family: str, page_size: int, kernels: str) -> None:
     for number, scenario in enumerate(SCENARIOS):
         scenario(family, kernels, page_size, overlap=(number + page_size) % 2 == 0)

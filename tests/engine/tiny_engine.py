@@ -6,6 +6,8 @@ import functools
 from typing import Any
 
 from pando.attention.paged import PagedAttentionBackend
+from pando.cache.budget import CacheLayout
+from pando.cache.manager import CacheManager
 from pando.cache.pool import KVPool
 from pando.device import Device
 from pando.kernels import op_table
@@ -29,11 +31,18 @@ def tiny_model(family: str, kernels: str, dtype: str = "float32") -> DecoderMode
 
 
 def tiny_runner(
-    family: str, kernels: str, *, num_tokens: int, page_size: int, max_running: int, context: int = CONTEXT
+    family: str,
+    kernels: str,
+    *,
+    num_tokens: int,
+    page_size: int,
+    max_running: int,
+    context: int = CONTEXT,
+    num_states: int = 0,
 ) -> Runner:
     """A runner with a pool of `num_tokens` tokens."""
     model, ops = tiny_model(family, kernels), op_table("cpu", kernels)
-    pool = KVPool(model.cache_plan, num_tokens // page_size, page_size, "cpu", model.dtype)
+    pool = KVPool(model.cache_plan, num_tokens // page_size, page_size, "cpu", model.dtype, num_states=num_states)
     table = RequestTable(max_running, context, page_size, CPU, ops)
     return Runner(model, PagedAttentionBackend(pool, ops), table, Sampler(ops, table), CPU)
 
@@ -47,12 +56,21 @@ def tiny_engine(
     max_running: int = 8,
     overlap: bool = False,
     context: int = CONTEXT,
+    num_states: int = 0,
     **options: Any,
 ) -> Bench:
-    """A scheduler over a tiny model; `options` go to the scheduler's harness."""
+    """A scheduler over a tiny model; `options` go to the scheduler's harness. num_states: of a recurrent model."""
     runner: Any = tiny_runner(
-        family, kernels, num_tokens=num_tokens, page_size=page_size, max_running=max_running, context=context
+        family,
+        kernels,
+        num_tokens=num_tokens,
+        page_size=page_size,
+        max_running=max_running,
+        context=context,
+        num_states=num_states,
     )
+    if num_states:
+        options["cache"] = _state_cache(runner._model, num_tokens, page_size, num_states)
     executor = ThreadedExecutor(runner) if overlap else runner
     return bench(
         num_pages=num_tokens // page_size,
@@ -63,3 +81,10 @@ def tiny_engine(
         vocab=runner._model.vocab_size,
         **options,
     )
+
+
+def _state_cache(model: DecoderModel, num_tokens: int, page_size: int, num_states: int) -> CacheManager:
+    plan = model.cache_plan
+    layout = CacheLayout(page_size, plan.bytes_per_token, state_bytes=plan.bytes_per_state)
+    size = num_tokens * plan.bytes_per_token + num_states * plan.bytes_per_state
+    return CacheManager(layout, size, num_slots=[num_tokens // page_size, num_states])

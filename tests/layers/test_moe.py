@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from pando.kernels import op_table
 from pando.layers.linear import Linear
 from pando.layers.mlp import GatedMLP, PlainMLP
-from pando.layers.moe import MoE, SharedExpert, route
+from pando.layers.moe import LatentExperts, MoE, PlainExperts, SharedExpert, route
 from pando.layers.shapes import MoeShape
 
 OPS = op_table("cpu", "reference")
@@ -82,3 +82,32 @@ def test_plain_mlp_activations(kind: str, function: object) -> None:
     x, up, down = (torch.randn(*size, generator=generator) for size in ((3, 8), (5, 8), (8, 5)))
     out = PlainMLP(Linear(up, None, OPS), Linear(down, None, OPS), kind)(x)
     torch.testing.assert_close(out, function(x @ up.T) @ down.T)  # type: ignore[operator]
+
+
+def test_plain_experts_are_their_mlps_weighted() -> None:
+    ups, downs, x = torch.randn(3, 6, 4), torch.randn(3, 4, 6), torch.randn(5, 4)
+    mlps = [PlainMLP(Linear(u, None, OPS), Linear(d, None, OPS), "relu2") for u, d in zip(ups, downs, strict=True)]
+    ids = torch.tensor([[0, 2], [1, 0], [2, 1], [0, 1], [2, 0]])
+    weights = torch.rand(5, 2)
+    each = torch.stack([(x @ u.T).relu().square() @ d.T for u, d in zip(ups, downs, strict=True)])
+    expected = sum(each[ids[:, k], torch.arange(5)] * weights[:, k, None] for k in range(2))
+    experts = PlainExperts(mlps)
+    torch.testing.assert_close(experts(x, ids, weights), expected)
+    assert experts.num_bytes == 4 * (ups.numel() + downs.numel())
+
+
+def test_latent_experts_run_on_a_projection() -> None:
+    down, up, x = torch.randn(2, 4), torch.randn(4, 2), torch.randn(5, 4)
+    inner, outer = torch.randn(1, 6, 2), torch.randn(1, 2, 6)
+    plain = PlainExperts([PlainMLP(Linear(inner[0], None, OPS), Linear(outer[0], None, OPS), "relu2")])
+    experts = LatentExperts(Linear(down, None, OPS), plain, Linear(up, None, OPS))
+    expected = ((x @ down.T @ inner[0].T).relu().square() @ outer[0].T) @ up.T
+    torch.testing.assert_close(experts(x, torch.zeros(5, 1, dtype=torch.int64), torch.ones(5, 1)), expected)
+    assert experts.num_bytes == 4 * (down.numel() + up.numel()) + plain.num_bytes
+
+
+def test_groups_compete_by_as_many_experts_as_asked() -> None:
+    logits = torch.log(torch.tensor([[0.40, 0.01, 0.30, 0.29]]))
+    for best, chosen in ((1, 0), (2, 2)):
+        grouped = shape(top_k=1, groups=2, top_groups=1, group_scores=best, renormalise=False)
+        assert route(logits, grouped)[0].tolist() == [[chosen]]

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pando.kernels import op_table
 from pando.kernels.ops import OpTable
-from pando.models.decoder import DecoderModel
-from pando.models.load import load_model
+from pando.layers.shapes import LayerShape
+from pando.models.build import build_model
+from pando.models.decoder import DecoderModel, ModelInfo
+from pando.models.hf_config import HFConfig
+from pando.models.load import load_model, load_spec
+from pando.models.registry import spec_of
+from pando.models.size import ModelSize
+from pando.models.spec import Spec
+from pando.models.weights import Loader, SafetensorsSource
 from tests.models.paged_loop import PagedLoop, Row, full_logits, greedy
 from tests.tiny_models import HYBRID_FAMILIES, assert_greedy, hf_logits, prompt_ids, report, tiny_checkpoint
 
@@ -58,7 +69,7 @@ def test_checkpoints_show_mistakes(family: str) -> None:
     assert found.distinct >= 8 and found.context_effect > 0.1, found
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.2), ("float16", 0.03)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.2), ("float16", 0.05)])
 @pytest.mark.parametrize("family", HYBRID_FAMILIES)
 def test_half_precision_is_close(family: str, dtype: str, tolerance: float) -> None:
     model = load(family, BEST, dtype)
@@ -117,4 +128,114 @@ def test_states_do_not_depend_on_cuts_and_neighbours(family: str, ops: OpTable) 
     many.step([beside, other], [8, 11])
     for cut, whole in zip(one.pool.states, many.pool.states, strict=True):
         for left, right in zip(cut, whole, strict=True):
-            torch.testing.assert_close(left[alone.state], right[beside.state], rtol=1e-4, atol=1e-5)
+            difference = (left[alone.state] - right[beside.state]).abs().max()
+            assert difference < 1e-5 * right[beside.state].abs().max()
+
+
+Change = Callable[[Spec], Spec]
+
+
+def mixer_with(**changes: object) -> Change:
+    """A change of every mixer's shape."""
+
+    def changed(layer: LayerShape) -> LayerShape:
+        return layer if layer.mixer is None else replace(layer, mixer=replace(layer.mixer, **changes))  # type: ignore[arg-type]
+
+    return lambda spec: replace(spec, layers=tuple(changed(layer) for layer in spec.layers))
+
+
+def moe_with(**changes: object) -> Change:
+    """A change of every layer's routing."""
+
+    def changed(layer: LayerShape) -> LayerShape:
+        return layer if layer.moe is None else replace(layer, moe=replace(layer.moe, **changes))  # type: ignore[arg-type]
+
+    return lambda spec: replace(spec, layers=tuple(changed(layer) for layer in spec.layers))
+
+
+def spec_with(**changes: object) -> Change:
+    """A change of the spec itself."""
+    return lambda spec: replace(spec, **changes)  # type: ignore[arg-type]
+
+
+def rope_pairs(spec: Spec) -> Spec:
+    """Rotary halves instead of pairs."""
+    mixer = spec.layers[0].mixer
+    return mixer_with(rope=replace(mixer.rope, interleaved=False))(spec)  # type: ignore[union-attr]
+
+
+WRONG_SPECS: dict[str, tuple[str, Change]] = {
+    "bounds of the step size": ("granitemoehybrid", mixer_with(dt_limit=(0.5, 1.0))),
+    "norm before the gate": ("bamba", mixer_with(norm="before_gate")),
+    "norm after the gate": ("falcon_h1", mixer_with(norm="before_gate")),
+    "factors on the projection": ("falcon_h1", mixer_with(factors=(1.0,) * 5)),
+    "factor on the state space": ("falcon_h1", mixer_with(out_factor=1.0)),
+    "factor on attention": ("falcon_h1", spec_with(attention_factor=1.0)),
+    "factor on keys": ("falcon_h1", spec_with(scale=16**-0.5)),
+    "factor on the gate": ("falcon_h1", spec_with(gate_multiplier=1.0)),
+    "factor on the MLP": ("falcon_h1", spec_with(mlp_multiplier=1.0)),
+    "scores sharpened by yarn": ("deepseek_v3", spec_with(scale=24**-0.5)),
+    "rotary pairs": ("deepseek_v3", rope_pairs),
+    "epsilon of the compressed norms": ("glm4_moe_lite", mixer_with(norm_eps=1e-1)),
+    "groups by their best two": ("deepseek_v2", moe_with(group_scores=2)),
+    "weights renormalised": ("deepseek_v2", moe_with(renormalise=True)),
+    "norms without the one": ("qwen3_next", spec_with(norm_offset=0.0)),
+    "activation of plain experts": ("nemotron_h", spec_with(activation="silu")),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_SPECS)
+def test_oracle_sees_a_wrong_spec(mistake: str) -> None:
+    family, change = WRONG_SPECS[mistake]
+    path = tiny_checkpoint(family)
+    spec, config = load_spec(path)
+    loader = Loader(SafetensorsSource(path), torch.float32, torch.device("cpu"))
+    with torch.inference_mode():
+        model = build_model(change(spec), loader, REFERENCE, spec.max_position, ModelInfo((), config.values))
+    expected = hf_logits(path, PROMPTS[0])
+    assert (full_logits(model, REFERENCE, PROMPTS[0]) - expected).abs().max() > 1e-3 * expected.abs().max()
+
+
+@pytest.mark.parametrize(("quantization", "tolerance"), [("int8", 0.1), ("w8a8", 0.15), ("int4", 0.7)])
+@pytest.mark.parametrize("family", HYBRID_FAMILIES)
+def test_rounded_on_load(family: str, quantization: str, tolerance: float) -> None:
+    """Weights are rounded, so the logits change, and stay near (at most tokens: some are sent to another expert)."""
+    path = tiny_checkpoint(family)
+    plain = full_logits(load(family, BEST), BEST, PROMPTS[0])
+    rounded = full_logits(load_model(path, dtype="float32", ops=BEST, quantization=quantization), BEST, PROMPTS[0])
+    error = (rounded - plain).square().mean(-1).sqrt().median() / plain.std()
+    assert 0 < error < tolerance
+
+
+def test_multimodal_checkpoints_are_read_through_their_language_model(tmp_path: Path) -> None:
+    """Qwen3.5 as it is published: nested names, a vision tower, a layer that drafts."""
+    path = tiny_checkpoint("qwen3_5")
+    tensors = {
+        name if name == "lm_head.weight" else "model.language_model." + name.removeprefix("model."): tensor
+        for name, tensor in load_file(path / "model.safetensors").items()
+    }
+    extra = {"model.visual.patch_embed.weight": torch.zeros(2, 2), "mtp.fc.weight": torch.zeros(2, 2)}
+    save_file({**tensors, **extra}, tmp_path / "model.safetensors")
+    text = json.loads((path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_5", "text_config": text}))
+    model = load_model(tmp_path, dtype="float32", ops=REFERENCE)
+    assert torch.equal(full_logits(model, REFERENCE, PROMPTS[1]), full_logits(load("qwen3_5"), REFERENCE, PROMPTS[1]))
+
+
+def test_a_model_type_by_another_name() -> None:
+    values = json.loads((tiny_checkpoint("deepseek_v3") / "config.json").read_text())
+    renamed = spec_of(HFConfig({**values, "model_type": "kimi_k2"}))
+    assert renamed.layers == spec_of(HFConfig(values)).layers
+
+
+@pytest.mark.parametrize("family", HYBRID_FAMILIES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cache_bytes_are_those_of_the_pool(family: str, dtype: str) -> None:
+    path = tiny_checkpoint(family)
+    model = load(family, REFERENCE, dtype)
+    size = ModelSize.of_config(json.loads((path / "config.json").read_text()))
+    loop = PagedLoop(model, REFERENCE, page_size=4, num_slots=32)
+    bytes_of_states = sum(tensor.nbytes for layer in loop.pool.states for tensor in layer)
+    assert size.state_bytes(dtype) * loop.pool.num_states == bytes_of_states
+    assert size.kv_bytes_per_token(dtype) * loop.pool.num_slots == loop.pool.num_bytes - bytes_of_states
+    assert (bytes_of_states > 0) == (family in RECURRENT_FAMILIES)

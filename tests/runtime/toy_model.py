@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pando.cache.spec import CachePlan
 from pando.core.batch import Batch, NewSlot
 from pando.core.sampling import LogprobSpec, SamplingParams
 from pando.device import Device
@@ -31,6 +32,7 @@ class ToyModel:
     hidden_size = 2
     max_position = 1024
     dtype = torch.float32
+    cache_plan = CachePlan.of([])
 
     def __init__(self) -> None:
         self.seen: list[ForwardBatch] = []

@@ -117,9 +117,11 @@ def bench(
     executor: Any = None,
     fail: Any = None,
     vocab: int = VOCAB,
+    cache: CacheManager | None = None,
 ) -> Bench:
     """A scheduler with small pools over a FakeExecutor (or the given one)."""
-    cache = CacheManager(CacheLayout(page_size, 1), num_pages * page_size, sharing=sharing)
+    if cache is None:
+        cache = CacheManager(CacheLayout(page_size, 1), num_pages * page_size, sharing=sharing)
     runner = executor or FakeExecutor(num_pages, page_size, VOCAB, depth, fail)
     stats = Stats()
     limits = Limits(token_budget, max_running, min(context_length, num_pages * page_size), page_size)

@@ -20,6 +20,7 @@ from rich.console import Console
 from pando.core.config import Config
 from pando.core.info import EngineInfo
 from pando.core.messages import Load
+from pando.engine_process import SpawnedEngine
 from pando.errors import ConfigError, ModelNotFound
 from pando.server import launch
 from pando.server.announce import Announcer, base_url, curl, facts
@@ -41,7 +42,9 @@ class FakeStart:
         self.transport = FakeTransport(self.engine)
         self.folder = folder
 
-    def __call__(self, config: Config, on_phase: Callable[[Load], None]) -> tuple[FakeTransport, EngineInfo, FakeStart]:
+    def __call__(
+        self, config: Config, on_phase: Callable[[Load], None], spawned: SpawnedEngine | None
+    ) -> tuple[FakeTransport, EngineInfo, FakeStart]:
         on_phase(Load("weights", 0.5, "1 of 2 GB"))
         self.go.wait(20)
         if self.error is not None:

@@ -1,0 +1,110 @@
+"""Models with recurrent states in the engine: greedy tokens equal transformers', whatever the cache did.
+
+Families x {cold, warm, next turn, branched, chunked, partly evicted, retracted, aborted neighbour} x page size {1, 16}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from pando.core.messages import Abort
+from tests.engine.tiny_engine import tiny_engine
+from tests.scheduler.harness import Bench
+from tests.tiny_models import HYBRID_FAMILIES, assert_greedy, prompt_ids, tiny_checkpoint
+
+NEW = 12
+A, B, C = prompt_ids(41), prompt_ids(37, seed=1), prompt_ids(30, seed=2)
+BRANCHES = [A[:32] + prompt_ids(9, seed=seed) for seed in (3, 4, 5)]
+FAMILIES = tuple(name for name in HYBRID_FAMILIES if not name.startswith(("deepseek", "glm")))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def ask(engine: Bench, rid: str, prompt: list[int], num: int = NEW) -> None:
+    engine.add(rid, prompt, num, ignore_eos=True)
+
+
+def assert_oracle(engine: Bench, family: str, prompts: dict[str, list[int]]) -> None:
+    for rid, prompt in prompts.items():
+        assert engine.finish(rid).kind == "length"
+        assert_greedy(tiny_checkpoint(family), prompt, engine.tokens[rid])
+    engine.cache.check()
+
+
+def reuse(family: str, page_size: int, overlap: bool) -> None:
+    """A conversation goes on from its last state; a fork saves one on its second visit and is resumed on the third."""
+    engine = tiny_engine(family, page_size=page_size, overlap=overlap, num_states=24)
+    ask(engine, "cold", A)
+    engine.run()
+    turn = A + engine.tokens["cold"] + prompt_ids(5, seed=7)
+    prompts = {"cold": A, "turn": turn, **{f"branch {i}": prompt for i, prompt in enumerate(BRANCHES)}}
+    for rid, prompt in list(prompts.items())[1:]:
+        ask(engine, rid, prompt)
+        engine.run()
+    cached = {rid: engine.ended[rid].cached_tokens for rid in prompts}
+    last = (len(A) + NEW - 1) // page_size * page_size
+    assert cached == {"cold": 0, "turn": last, "branch 0": 0, "branch 1": 32, "branch 2": 32}
+    assert_oracle(engine, family, prompts)
+
+
+def mixed(family: str, page_size: int, overlap: bool) -> None:
+    """Prompts in chunks of several sizes beside running sequences; one is aborted."""
+    for budget in (5, 19, 64):
+        engine = tiny_engine(family, page_size=page_size, overlap=overlap, token_budget=budget, num_states=24)
+        prompts = {"a": A, "b": B, "branch": BRANCHES[0], "other": BRANCHES[1]}
+        ask(engine, "a", A)
+        for _ in range(4):
+            engine.step()
+        ask(engine, "doomed", C)
+        for rid in ("b", "branch", "other"):
+            ask(engine, rid, prompts[rid])
+        for _ in range(6):
+            engine.step()
+        engine.inbox.commands.append(Abort("doomed"))
+        engine.run()
+        assert engine.finish("doomed").kind == "abort"
+        assert_oracle(engine, family, prompts)
+
+
+def crowded(family: str, page_size: int, overlap: bool) -> None:
+    """Too few pages for all at once, and hardly more states than run: retracted, evicted, asked again."""
+    engine = tiny_engine(
+        family, num_tokens=128, page_size=page_size, overlap=overlap, context=96, num_states=8, max_running=3
+    )
+    prompts = {"a": A, "b": B, "c": C}
+    for rid, prompt in prompts.items():
+        ask(engine, rid, prompt, 32)
+    engine.run()
+    assert engine.scheduler.admission.num_retracted > 0
+    again = {"a again": A, "fork": BRANCHES[0], "fork again": BRANCHES[1]}
+    for rid, prompt in again.items():
+        ask(engine, rid, prompt)
+    engine.run()
+    assert sum(engine.cache.eviction.evicted) > 0
+    assert_oracle(engine, family, prompts | again)
+
+
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_engine_equals_transformers(family: str, page_size: int) -> None:
+    for number, scenario in enumerate((reuse, mixed, crowded)):
+        scenario(family, page_size, overlap=(number + page_size) % 2 == 0)
+
+
+def test_nothing_is_reused_without_sharing() -> None:
+    engine = tiny_engine(FAMILIES[0], num_states=8, sharing=False)
+    engine.cache.sharing = False
+    for rid in ("first", "second"):
+        ask(engine, rid, A)
+        engine.run()
+    assert engine.ended["second"].cached_tokens == 0
+    assert_oracle(engine, FAMILIES[0], {"first": A, "second": A})

@@ -40,7 +40,7 @@ def agents() -> list[TraceRequest]:
     return trace
 
 
-@pytest.mark.parametrize("kind, seed, least", [("lmsys", 3, 8e8), ("sharegpt", 4, 8e8), ("swebench", 5, 2e9)])
+@pytest.mark.parametrize("kind, seed, least", [("lmsys", 3, 8e8), ("sharegpt", 4, 8e8), ("swebench", 5, 3e9)])
 @pytest.mark.parametrize("policy", ["lru", "lru_leaf"])
 @pytest.mark.parametrize("factor", [1, 2])
 def test_equals_the_reference(kind: str, seed: int, least: float, policy: str, factor: int) -> None:

@@ -150,11 +150,13 @@ def sampling_from_mapping(values: Mapping[str, Any], defaults: Mapping[str, Any]
     """
     merged: dict[str, Any] = {**(defaults or {}), **{k: v for k, v in values.items() if v is not None}}
     grammars = {kind: merged.pop(kind) for kind in GRAMMAR_KINDS if kind in merged}
+    if grammars and "grammar" in merged:
+        raise InvalidRequest("grammar and its kinds exclude each other; give one", param="grammar")
     if len(grammars) > 1:
         raise InvalidRequest(f"{sorted(grammars)} exclude each other; give one", param=sorted(grammars)[1])
     for kind, source in grammars.items():
         text = source if isinstance(source, str) else msgspec.json.encode(source).decode()
-        merged["grammar"] = GrammarSpec(kind, text)  # type: ignore[arg-type]
+        merged["grammar"] = GrammarSpec(kind, text, GrammarOptions(strict=True))  # type: ignore[arg-type]
     for field in ("stop", "stop_regex"):
         if isinstance(merged.get(field), str):
             merged[field] = [merged[field]]

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from pando.core.sampling import GrammarSpec
 from pando.errors import InvalidGrammar, PandoError, StepFailed
-from pando.grammar.protocols import CompiledGrammar, GrammarBackend
+from pando.grammar.protocols import CompiledGrammar, GrammarCompiler
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class GrammarManager:
 
     def __init__(
         self,
-        backend: GrammarBackend,
+        backend: GrammarCompiler,
         num_threads: int = 2,
         bounds: CacheBounds | None = None,
         clock: Callable[[], float] = time.monotonic,

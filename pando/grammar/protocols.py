@@ -100,19 +100,23 @@ class CompiledGrammar(Protocol):
         """Why a finished text breaks the source, where the grammar was relaxed; None if it does not."""
 
 
-class GrammarBackend(Protocol):
-    """One per tokenizer, width of logits and set of end ids. All methods may be called from any thread."""
-
-    name: str
+class GrammarCompiler(Protocol):
+    """Makes grammars of sources. All methods may be called from any thread."""
 
     def key(self, spec: GrammarSpec) -> str:
         """Identity of a compiled source, for caches."""
 
-    def validate(self, spec: GrammarSpec) -> list[Issue]:
-        """Faults and remarks without compiling for the tokenizer: what a front end checks."""
-
     def compile(self, spec: GrammarSpec) -> CompiledGrammar:
         """Compile. Raises InvalidGrammar with a JSON pointer."""
+
+
+class GrammarBackend(GrammarCompiler, Protocol):
+    """One per tokenizer, width of logits and set of end ids. All methods may be called from any thread."""
+
+    name: str
+
+    def validate(self, spec: GrammarSpec) -> list[Issue]:
+        """Faults and remarks without compiling for the tokenizer: what a front end checks."""
 
     def allocate_masks(self, rows: int) -> Masks:
         """Masks that allow every token."""

@@ -73,6 +73,13 @@ class Budget:
                 by_ids += gap * component.slot_bytes
         return max(lacking, by_ids)
 
+    def has_free(self, slots: Sequence[int]) -> bool:
+        """True if `slots[i]` of each component are free now, within the budget."""
+        for count, component in zip(slots, self.components, strict=True):
+            if count > component.allocator.num_free:
+                return False
+        return not self.binds or self.lacking_bytes(slots) <= 0
+
     def lacking_bytes(self, need: Sequence[int]) -> int:
         """Bytes to free before `need[i]` slots of each component fit; <= 0 if they do now."""
         return (

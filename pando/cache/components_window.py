@@ -72,10 +72,12 @@ class WindowKV:
             self._renew(lower)
 
     def can_merge(self, upper: Node, lower: Node) -> bool:
-        """Nobody holds either, and the pages of both are one suffix."""
+        """Nobody holds either, and the pages of both are one suffix, used by the same request."""
         above, below = upper.records[self.index], lower.records[self.index]
+        if above.locks or below.locks:
+            return False
         whole = len(below.slots) == num_pages_of(lower, self.page_size)
-        return not above.locks and not below.locks and (whole or not len(above.slots))
+        return not len(above.slots) or (whole and above.time == below.time)
 
     def merge(self, path: Sequence[Node]) -> None:
         """Pages in path order."""
@@ -84,8 +86,6 @@ class WindowKV:
             self.order.discard(record)
         last = records[-1]
         last.slots = np.concatenate([record.slots for record in records])
-        latest = max(records, key=lambda record: record.time)
-        last.reach, last.time, last.floor, last.score = latest.reach, latest.time, latest.floor, latest.score
         self._renew(path[-1])
 
     def lock(self, node: Node, start: int) -> Pin:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from pando.cache.components import Receipt
 from pando.cache.key import TokenKey
@@ -21,8 +21,7 @@ PageWrite = tuple[int, int, int]
 """(group, page index, page id): this page of a request is at this id from now on."""
 
 
-@dataclass(frozen=True, slots=True)
-class PrefixMatch:
+class PrefixMatch(NamedTuple):
     """The longest reusable prefix of a query. Valid until the next call that changes the cache.
 
     num_tokens: tokens that need not be computed, whole pages. num_matched: tokens that the tree knows, >= num_tokens; a

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Sequence
-from dataclasses import replace
 
 from pando.cache.admission import CheckpointPolicy, checkpoints_of
 from pando.cache.budget import CacheLayout
@@ -121,23 +120,34 @@ class CacheManager:
     # -- a request's way
 
     def admit(
-        self, key: TokenKey, namespace: str, num_tokens_needed: int, *, limit: int | None = None, keep: int = 0
+        self,
+        key: TokenKey,
+        namespace: str,
+        num_tokens_needed: int,
+        *,
+        limit: int | None = None,
+        keep: int = 0,
+        hints: Sequence[int] = (),
     ) -> CacheHandle | Denied:
         """Lock the longest cached prefix of `key` and reserve all that positions [0, num_tokens_needed) need, or deny.
 
         `handle.num_cached` tokens need not be computed. The key stays the caller's, who appends tokens to it.
-        limit: tokens to take from the cache at most. keep: pages that must stay available afterwards.
+        limit: tokens to take from the cache at most. keep: pages that must stay available afterwards. hints: positions
+        of the prompt after which the caller expects others to go on; their states are saved too.
         """
         match = self.match(key, namespace, limit)
         need, shortfall = self._demand(match, num_tokens_needed, keep)
         if shortfall > 0 and match.num_tokens and self.states is not None and not self.handles:
             # What it resumes from takes room beside its own state. Nobody will ever free any: start from zero instead.
-            match = replace(match, num_tokens=0, resume=None)
+            match = match._replace(num_tokens=0, resume=None)
             need, shortfall = self._demand(match, num_tokens_needed, keep)
         if shortfall > 0:
             return Denied(shortfall)
         handle = self._hold(match, key, namespace)
-        self.eviction.make_room(need)
+        if self.states is not None and self.sharing:
+            handle.checkpoints = self._checkpoints(handle, hints)
+        if not self.budget.has_free(need):
+            self.eviction.make_room(need)
         handle.pages.extend(self.allocator.take(need[0]))
         if self.window is not None:
             handle.window_pages.extend(self.window.allocator.take(need[1]))
@@ -152,12 +162,16 @@ class CacheManager:
         page = self.page_size
         num_pages = -(-num_tokens // page)
         need = [max(0, num_pages - match.num_matched // page) if self._has_kv else 0]
-        kept = [self.kv.num_to_lock(match.node, match.num_matched) + (keep if self._has_kv else 0)]
         if self.window is not None:
             need.append(max(0, num_pages - match.num_tokens // page))
-            kept.append(self.window.num_to_lock(match.resume, match.num_tokens) + keep)
         if self.states is not None:
             need.append(1 + self._keeps_spare)
+        if self.budget.has_free([count + keep for count in need]):
+            return need, 0
+        kept = [self.kv.num_to_lock(match.node, match.num_matched) + (keep if self._has_kv else 0)]
+        if self.window is not None:
+            kept.append(self.window.num_to_lock(match.resume, match.num_tokens) + keep)
+        if self.states is not None:
             kept.append(self.states.num_to_lock(match.resume, match.num_tokens))
         return need, self.budget.shortfall(need, kept)
 
@@ -177,6 +191,10 @@ class CacheManager:
             shortfall = self._make_room([need])
             if shortfall > 0:
                 return Denied(shortfall)
+        if need == 1:
+            slot = self.allocator.take_one()
+            pages.append(slot)
+            return GrowResult([(FULL, first, slot)])
         new = self.allocator.take(need)
         pages.extend(new)
         return GrowResult([(FULL, index, slot) for index, slot in enumerate(new, first)])
@@ -353,17 +371,14 @@ class CacheManager:
             if match.num_tokens:
                 handle.restore = self.states.slot(resume)
                 receipt += (self.states.lock(resume),)
-            handle.checkpoints = self._checkpoints(handle)
         handle.receipt = receipt
         if match.num_tokens:
             self._touch(resume, 1)
         return handle
 
-    def _checkpoints(self, handle: CacheHandle) -> list[int]:
+    def _checkpoints(self, handle: CacheHandle, hints: Sequence[int]) -> list[int]:
         """Positions whose states the handle should save, ascending, on pages and on the grid."""
-        if not self.sharing:
-            return []
-        wanted = self.admission.positions(handle.num_cached, handle.num_matched, handle.prompt_len)
+        wanted = [*hints, *self.admission.positions(handle.num_cached, handle.num_matched, handle.prompt_len)]
         rounded = {self._on_grid(handle, min(position, handle.prompt_len)) for position in wanted}
         return sorted(position for position in rounded if position > handle.num_cached)
 
@@ -416,8 +431,8 @@ class CacheManager:
         self.order.touch(node)
         for component in self.components:
             component.touch(node, num_hits)
-        if self.window is not None and (self.states is None or self.states.slot(node) >= 0):
-            self.window.use(node.records[0 if self.states is None else self.states.index], num_hits)
+        if self.window is not None:
+            self.insertion.use_window(self.window, node, num_hits)
 
     # -- inner: growing and publishing
 
@@ -426,6 +441,8 @@ class CacheManager:
         if self.window is not None:
             need = [need[0], max(need)]
         need = need + [0] * (len(self.components) - len(need))
+        if self.budget.has_free(need):
+            return 0
         shortfall = self.budget.shortfall(need, [0] * len(need))
         if shortfall <= 0:
             self.eviction.make_room(need)

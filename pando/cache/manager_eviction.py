@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Sequence
 
@@ -18,36 +19,35 @@ class Eviction:
         self._tree, self._kv, self._order = store.tree, store.kv, store.order
         self._window, self._states, self._events = store.window, store.states, store.events
         self._page_size = store.tree.page_size
+        self._may_prune = not store.kv.slot_bytes  # else every node but a root holds KV
         self.evicted = [0] * len(store.components)
         """Slots evicted since the start, per component."""
 
     def make_room(self, need: Sequence[int]) -> None:
         """Evict until `need[i]` slots of each component are free, within the budget. The caller knows that it works."""
-        while self._step(need, float("inf")):
+        while self._step(need, math.inf):
             pass
-        assert not self._lacks(need), "a reservation was granted that can not be met"
 
     def try_room(self, need: Sequence[int], worth: float) -> bool:
         """`make_room`, but only at the cost of records with scores below `worth`. True if there is room now."""
         while self._step(need, worth):
             pass
-        return not self._lacks(need)
-
-    def _lacks(self, need: Sequence[int]) -> bool:
-        short = any(n > c.allocator.num_free for n, c in zip(need, self._store.components, strict=True))
-        return short or self._store.budget.lacking_bytes(need) > 0
+        return self._store.budget.has_free(need)
 
     def _step(self, need: Sequence[int], worth: float) -> bool:
         """Evict one record if something is lacking and it is worth less than `worth`; True if it did."""
         components, budget = self._store.components, self._store.budget
-        short = next((c for n, c in zip(need, components, strict=True) if n > c.allocator.num_free), None)
+        short = None
+        for count, component in zip(need, components, strict=True):
+            if count > component.allocator.num_free:
+                short = component
+                break
         num_bytes = budget.lacking_bytes(need) if budget.binds else 0
         if short is None and num_bytes <= 0:
             return False
-        least = self._order.peek(None if short is None else short.index)
-        if least is None or least[0] >= worth:
+        record = self._order.pop_below(worth, None if short is None else short.index)
+        if record is None:
             return False
-        record = self._order.pop(None if short is None else short.index)
         component = components[record.component]
         slots = need[short.index] - short.allocator.num_free if short is component else 0
         self._evict(record, max(slots, -(-num_bytes // component.slot_bytes)))
@@ -113,7 +113,7 @@ class Eviction:
     def prune(self, node: Node) -> bool:
         """Remove `node` and what is above it as long as they are unlocked leaves that hold nothing. True if it went."""
         gone = False
-        while self._holds_nothing(node):
+        while self._may_prune and self._holds_nothing(node):
             if self._events.active:
                 self._events.removed(node, num_pages_of(node, self._page_size))
             parent = self._tree.detach(node)

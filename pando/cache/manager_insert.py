@@ -117,6 +117,16 @@ class Insertion:
             current = current.parent
         return healed
 
+    def use_window(self, window: WindowKV, node: Node, num_hits: int) -> None:
+        """A request may resume at the end of `node`, or `num_hits` did: the window there, and no more, is of use."""
+        states = self._store.states
+        owner = node.records[0 if states is None else states.index]
+        start = window.first_page(node.depth) * self._page_size
+        if node.live and (states is None or len(owner.slots)):
+            if start > 0:
+                self._tree.cut_at(node, start)
+            window.use(owner, num_hits)
+
     # -- states
 
     def attach_saves(self, states: Recurrent, handle: CacheHandle, num_tokens: int) -> None:
@@ -143,7 +153,7 @@ class Insertion:
             states.planned.add(node.records[states.index])
         states.put(node, slot)
         if self._store.window is not None:
-            self._store.window.use(node.records[states.index], 0)
+            self.use_window(self._store.window, node, 0)
         self._rescore(states, node)
 
     def _rescore(self, states: Recurrent, node: Node) -> None:

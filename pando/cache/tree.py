@@ -87,8 +87,11 @@ class RadixTree:
 
     def cut_at(self, node: Node, num_tokens: int) -> Node:
         """The node on the path to `node` that ends after `num_tokens` tokens; split off if they end inside an edge."""
-        while node.start >= num_tokens and node.parent is not None:
-            node = node.parent
+        if node.depth == num_tokens:
+            return node
+        parent = node.parent
+        while parent is not None and parent.depth >= num_tokens:
+            node, parent = parent, parent.parent
         if node.depth == num_tokens:
             return node
         return self.split(node, (num_tokens - node.start) * TOKEN_BYTES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -17,6 +18,8 @@ class Policy(Protocol):
 
     whole_leaves: bool
     """True if a leaf with a state goes at once with all it holds, False if only as much goes as is needed."""
+    looks_at_all: bool
+    """True if scores depend on all candidates, so that `choose` has to look at each."""
 
     def rank(self, record: Record) -> tuple[int, float]:
         """(tier, score) of a candidate as it is now. May rise while the record is a candidate; see `EvictionOrder`."""
@@ -37,7 +40,7 @@ class Policy(Protocol):
         """`record`, with this score, was the victim; it still has its slots."""
 
     def choose(self, candidates: Iterator[Record]) -> Record | None:
-        """The victim, for a policy whose scores depend on all candidates; None: the lowest score."""
+        """The victim, if `looks_at_all`; None: the lowest score."""
 
 
 class EvictionOrder:
@@ -91,26 +94,30 @@ class EvictionOrder:
             record.stamp = 0
             self._num_candidates -= 1
 
-    def peek(self, component: int | None = None) -> tuple[float, Record] | None:
-        """Score and record of the least valuable candidate, of one component if asked; None if there is none."""
-        heaps = self._heaps if component is None else [self._heaps[component]]
-        for tier in range(NUM_TIERS):
-            tops = [top for tiers in heaps if (top := self._top(tiers[tier])) is not None]
-            if tops:
-                least = min(tops)
-                chosen = self.policy.choose(r for tiers in heaps for _, stamp, r in tiers[tier] if r.stamp == stamp)
-                return (least[0], least[2]) if chosen is None else (self.policy.rank(chosen)[1], chosen)
-        return None
-
     def pop(self, component: int | None = None) -> Record:
-        """Remove and return the least valuable candidate. Raises LookupError if there is none."""
-        least = self.peek(component)
-        if least is None:
+        """Remove and return the least valuable candidate, of one component if asked. Raises LookupError if none."""
+        record = self.pop_below(math.inf, component)
+        if record is None:
             raise LookupError("no candidate for eviction")
-        score, record = least
-        self.discard(record)
-        self.policy.evicted(record, score)
         return record
+
+    def pop_below(self, worth: float, component: int | None = None) -> Record | None:
+        """The same if its score is below `worth`; None if there is no such candidate."""
+        heaps = self._heaps if component is None else self._heaps[component : component + 1]
+        for tier in range(NUM_TIERS):
+            tops = [top for tiers in heaps if tiers[tier] and (top := self._top(tiers[tier])) is not None]
+            if not tops:
+                continue
+            score, _, record = min(tops)
+            if self.policy.looks_at_all:
+                live = (r for tiers in heaps for _, stamp, r in tiers[tier] if r.stamp == stamp)
+                record = self.policy.choose(live) or record
+            if score >= worth:
+                return None
+            self.discard(record)
+            self.policy.evicted(record, score)
+            return record
+        return None
 
     def __iter__(self) -> Iterator[Record]:
         """All candidates, in no particular order."""

@@ -22,6 +22,7 @@ class Lru:
 
     name = "lru"
     whole_leaves = True
+    looks_at_all = False
     most_children = 1
 
     def rank(self, record: Record) -> tuple[int, float]:
@@ -64,6 +65,8 @@ class Marconi(Lru):
     The scale moves with every candidate, so each choice looks at all of them: for comparison, not for large trees.
     """
 
+    looks_at_all = True
+
     def __init__(self, alpha: float, worth: Worth) -> None:
         self.name = f"marconi:{alpha:g}"
         self.alpha = alpha
@@ -89,6 +92,7 @@ class Gdsf:
     """
 
     whole_leaves = False
+    looks_at_all = False
 
     def __init__(self, beta: float, worth: Worth) -> None:
         self.name = f"gdsf:{beta:g}"

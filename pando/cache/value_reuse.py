@@ -31,6 +31,7 @@ class Reuse:
 
     name = "reuse"
     whole_leaves = True
+    looks_at_all = False
 
     def __init__(self, worth: Worth) -> None:
         self.floor = 0.0

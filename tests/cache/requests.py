@@ -35,3 +35,27 @@ def serve(manager: CacheManager, tokens: list[int], namespace: str = "") -> int:
 def cached(manager: CacheManager, tokens: list[int], namespace: str = "") -> int:
     """Tokens of `tokens` that the cache holds, the last one included."""
     return manager.match(TokenKey([*tokens, -1]), namespace).num_tokens
+
+
+def hybrid_cache(
+    *, page_size: int = 1, num_states: int = 20, kv_bytes: int = 1, grid: int = 1, **options: Any
+) -> CacheManager:
+    """Full attention of one byte per token and states of 10 bytes; pages are never short."""
+    layout = CacheLayout(page_size, kv_bytes, state_bytes=10, grid=grid)
+    slots = [1000 * (kv_bytes > 0), num_states]
+    size = sum(n * b for n, b in zip(slots, layout.slot_bytes, strict=True))
+    return CacheManager(layout, size, num_slots=slots, **{"policy": "lru", **options})
+
+
+def run_hybrid(manager: CacheManager, tokens: list[int], namespace: str = "") -> int:
+    """A whole request of one step, with all its saves, launched and ended; returns the tokens it found cached."""
+    handle = admit(manager, tokens, namespace)
+    start, step = handle.num_cached, manager.allocator.newest_launched + 1
+    manager.plan_saves(handle, start, len(tokens))
+    manager.publish(handle, len(tokens))
+    manager.check()
+    manager.launched(step)
+    manager.collected(step)
+    manager.release(handle, len(tokens), publish=True, state_at=len(tokens))
+    manager.check()
+    return handle.num_cached

@@ -28,6 +28,10 @@ from pando.core.info import EngineInfo
 from pando.core.messages import ControlReply, Failure, Load
 from pando.device import Device, resolve_device
 from pando.errors import PandoError
+from pando.grammar.deferred import DeferredBackend
+from pando.grammar.guidance import GuidanceBackend
+from pando.grammar.manager import GrammarManager
+from pando.grammar.vocabulary import Vocabulary
 from pando.kernels import set_num_threads
 from pando.kernels.ops import OpTable
 from pando.kernels.packed_cache import PackedCache, default_folder
@@ -45,6 +49,7 @@ from pando.runtime.table import RequestTable
 from pando.runtime.warmup import first_pass, prefill_rate
 from pando.scheduler.admission import Admission, Limits
 from pando.scheduler.gates import Gates
+from pando.scheduler.grammar_gate import GrammarGate
 from pando.scheduler.policy import waiting_queue
 from pando.scheduler.rules import Rules
 from pando.scheduler.scheduler import Executor, Scheduler
@@ -193,7 +198,14 @@ def _scheduler(
         info=msgspec.to_builtins(info),
     )
     admission = Admission(cache, waiting_queue(config.schedule_policy, cache), limits, stats)
-    return Scheduler(executor, admission, inbox, Gates([]), stats, rules)
+    return Scheduler(executor, admission, inbox, Gates([_grammar_gate(info, tokenizer)]), stats, rules)
+
+
+def _grammar_gate(info: EngineInfo, tokenizer: Tokenizer) -> GrammarGate:
+    def backend() -> GuidanceBackend:
+        return GuidanceBackend(Vocabulary.of(tokenizer, info.eos_token_ids, info.vocab_size))
+
+    return GrammarGate(GrammarManager(DeferredBackend(backend)))
 
 
 def _cache(config: Config, plan: MemoryPlan, model: DecoderModel) -> CacheManager:

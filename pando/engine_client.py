@@ -457,7 +457,6 @@ class EngineClient:
         if len(input_ids) + params.max_new_tokens > self.info.context_length:
             raise self._too_long(len(input_ids), params.max_new_tokens)
         params.check_vocabulary(self.info.vocab_size)
-        require_grammar(None if params.grammar is None else params.grammar.kind)
         if logprobs is not None and not -1 <= logprobs.start < len(input_ids):
             raise InvalidRequest(
                 f"logprob_start_len is {logprobs.start}; give -1 (outputs only) or a position of the prompt, "
@@ -572,13 +571,3 @@ def sequence_seed(seed: int, index: int) -> int:
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
     return (value ^ (value >> 31)) >> (64 - SEED_BITS)
-
-
-def require_grammar(what: str | None) -> None:
-    """Refuse a request that needs constrained decoding. The one place to change once a grammar backend exists."""
-    if what is not None:
-        raise InvalidRequest(
-            "structured outputs need a grammar backend, which this build does not have yet; "
-            f"leave out what asks for one ({what})",
-            param=what,
-        )

@@ -148,7 +148,6 @@ def test_too_long_requests_are_refused_with_the_numbers(prompt_len: int, asked: 
         ([1, 10**6], {}, None, "outside the vocabulary"),
         ([-1], {}, None, "outside the vocabulary"),
         ([1], {"logit_bias": {"999999": 1}}, None, "logit_bias names token 999999"),
-        ([1], {"regex": "a+"}, None, "structured outputs need a grammar backend"),
         ([1, 2], {}, LogprobSpec(start=2), "logprob_start_len is 2"),
     ],
 )

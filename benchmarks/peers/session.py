@@ -19,6 +19,9 @@ from typing import Any, Protocol, TextIO
 
 from benchmarks.peers.machine import LoadMeter
 
+SEEN_SECONDS = 1.0
+"""How long a process without jobs stays after its first token: its peak memory is read from the outside."""
+
 Arrived = Callable[[int, list[int]], None]
 """Called when tokens arrive: index of the prompt, the new token ids."""
 Figures = dict[str, float]
@@ -150,6 +153,8 @@ def serve(load: Callable[[Settings], Measured]) -> None:
     _print(events, event="ready", at=time.time(), version=engine.version)
     if order["jobs"]:
         _warm_up(engine, settings)
+    else:
+        time.sleep(SEEN_SECONDS)
     for job in order["jobs"]:
         try:
             _run(engine, job, events)

@@ -120,12 +120,20 @@ class CacheManager:
     # -- a request's way
 
     def admit(
-        self, key: TokenKey, namespace: str, num_tokens_needed: int, *, limit: int | None = None, keep: int = 0
+        self,
+        key: TokenKey,
+        namespace: str,
+        num_tokens_needed: int,
+        *,
+        limit: int | None = None,
+        keep: int = 0,
+        hints: Sequence[int] = (),
     ) -> CacheHandle | Denied:
         """Lock the longest cached prefix of `key` and reserve all that positions [0, num_tokens_needed) need, or deny.
 
         `handle.num_cached` tokens need not be computed. The key stays the caller's, who appends tokens to it.
-        limit: tokens to take from the cache at most. keep: pages that must stay available afterwards.
+        limit: tokens to take from the cache at most. keep: pages that must stay available afterwards. hints: positions
+        of the prompt after which the caller expects others to go on; their states are saved too.
         """
         match = self.match(key, namespace, limit)
         need, shortfall = self._demand(match, num_tokens_needed, keep)
@@ -136,6 +144,8 @@ class CacheManager:
         if shortfall > 0:
             return Denied(shortfall)
         handle = self._hold(match, key, namespace)
+        if self.states is not None and self.sharing:
+            handle.checkpoints = self._checkpoints(handle, hints)
         if not self.budget.has_free(need):
             self.eviction.make_room(need)
         handle.pages.extend(self.allocator.take(need[0]))
@@ -361,17 +371,14 @@ class CacheManager:
             if match.num_tokens:
                 handle.restore = self.states.slot(resume)
                 receipt += (self.states.lock(resume),)
-            handle.checkpoints = self._checkpoints(handle)
         handle.receipt = receipt
         if match.num_tokens:
             self._touch(resume, 1)
         return handle
 
-    def _checkpoints(self, handle: CacheHandle) -> list[int]:
+    def _checkpoints(self, handle: CacheHandle, hints: Sequence[int]) -> list[int]:
         """Positions whose states the handle should save, ascending, on pages and on the grid."""
-        if not self.sharing:
-            return []
-        wanted = self.admission.positions(handle.num_cached, handle.num_matched, handle.prompt_len)
+        wanted = [*hints, *self.admission.positions(handle.num_cached, handle.num_matched, handle.prompt_len)]
         rounded = {self._on_grid(handle, min(position, handle.prompt_len)) for position in wanted}
         return sorted(position for position in rounded if position > handle.num_cached)
 

@@ -7,7 +7,18 @@ import difflib
 from collections.abc import Iterator
 from typing import NoReturn
 
-from pando.cli import bench, chat, flags, generate, plan, serve, simulate, system
+from pando.cli import bench, chat, flags, generate, grammar, plan, serve, simulate, system
+
+COMMANDS = {
+    "serve": serve,
+    "chat": chat,
+    "generate": generate,
+    "bench": bench,
+    "plan": plan,
+    "grammar": grammar,
+    "simulate": simulate,
+}
+"""Commands with a module each, in the order of the help."""
 
 
 class UsageError(Exception):
@@ -35,8 +46,7 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", parser_class=Parser)
-    modules = {"serve": serve, "chat": chat, "generate": generate, "bench": bench, "plan": plan, "simulate": simulate}
-    for name, module in modules.items():
+    for name, module in COMMANDS.items():
         sub = commands.add_parser(name, help=module.SUMMARY, description=module.SUMMARY, allow_abbrev=False)
         module.configure(sub)
     system.configure(commands)

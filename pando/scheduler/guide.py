@@ -14,31 +14,10 @@ from numpy.typing import NDArray
 
 from pando.cache.key import TokenKey
 from pando.errors import GrammarFailed
+from pando.grammar.protocols import GrammarState
 
 MAX_FORCED = 64
 """Forced tokens taken at once; a longer run continues after the next step."""
-
-
-class State(Protocol):
-    """The part of a grammar state (`pando.grammar`) that a guide needs."""
-
-    def accept(self, tokens: Sequence[int]) -> int:
-        """Consume tokens; returns how many were allowed."""
-
-    def validate(self, tokens: Sequence[int]) -> int:
-        """How many of the tokens would be allowed, without consuming them."""
-
-    def rollback(self, num_tokens: int) -> None:
-        """Undo the last tokens."""
-
-    def forced_tokens(self, limit: int) -> list[int]:
-        """Tokens that must come next, in canonical form; may be empty."""
-
-    def fill(self, mask: NDArray[np.int32], row: int) -> None:
-        """Write the allowed tokens into a row of the mask."""
-
-    def is_finished(self) -> bool:
-        """True if nothing may follow but an end token."""
 
 
 class Drafter(Protocol):
@@ -51,17 +30,21 @@ class Drafter(Protocol):
 class Guide:
     """One request's grammar state. jump: take forced tokens without running the model for each."""
 
-    __slots__ = ("drafter", "jump", "state")
+    __slots__ = ("_problem", "drafter", "jump", "state")
 
-    def __init__(self, state: State, *, jump: bool = True, drafter: Drafter | None = None) -> None:
+    def __init__(self, state: GrammarState, *, jump: bool = True, drafter: Drafter | None = None) -> None:
         self.state = state
         self.jump = jump
         self.drafter = drafter
+        self._problem: str | None = None
 
     def accept(self, token: int) -> None:
         """Follow a sampled token. Raises GrammarFailed if the grammar does not allow it."""
-        if self.state.accept([token]) != 1:
-            raise GrammarFailed(f"the grammar does not allow the sampled token {token}")
+        reason = self._problem
+        if reason is None and self.state.accept([token]) != 1:
+            reason = self.state.error() or f"it does not allow the sampled token {token}"
+        if reason is not None:
+            raise GrammarFailed(f"the grammar can not go on: {reason}")
 
     def take_forced(self, limit: int) -> list[int]:
         """The tokens that must come next, at most `limit`; the state has accepted them on return."""
@@ -78,7 +61,13 @@ class Guide:
         return guesses[: self.state.validate(guesses)] if guesses else []
 
     def fill(self, bits: NDArray[np.int32], row: int, drafts: Sequence[int]) -> None:
-        """Fill row `row` and one more row after each draft."""
+        """Fill row `row` and one more row after each draft. Never raises: what fails ends the request at `accept`."""
+        try:
+            self._fill(bits, row, drafts)
+        except Exception as error:  # of native code, in another thread
+            self._problem = repr(error)
+
+    def _fill(self, bits: NDArray[np.int32], row: int, drafts: Sequence[int]) -> None:
         self.state.fill(bits, row)
         accepted = 0
         for draft in drafts:
@@ -88,3 +77,4 @@ class Guide:
             self.state.fill(bits, row + accepted)
         if accepted:
             self.state.rollback(accepted)
+        self._problem = self.state.error()

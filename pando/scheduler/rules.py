@@ -34,11 +34,6 @@ class Rules:
             raise InvalidRequest(f"request id {message.rid!r} is in use; choose another", param="rid")
         if num_waiting >= self.max_queued:
             raise Overloaded(f"{num_waiting} requests are waiting (max_queued_requests); try again later")
-        if message.sampling.grammar is not None:
-            raise InvalidRequest(
-                f"{message.sampling.grammar.kind} needs a grammar backend, which this build does not have",
-                param=message.sampling.grammar.kind,
-            )
         num = len(message.input_ids)
         if num == 0:
             raise InvalidRequest("the prompt is empty; give at least one token", param="input_ids")

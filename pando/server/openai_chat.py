@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 
 from pando.core.messages import Generate, TokenLogprobs
 from pando.core.sampling import LogprobSpec
-from pando.engine_client import Completion, Delta, EngineClient, require_grammar
+from pando.engine_client import Completion, Delta, EngineClient
 from pando.errors import InvalidRequest, PandoError
 from pando.native import positive_timeout
 from pando.server.exchange import json_response, post, read_json, service_of
@@ -136,12 +136,16 @@ def _tools(body: ChatBody) -> list[dict[str, Any]] | None:
         name = (choice.get("function") or {}).get("name")
         if name not in names:
             raise InvalidRequest(f"tool_choice names {name!r}, which is not in tools", param="tool_choice")
-        require_grammar("tool_choice")
+        _refuse_forced_calls()
     elif choice == "required" or isinstance(choice, dict):
-        require_grammar("tool_choice")
+        _refuse_forced_calls()
     elif choice not in (None, "auto", "none"):
         raise InvalidRequest(f"tool_choice is {choice!r}; give none, auto or required", param="tool_choice")
     return body.tools if names and choice != "none" else None
+
+
+def _refuse_forced_calls() -> None:
+    raise InvalidRequest("forced tool calls are not supported by this build; give auto or none", param="tool_choice")
 
 
 def _reply_format(tokenizer: Tokenizer, body: ChatBody, prompt: str, has_tools: bool) -> ReplyFormat:

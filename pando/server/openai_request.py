@@ -12,9 +12,10 @@ import msgspec
 
 from pando.core.messages import Finish
 from pando.core.sampling import SamplingParams
-from pando.engine_client import Completion, Delta, require_grammar
+from pando.engine_client import Completion, Delta
 from pando.errors import InvalidRequest, PandoError
 from pando.native import cache_namespace
+from pando.server.structured import grammar_of
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
@@ -92,25 +93,13 @@ def sampling_values(body: OpenAIBody, max_new_tokens: int | None) -> dict[str, A
     """The body's sampling fields under the native names. Refuses what this build has not."""
     if body.lora_path:
         raise InvalidRequest("lora_path is not supported by this build; leave it out", param="lora_path")
-    _refuse_grammar(body)
     values: dict[str, Any] = {name: getattr(body, name) for name in _SAME}
     values.update({native: getattr(body, name) for name, native in _RENAMED.items()})
     if body.include_stop_str_in_output is not None:
         values["no_stop_trim"] = body.include_stop_str_in_output
     values["max_new_tokens"] = max_new_tokens
+    values["grammar"] = grammar_of(body.response_format, body.structured_outputs, regex=body.regex, ebnf=body.ebnf)
     return values
-
-
-def _refuse_grammar(body: OpenAIBody) -> None:
-    for name in ("regex", "ebnf", "structured_outputs"):
-        require_grammar(name if getattr(body, name) else None)
-    if body.response_format is not None:
-        kind = body.response_format.get("type")
-        if kind not in ("text", "json_object", "json_schema", "structural_tag"):
-            raise InvalidRequest(
-                f"response_format.type is {kind!r}; give text, json_object or json_schema", param="response_format"
-            )
-        require_grammar(None if kind == "text" else "response_format")
 
 
 @contextmanager

@@ -109,7 +109,7 @@ class Traffic:
         self.running: list[Sequence] = []
         self.history: list[list[int]] = [[]]
         self.step = self.collected = -1
-        self.num_hits = self.num_denied = self.num_branches = 0
+        self.num_hits = self.num_denied = self.num_branches = self.num_victims = 0
         self.paths: set[Item] = set()
         self.cached: dict[Item, int] = {}
         self._num_evicted = 0
@@ -348,15 +348,15 @@ class Traffic:
 
     def _watch_victims(self) -> None:
         """Every victim has the lowest tier and score of all candidates, found by looking at each."""
-        order, pop = self.cache.order, self.cache.order.pop
+        order, pop = self.cache.order, self.cache.order.pop_below
 
-        def watched(component: int | None = None) -> Record:
-            ranks = [order.score(r) for r in order if component is None or r.component == component]
-            lowest = min(ranks)
+        def watched(worth: float, component: int | None = None) -> Record | None:
             stamped = {id(r): order.score(r) for r in order}
-            record = pop(component)
-            if not order.policy.name.startswith("marconi"):
+            lowest = min((order.score(r) for r in order if component in (None, r.component)), default=None)
+            record = pop(worth, component)
+            if record is not None and not order.policy.looks_at_all:
                 assert stamped[id(record)] == lowest, (stamped[id(record)], lowest)
+                self.num_victims += 1
             return record
 
-        order.pop = watched  # type: ignore[method-assign]
+        order.pop_below = watched  # type: ignore[method-assign]

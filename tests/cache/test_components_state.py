@@ -145,6 +145,17 @@ def test_positions_lie_on_pages_and_on_the_grid(page_size: int, grid: int, expec
     assert [position for position, _ in manager.plan_saves(handle, 0, 26)] == [expected]
 
 
+def test_hints_name_positions_that_nobody_reached_yet() -> None:
+    manager = hybrid_cache()
+    handle = manager.admit(TokenKey(range(12)), "", 12, hints=(5, 40, 0))
+    assert not handle.denied
+    assert [position for position, _ in manager.plan_saves(handle, 0, 12)] == [5, 12]
+    manager.publish(handle, 12)
+    manager.launched(0)
+    assert cached(manager, [*range(5), 99]) == 5
+    manager.check()
+
+
 def test_a_checkpoint_is_dropped_when_nothing_less_worthy_is_there() -> None:
     manager = hybrid_cache(num_states=2, admission="branch+last")
     holders = [admit(manager, [1, 2, 3]), admit(manager, [4, 5])]

@@ -8,14 +8,14 @@ from pathlib import Path
 from benchmarks.cache import decode_steps, evictions, request_calls
 from pando.cache.manager import CacheManager
 
-PAGE = (Path(__file__).parents[2] / "docs" / "cache.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "prefix-cache.md").read_text(encoding="utf-8")
 
 
 def test_samples_run() -> None:
     samples = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     assert samples
     for sample in samples:
-        exec(compile(sample, "docs/cache.md", "exec"), {})
+        exec(compile(sample, "docs/prefix-cache.md", "exec"), {})
 
 
 def test_the_table_names_every_public_call() -> None:

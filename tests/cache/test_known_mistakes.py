@@ -1,11 +1,13 @@
-"""Mistakes that prefix caches are known to make; each has its test. (Those of recurrent states come with them.)"""
+"""Mistakes that prefix caches are known to make; each has its test."""
 
 from __future__ import annotations
 
 import pytest
 
+from pando.cache.budget import CacheLayout
 from pando.cache.key import TokenKey
-from tests.cache.requests import admit, cached, full_cache, serve
+from pando.cache.manager import CacheManager
+from tests.cache.requests import admit, cached, full_cache, hybrid_cache, run_hybrid, serve
 
 
 @pytest.mark.parametrize("page_size", [1, 2])
@@ -129,3 +131,74 @@ def test_raising_because_two_counters_of_one_fact_differ() -> None:
     manager.release(handle, 3, publish=True)
     with pytest.raises(AssertionError, match="lost or has two owners"):
         manager.check()
+
+
+# -- the same with recurrent states
+
+
+def test_matching_on_below_a_partially_matched_edge_with_states() -> None:
+    """A state below an edge that matched in part only belongs to another prefix."""
+    manager = hybrid_cache()
+    run_hybrid(manager, [1, 2, 3, 4])
+    run_hybrid(manager, [1, 2, 3, 4, 5, 6])
+    match = manager.match(TokenKey([1, 2, 9, 9, 5, 6, 0]), "")
+    assert (match.num_tokens, match.num_matched) == (0, 2)
+
+
+def test_crediting_another_node_than_the_victim_in_bytes() -> None:
+    """Whatever is evicted, the bytes in use are those of what is there, and within the budget."""
+    manager = CacheManager(CacheLayout(1, 1, state_bytes=10), 100, policy="lru")
+    for first in range(0, 900, 30):
+        run_hybrid(manager, list(range(first, first + 7 + first % 11)))
+        stats = manager.stats()
+        full, state = stats.by_component["full"], stats.by_component["state"]
+        assert stats.held_bytes == full.num_evictable + 10 * state.num_evictable <= 100
+    assert full.num_evicted and state.num_evicted
+
+
+def test_evicting_the_states_of_a_path_shallow_first() -> None:
+    """A branch finds the state at the fork: ends of paths go before it, though it was used longer ago."""
+    manager = hybrid_cache(num_states=5, policy="lru")
+    system = list(range(10))
+    for tail in (100, 200, 300):
+        run_hybrid(manager, [*system, tail, tail])
+    for tail in (400, 500, 600, 700):
+        assert run_hybrid(manager, [*system, tail, tail]) == 10
+
+
+@pytest.mark.parametrize("page_size", [1, 4, 16])
+@pytest.mark.parametrize("policy", ["branch+last", "every:16"])
+def test_losing_all_reuse_of_states_on_an_exact_multiple(page_size: int, policy: str) -> None:
+    """A state after the whole prompt would be of no use to the same prompt: its last token is computed again."""
+    manager = hybrid_cache(page_size=page_size, admission=policy)
+    prompt = list(range(64))
+    found = [run_hybrid(manager, prompt) for _ in range(3)]
+    assert found[0] == 0
+    assert found[2] == (64 - page_size if policy == "branch+last" else 48)
+
+
+@pytest.mark.parametrize("state_at", [9, 11, None])
+def test_donating_a_state_slot_that_is_still_written(state_at: int | None) -> None:
+    """Only a state that has read exactly what is published goes to the tree; any other is freed after its steps."""
+    manager = hybrid_cache()
+    handle = admit(manager, list(range(10)))
+    manager.publish(handle, 10)
+    manager.launched(0)
+    manager.release(handle, 10, publish=True, state_at=state_at)
+    stats = manager.stats().by_component["state"]
+    assert (stats.num_evictable, stats.num_quarantined) == (0, 1)
+    manager.check()
+
+
+def test_leaking_the_states_of_a_request_that_is_not_scheduled() -> None:
+    """Denied, aborted before its first step, or aborted between planning and launch: no slot is lost."""
+    manager = hybrid_cache(num_states=3, admission="every:2")
+    run_hybrid(manager, [1, 2, 3])
+    handle = admit(manager, [1, 2, 3, 4, 5, 6])
+    assert manager.plan_saves(handle, 2, 4)
+    manager.release(handle, 0, publish=False)
+    manager.check()
+    manager.launched(1)
+    manager.collected(1)
+    stats = manager.stats().by_component["state"]
+    assert stats.num_free + stats.num_evictable == 3

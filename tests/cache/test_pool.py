@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pando.cache.pool import KVPool
+from pando.cache.pool import HUGE_PAGE, KVPool
 from pando.cache.spec import CachePlan, FullAttention, SlidingWindow
 
 PLAN = CachePlan.of([FullAttention(2, 8, 4, "bfloat16"), SlidingWindow(1, 16, 16, "bfloat16", 5)])
@@ -25,3 +25,14 @@ def test_bytes_follow_the_plan() -> None:
 def test_starts_zeroed() -> None:
     pool = KVPool(PLAN, 3, 1, "cpu", torch.float32)
     assert all(float(t.abs().max()) == 0.0 for t in (*pool.k, *pool.v))
+
+
+def test_large_tensors_are_zero_from_end_to_end_and_start_at_a_huge_page() -> None:
+    pool = KVPool(PLAN, 200_000, 1, "cpu", torch.float32)
+    for tensor in (*pool.k, *pool.v):
+        if tensor.nbytes > HUGE_PAGE:
+            assert tensor.data_ptr() % HUGE_PAGE == 0
+            assert not tensor[:: len(tensor) - 1].any()
+            tensor[-1] = 1.0
+            assert float(tensor.sum()) == tensor[-1].numel()
+    assert any(tensor.nbytes > HUGE_PAGE for tensor in pool.k)

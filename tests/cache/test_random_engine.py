@@ -14,16 +14,16 @@ NUM_SETUPS = len(MIXES) * len(PAGE_SIZES) * len(POLICIES)
 
 @pytest.mark.parametrize("mix", MIXES)
 def test_random_traffic(mix: str) -> None:
-    hits = denied = evicted = 0
+    hits = denied = evicted = victims = 0
     seeds = [seed for seed in range(NUM_SETUPS) if setup_of(seed).mix == mix]
     for seed in seeds:
         traffic = Traffic(seed, setup_of(seed))
         traffic.run(200)
         traffic.drain()
         hits, denied = hits + traffic.num_hits, denied + traffic.num_denied
-        evicted += sum(traffic.cache.eviction.evicted)
+        evicted, victims = evicted + sum(traffic.cache.eviction.evicted), victims + traffic.num_victims
     assert len(seeds) == len(PAGE_SIZES) * len(POLICIES)
-    assert hits and denied and evicted, "the traffic never met pressure"
+    assert hits and denied and evicted and victims, "the traffic never met pressure"
 
 
 @pytest.mark.parametrize("mix", MIXES)

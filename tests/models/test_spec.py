@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pando.errors import ConfigError, UnsupportedModel
-from pando.layers.shapes import RopeShape
+from pando.layers.shapes import LatentShape, RopeShape
+from pando.models.families.hybrid import read_dt_limit
 from pando.models.hf_config import HFConfig
 from pando.models.registry import known_models, spec_of
 from pando.models.spec import Spec, read_rope
@@ -57,6 +60,12 @@ def test_null_counts_as_not_given() -> None:
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope type 'dynamic' is not supported"),
         ({"num_attention_heads": None}, "lacks 'num_attention_heads'"),
         ({"model_type": "mistral", "layer_types": ["linear_attention"] * 6}, "linear_attention"),
+        ({"model_type": "qwen3_5_text", "layer_types": ["full_attention"] * 5}, "layer_types"),
+        ({"model_type": "qwen3_5_text", "layer_types": ["chunked_attention"] * 6}, "chunked_attention"),
+        ({"model_type": "nemotron_h"}, "layers_block_type"),
+        ({"model_type": "nemotron_h", "hybrid_override_pattern": "M?"}, r"\?"),
+        ({"model_type": "falcon_h1", "mlp_bias": True}, "mlp_bias is not supported"),
+        ({"model_type": "falcon_h1", "ssm_multipliers": [1.0]}, "1 numbers; 5 expected"),
         ({"model_type": "phi3", "rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "long_factor"),
     ],
 )
@@ -110,6 +119,43 @@ def test_published_gemma3_configs_leave_defaults_out() -> None:
     local, full = found.layers[0].rope, found.layers[5].rope
     assert local == RopeShape(theta=10000.0, dim=256)
     assert full is not None and (full.kind, full.factor, full.theta) == ("linear", 8.0, 1e6)
+
+
+def test_published_deepseek_configs_scale_their_scores() -> None:
+    yarn = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1}
+    latent: dict[str, object] = {"n_routed_experts": 8, "moe_intermediate_size": 16, "q_lora_rank": 24}
+    found = spec(model_type="deepseek_v3", rope_scaling={**yarn, "mscale": 1.0, "mscale_all_dim": 1.0}, **latent)
+    assert found.scale == pytest.approx(192**-0.5 * (0.1 * math.log(40) + 1) ** 2)
+    mixer = found.layers[0].mixer
+    assert isinstance(mixer, LatentShape) and (mixer.q_rank, mixer.rank, mixer.rope.kind) == (24, 512, "yarn")
+    assert [layer.moe is not None for layer in found.layers] == [False] * 3 + [True] * 3
+    lite = spec(model_type="deepseek_v2", num_experts_per_tok=2, **{**latent, "q_lora_rank": None})
+    assert lite.layers[0].mixer == replace(mixer, q_rank=0, rope=RopeShape(theta=10000.0, dim=64, interleaved=True))
+
+
+def test_layer_kinds_in_the_spellings_of_published_configs() -> None:
+    kinds = ["mamba"] * 5 + ["attention"]
+    granite = spec(model_type="granitemoehybrid", layer_types=kinds, shared_intermediate_size=32, mamba_n_heads=4)
+    assert [layer.heads > 0 for layer in granite.layers] == [False] * 5 + [True]
+    assert granite.layers[5].rope is None and granite.layers[0].intermediate == 32
+    nemotron = spec(model_type="nemotron_h", hybrid_override_pattern="M-M*E")
+    assert [(x.heads > 0, x.mixer is not None, x.intermediate > 0, x.moe is not None) for x in nemotron.layers] == [
+        (False, True, False, False),
+        (False, False, True, False),
+        (False, True, False, False),
+        (True, False, False, False),
+        (False, False, False, True),
+    ]
+    following = spec(model_type="qwen3_5_text", full_attention_interval=3)
+    assert [layer.mixer is None for layer in following.layers] == [False, False, True] * 2
+
+
+def test_step_size_bounds_in_both_spellings() -> None:
+    infinite: list[list[object]] = [[0.0, math.inf], [0.0, {"__float__": "Infinity"}]]
+    for given in infinite:
+        assert read_dt_limit(HFConfig({"time_step_limit": given})) == (0.0, math.inf)
+    assert read_dt_limit(HFConfig({})) == (0.0, math.inf)
+    assert read_dt_limit(HFConfig({"time_step_limit": [0.1, 2]})) == (0.1, 2.0)
 
 
 def test_unknown_models_list_the_known_ones() -> None:

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from pando.core.messages import Abort, Control, Failure, Generate
-from pando.core.sampling import GrammarSpec, SamplingParams
+from pando.core.sampling import SamplingParams
 from pando.errors import InvalidRequest
 from tests.scheduler.fake_executor import FakeExecutor, expected_output
 from tests.scheduler.harness import EOS, VOCAB, Bench, bench
@@ -200,11 +200,10 @@ def test_rejections_name_value_and_remedy() -> None:
     b.add("long", [11] * 90, 20)
     b.add("empty", [], 1)
     b.add("vocab", [VOCAB], 1)
-    b.add("grammar", [11], 1, grammar=GrammarSpec("regex", "a+"))
     b.step()
     codes = {rid: end.code for rid, end in b.ended.items() if isinstance(end, Failure)}
     assert codes["long"] == "context_length_exceeded" and "maximum context length is 100" in b.ended["long"].message
-    assert codes["empty"] == codes["vocab"] == codes["grammar"] == "invalid_value"
+    assert codes["empty"] == codes["vocab"] == "invalid_value"
     with pytest.raises(InvalidRequest, match="'r1' is in use"):
         message = Generate(rid="r1", input_ids=[11], sampling=SamplingParams())
         b.scheduler.rules.check(message, 0, {"r1"})

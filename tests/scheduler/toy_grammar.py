@@ -27,7 +27,7 @@ def allowed_after(token: int, vocab: int) -> list[int]:
 
 
 class ToyState:
-    """Implements `pando.scheduler.guide.State`."""
+    """Implements `pando.grammar.protocols.GrammarState`."""
 
     def __init__(self, vocab: int) -> None:
         self.vocab = vocab
@@ -45,9 +45,9 @@ class ToyState:
         self.rollback(num)
         return num
 
-    def rollback(self, num_tokens: int) -> None:
-        if num_tokens:
-            del self.history[-num_tokens:]
+    def rollback(self, n: int) -> None:
+        if n:
+            del self.history[-n:]
         assert self.history
 
     def forced_tokens(self, limit: int) -> list[int]:
@@ -57,10 +57,20 @@ class ToyState:
             out.append(last := allowed[0])
         return out
 
-    def fill(self, mask: NDArray[np.int32], row: int) -> None:
+    def fork(self) -> ToyState:
+        raise NotImplementedError("the scheduler does not fork")
+
+    def is_accepting(self) -> bool:
+        return self.is_finished()
+
+    def error(self) -> str | None:
+        return None
+
+    def fill(self, mask: NDArray[np.int32], row: int) -> bool:
         mask[row] = 0
         for token in allowed_after(self.history[-1], self.vocab):
             mask.view(np.uint32)[row, token // 32] |= np.uint32(1 << token % 32)
+        return True
 
     def is_finished(self) -> bool:
         return not allowed_after(self.history[-1], self.vocab)

@@ -246,3 +246,26 @@ def test_urls_and_the_command_to_copy() -> None:
     assert "Authorization: Bearer KEY" in words
     assert "secret" not in " ".join(words)
     assert "/v1/completions" in curl("http://h:1", Config(), can_chat=False)
+
+
+def test_the_tokenizer_is_read_while_the_engine_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_folder(tmp_path)
+    early = launch._EarlyTokenizer(Config(model_path=str(folder)))
+    assert early._thread is not None
+    early._thread.join()
+    read: list[Path] = []
+    load = launch.Tokenizer.load
+    monkeypatch.setattr(launch.Tokenizer, "load", lambda path, template: read.append(path) or load(path, template))
+    tokenizer = early.of(fake_info(byte_level(), tokenizer_path=str(folder)))
+    assert tokenizer is early._found and read == []
+    (tmp_path / "other").mkdir()
+    other = write_folder(tmp_path / "other")
+    assert early.of(fake_info(byte_level(), tokenizer_path=str(other))) is not tokenizer and read == [other]
+
+
+def test_an_early_tokenizer_that_is_broken_is_left_to_the_engine(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{")
+    early = launch._EarlyTokenizer(Config(model_path=str(tmp_path)))
+    with pytest.raises(ConfigError):
+        early.of(fake_info(byte_level(), tokenizer_path=str(tmp_path)))
+    assert launch._EarlyTokenizer(Config())._thread is None

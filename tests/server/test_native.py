@@ -151,7 +151,7 @@ def test_absent_limit_is_128() -> None:
         ({"text": ""}, "prompt"),
         ({"text": "a", "sampling_params": {"temperature": -1}}, "temperature"),
         ({"text": "a", "sampling_params": {"nonsense": 1}}, "nonsense"),
-        ({"text": "a", "sampling_params": {"json_schema": "{}"}}, "json_schema"),
+        ({"text": "a", "sampling_params": {"json_schema": "{}", "regex": "a"}}, "regex"),
         ({"text": ["a", "b"], "sampling_params": [{}]}, "sampling_params"),
         ({"text": ["a", "b"], "rid": ["x"]}, "rid"),
         ({"text": "a", "lora_path": "x"}, "lora_path"),

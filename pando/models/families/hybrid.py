@@ -20,13 +20,16 @@ _KINDS = {
 
 
 def read_kinds(config: HFConfig, default: Sequence[str], key: str = "layer_types") -> list[str]:
-    """What each layer is: attention, recurrent, moe or mlp. Given under one of its names, or `default`."""
+    """What each layer is: attention, recurrent, moe or mlp. Given under one of its names, or `default`.
+
+    Raises ConfigError on an unknown kind, and when there are fewer than in `default` (empty: any number will do).
+    """
     given = config.items(key)
     kinds = [str(kind) for kind in given] if given is not None else list(default)
     unknown = sorted(set(kinds) - set(_KINDS))
-    if unknown or not kinds:
+    if unknown or not kinds or (default and len(kinds) < len(default)):
         raise ConfigError(f"{config.source}: {key} {unknown or kinds} can not be served", param=key)
-    return [_KINDS[kind] for kind in kinds]
+    return [_KINDS[kind] for kind in kinds[: len(default) or len(kinds)]]
 
 
 def gated_delta(config: HFConfig) -> GatedDeltaShape:

@@ -135,8 +135,8 @@ def nemotron_h(config: HFConfig) -> Spec:
     as a bound to prompts, and not to the tokens it decodes.)
     """
     config = config.with_defaults({"mlp_hidden_act": "relu2", "layer_norm_epsilon": 1e-5, "head_dim": 128})
-    pattern = config.text("hybrid_override_pattern", default="M")
-    kinds = read_kinds(config, [_PATTERN.get(mark, mark) for mark in pattern], key="layers_block_type")
+    pattern = [_PATTERN.get(mark, mark) for mark in config.text("hybrid_override_pattern", default="")]
+    kinds = read_kinds(config.with_defaults({"layers_block_type": pattern}), [], key="layers_block_type")
     if config.text("mlp_hidden_act") != "relu2" or config.text("mamba_hidden_act", default="silu") != "silu":
         raise ConfigError(f"{config.source}: only relu2 MLPs and silu convolutions are supported")
     counted = HFConfig({**config.values, "num_hidden_layers": len(kinds)}, config.source)

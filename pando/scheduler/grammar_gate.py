@@ -1,0 +1,49 @@
+"""The admission gate that compiles a request's grammar while others run, and gives the request its guide."""
+
+from __future__ import annotations
+
+from pando.errors import PandoError
+from pando.grammar.manager import GrammarManager
+from pando.scheduler.guide import Guide
+from pando.scheduler.ngram import NgramDrafter
+from pando.scheduler.request import Request
+
+
+class GrammarGate:
+    """Implements `pando.scheduler.gates.Gate` over a grammar manager. jump, draft: see `Guide`."""
+
+    def __init__(self, manager: GrammarManager, *, jump: bool = True, draft: bool = True) -> None:
+        self._manager = manager
+        self._jump = jump
+        self._draft = draft
+        self._held: dict[str, Request] = {}
+
+    def wants(self, request: Request) -> bool:
+        """True if the request's output must match something."""
+        return request.sampling.grammar is not None
+
+    def submit(self, request: Request) -> None:
+        """Have the grammar compiled."""
+        assert request.sampling.grammar is not None
+        self._held[request.rid] = request
+        self._manager.submit(request.rid, request.sampling.grammar)
+
+    def poll(self) -> list[tuple[Request, PandoError | None]]:
+        """Requests whose grammar is there, or can not be."""
+        ended: list[tuple[Request, PandoError | None]] = []
+        for rid, outcome in self._manager.poll():
+            request = self._held.pop(rid)
+            if isinstance(outcome, PandoError):
+                ended.append((request, outcome))
+                continue
+            # A forced token's log-probability is only known if the model runs for it.
+            plain = request.logprobs is not None
+            drafter = NgramDrafter() if self._draft and not plain else None
+            request.guide = Guide(outcome.new_state(), jump=self._jump and not plain, drafter=drafter)
+            ended.append((request, None))
+        return ended
+
+    def cancel(self, request: Request) -> None:
+        """The request is gone."""
+        if self._held.pop(request.rid, None) is not None:
+            self._manager.cancel(request.rid)

@@ -1,0 +1,76 @@
+"""Structured outputs of the OpenAI API, and of vLLM and SGLang beside it, as one grammar.
+
+Schemas are read strictly: what could not be enforced is refused with a JSON pointer, nothing is widened in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from pando.core.sampling import GrammarOptions, GrammarSpec
+from pando.errors import InvalidRequest
+
+_OPTIONS = GrammarOptions(strict=True)
+_STRUCTURED = {"json": "json_schema", "regex": "regex", "choice": "choice", "grammar": "ebnf"}
+"""vLLM's fields of `structured_outputs`."""
+
+
+def grammar_of(
+    response_format: Mapping[str, Any] | None,
+    structured_outputs: Mapping[str, Any] | None,
+    *,
+    regex: str | None,
+    ebnf: str | None,
+) -> GrammarSpec | None:
+    """What a request's output must match, or None. Raises InvalidRequest if it asks for two things or none right."""
+    found = {
+        "response_format": _of_format(response_format),
+        "structured_outputs": _of_structured(structured_outputs),
+        "regex": None if regex is None else GrammarSpec("regex", regex, _OPTIONS),
+        "ebnf": None if ebnf is None else GrammarSpec("ebnf", ebnf, _OPTIONS),
+    }
+    asked = [name for name, spec in found.items() if spec is not None]
+    if len(asked) > 1:
+        raise InvalidRequest(f"{asked[0]} and {asked[1]} exclude each other; give one", param=asked[1])
+    return found[asked[0]] if asked else None
+
+
+def _of_format(wanted: Mapping[str, Any] | None) -> GrammarSpec | None:
+    if wanted is None or wanted.get("type") == "text":
+        return None
+    kind = wanted.get("type")
+    if kind == "json_object":
+        return GrammarSpec("json_object", "", _OPTIONS)
+    if kind == "json_schema":
+        inner = wanted.get("json_schema")
+        schema = inner.get("schema") if isinstance(inner, Mapping) else None
+        if not isinstance(schema, (Mapping, bool)):
+            raise InvalidRequest("response_format.json_schema.schema must be a schema", param="response_format")
+        return GrammarSpec("json_schema", _json(schema), _OPTIONS)
+    if kind == "structural_tag":
+        return GrammarSpec("structural_tag", _json(wanted), _OPTIONS)
+    raise InvalidRequest(
+        f"response_format.type is {kind!r}; give text, json_object, json_schema or structural_tag",
+        param="response_format",
+    )
+
+
+def _of_structured(wanted: Mapping[str, Any] | None) -> GrammarSpec | None:
+    given = [(name, value) for name, value in (wanted or {}).items() if value is not None]
+    if not given:
+        return None
+    name, value = given[0]
+    if len(given) > 1 or name not in _STRUCTURED:
+        raise InvalidRequest(
+            f"structured_outputs has {', '.join(name for name, _ in given)}; give one of {', '.join(_STRUCTURED)}",
+            param="structured_outputs",
+        )
+    kind = _STRUCTURED[name]
+    return GrammarSpec(kind, value if isinstance(value, str) else _json(value), _OPTIONS)  # type: ignore[arg-type]
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()

@@ -110,7 +110,7 @@ class FullKV:
         record = lower.records[self.index]
         above = upper.records[self.index]
         above.slots, above.locks = record.slots[:num_pages], 1 if record.locks else 0
-        above.frequency, above.floor, above.score = record.frequency, record.floor, record.score
+        above.frequency, above.floor, above.kind = record.frequency, record.floor, record.kind
         record.slots = record.slots[num_pages:]
         if record.stamp:
             self.order.add(record)

@@ -64,7 +64,7 @@ class WindowKV:
         cut = max(0, len(record.slots) - below)
         above = upper.records[self.index]
         above.slots, above.locks = record.slots[:cut], record.locks
-        above.frequency, above.floor, above.score = record.frequency, record.floor, record.score
+        above.frequency, above.floor, above.kind = record.frequency, record.floor, record.kind
         above.reach, above.time = record.reach, record.time
         record.slots = record.slots[cut:]
         self.offer(upper)

@@ -31,11 +31,11 @@ class Record:
 
     component: whose it is. slots: pool indices held. locks: see the component; 0 = may be evicted. frequency: hits that
     ended here. reach, time: of a window, the tokens of the last prefix that needed it, and when; time is -1 elsewhere.
-    floor, score, kind: the policy's notes. stamp: version of this record's entry in the eviction order, 0 = it is no
+    floor, kind: the policy's notes. stamp: version of this record's entry in the eviction order, 0 = it is no
     candidate.
     """
 
-    __slots__ = ("component", "floor", "frequency", "kind", "locks", "node", "reach", "score", "slots", "stamp", "time")
+    __slots__ = ("component", "floor", "frequency", "kind", "locks", "node", "reach", "slots", "stamp", "time")
 
     def __init__(self, node: Node, component: int, slots: Slots = NOTHING, locks: int = 0) -> None:
         self.node = node
@@ -45,7 +45,7 @@ class Record:
         self.frequency = 1
         self.reach = 0
         self.time = -1
-        self.floor = self.score = 0.0
+        self.floor = 0.0
         self.kind = 0
         self.stamp = 0
 

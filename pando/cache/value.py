@@ -21,8 +21,11 @@ class Policy(Protocol):
     looks_at_all: bool
     """True if scores depend on all candidates, so that `choose` has to look at each."""
 
-    def rank(self, record: Record) -> tuple[int, float]:
-        """(tier, score) of a candidate as it is now. May rise while the record is a candidate; see `EvictionOrder`."""
+    def place(self, record: Record) -> tuple[int, int, float]:
+        """(tier, group, base) of a candidate. Its score is base + bias(group); base may rise, see `EvictionOrder`."""
+
+    def bias(self, group: int) -> float:
+        """What all candidates of a group have in common; may change at any time."""
 
     def newcomer(self, tokens: int, above: int) -> float:
         """Score of a state that is not there yet, after `tokens` tokens, when the nearest one above is at `above`."""
@@ -43,18 +46,23 @@ class Policy(Protocol):
         """The victim, if `looks_at_all`; None: the lowest score."""
 
 
+Entry = tuple[float, int, int, Record]
+"""Base, last use, stamp, record: the order within a group."""
+
+
 class EvictionOrder:
     """Candidates for eviction, least valuable first. O(log n): outdated entries of the heaps go when they surface.
 
-    A candidate carries a non-zero `stamp`, set here and nowhere else. A score that rose since it was entered is
-    noticed when it surfaces; one that may have sunk must be entered again by `add`.
+    There is a heap per component, tier and group; what a group has in common counts when their tops are compared. A
+    candidate carries a non-zero `stamp`, set here and nowhere else. A base that rose since it was entered is noticed
+    when it surfaces; one that may have sunk must be entered again by `add`.
     """
 
     def __init__(self, policy: Policy, num_components: int) -> None:
         self.policy = policy
         self.clock = 0
-        self._heaps: list[list[list[tuple[float, int, Record]]]] = [
-            [[] for _ in range(NUM_TIERS)] for _ in range(num_components)
+        self._heaps: list[list[dict[int, list[Entry]]]] = [
+            [{} for _ in range(NUM_TIERS)] for _ in range(num_components)
         ]
         self._num_stamps = 0
         self._num_candidates = 0
@@ -65,11 +73,16 @@ class EvictionOrder:
         candidates = list(self)
         self.policy = policy
         for tiers in self._heaps:
-            for heap in tiers:
-                heap.clear()
+            for groups in tiers:
+                groups.clear()
         self._num_entries = 0
         for record in candidates:
             self.add(record)
+
+    def score(self, record: Record) -> tuple[int, float]:
+        """(tier, score) of a candidate at this moment: the lowest goes first."""
+        tier, group, base = self.policy.place(record)
+        return tier, base + self.policy.bias(group)
 
     def touch(self, node: Node) -> None:
         """`node` was made, or a hit ended in it."""
@@ -82,8 +95,9 @@ class EvictionOrder:
             self._num_candidates += 1
         self._num_stamps += 1
         record.stamp = self._num_stamps
-        tier, score = self.policy.rank(record)
-        heapq.heappush(self._heaps[record.component][tier], (score, record.stamp, record))
+        tier, group, base = self.policy.place(record)
+        heap = self._heaps[record.component][tier].setdefault(group, [])
+        heapq.heappush(heap, (base, record.node.last_use, record.stamp, record))
         self._num_entries += 1
         if self._num_entries > 2 * self._num_candidates + 64:
             self._compact()
@@ -103,14 +117,14 @@ class EvictionOrder:
 
     def pop_below(self, worth: float, component: int | None = None) -> Record | None:
         """The same if its score is below `worth`; None if there is no such candidate."""
-        heaps = self._heaps if component is None else self._heaps[component : component + 1]
+        components = self._heaps if component is None else self._heaps[component : component + 1]
         for tier in range(NUM_TIERS):
-            tops = [top for tiers in heaps if tiers[tier] and (top := self._top(tiers[tier])) is not None]
-            if not tops:
+            least = self._least([tiers[tier] for tiers in components])
+            if least is None:
                 continue
-            score, _, record = min(tops)
+            score, _, _, record = least
             if self.policy.looks_at_all:
-                live = (r for tiers in heaps for _, stamp, r in tiers[tier] if r.stamp == stamp)
+                live = (record for tiers in components for record in self._live(tiers[tier]))
                 record = self.policy.choose(live) or record
             if score >= worth:
                 return None
@@ -121,30 +135,47 @@ class EvictionOrder:
 
     def __iter__(self) -> Iterator[Record]:
         """All candidates, in no particular order."""
-        return (r for tiers in self._heaps for heap in tiers for _, stamp, r in heap if r.stamp == stamp)
+        return (record for tiers in self._heaps for groups in tiers for record in self._live(groups))
 
     def __len__(self) -> int:
         """Number of candidates."""
         return self._num_candidates
 
-    def _top(self, heap: list[tuple[float, int, Record]]) -> tuple[float, int, Record] | None:
+    @staticmethod
+    def _live(groups: dict[int, list[Entry]]) -> Iterator[Record]:
+        return (record for heap in groups.values() for _, _, stamp, record in heap if record.stamp == stamp)
+
+    def _least(self, tiers: list[dict[int, list[Entry]]]) -> Entry | None:
+        """The lowest of the groups' tops, with its score in place of its base."""
+        bias = self.policy.bias
+        tops = [
+            (top[0] + bias(group), *top[1:])
+            for groups in tiers
+            for group, heap in groups.items()
+            if heap and (top := self._top(heap)) is not None
+        ]
+        return min(tops, default=None)
+
+    def _top(self, heap: list[Entry]) -> Entry | None:
         while heap:
-            score, stamp, record = heap[0]
+            base, last_use, stamp, record = heap[0]
             if record.stamp != stamp:
                 heapq.heappop(heap)
                 self._num_entries -= 1
                 continue
-            now = self.policy.rank(record)[1]
-            if now <= score:
+            now = self.policy.place(record)[2]
+            if now <= base:
                 return heap[0]
-            heapq.heapreplace(heap, (now, stamp, record))
+            heapq.heapreplace(heap, (now, last_use, stamp, record))
         return None
 
     def _compact(self) -> None:
         """Drop outdated entries, so that the heaps stay within a constant factor of the candidates."""
         self._num_entries = 0
         for tiers in self._heaps:
-            for tier, heap in enumerate(tiers):
-                tiers[tier] = [entry for entry in heap if entry[2].stamp == entry[1]]
-                heapq.heapify(tiers[tier])
-                self._num_entries += len(tiers[tier])
+            for tier, groups in enumerate(tiers):
+                live = {group: [e for e in heap if e[3].stamp == e[2]] for group, heap in groups.items()}
+                tiers[tier] = {group: heap for group, heap in live.items() if heap}
+                for heap in tiers[tier].values():
+                    heapq.heapify(heap)
+                    self._num_entries += len(heap)

@@ -25,11 +25,15 @@ class Lru:
     looks_at_all = False
     most_children = 1
 
-    def rank(self, record: Record) -> tuple[int, float]:
+    def place(self, record: Record) -> tuple[int, int, float]:
         """The time of the last hit that ended in the node, or that needed the window."""
         if record.time >= 0:
-            return 0, record.time
-        return int(len(record.node.children) > self.most_children), record.node.last_use
+            return 0, 0, record.time
+        return int(len(record.node.children) > self.most_children), 0, record.node.last_use
+
+    def bias(self, group: int) -> float:
+        """There is one group."""
+        return 0.0
 
     def newcomer(self, tokens: int, above: int) -> float:
         """Whatever comes is more recent than what is there."""
@@ -100,10 +104,14 @@ class Gdsf:
         self.floor = 0.0
         self._worth = worth
 
-    def rank(self, record: Record) -> tuple[int, float]:
+    def place(self, record: Record) -> tuple[int, int, float]:
         """H of the record."""
         gain = self._worth.saved(record) / max(1, self._worth.bytes(record))
-        return 0, record.floor + record.frequency**self.beta * gain
+        return 0, 0, record.floor + record.frequency**self.beta * gain
+
+    def bias(self, group: int) -> float:
+        """There is one group."""
+        return 0.0
 
     def newcomer(self, tokens: int, above: int) -> float:
         """H of a state used once, now."""

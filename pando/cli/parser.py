@@ -7,9 +7,17 @@ import difflib
 from collections.abc import Iterator
 from typing import NoReturn
 
-from pando.cli import bench, chat, flags, generate, grammar, plan, serve, system
+from pando.cli import bench, chat, flags, generate, grammar, plan, serve, simulate, system
 
-COMMANDS = {"serve": serve, "chat": chat, "generate": generate, "bench": bench, "plan": plan, "grammar": grammar}
+COMMANDS = {
+    "serve": serve,
+    "chat": chat,
+    "generate": generate,
+    "bench": bench,
+    "plan": plan,
+    "simulate": simulate,
+    "grammar": grammar,
+}
 """Commands with a module each, in the order of the help."""
 
 

@@ -63,7 +63,7 @@ def test_outdated_entries_do_not_pile_up() -> None:
     for time in range(10_000):
         busy.node.last_use = time
         order.add(busy)
-    assert len(order._heaps[0][0]) <= 2 * len(order) + 64
+    assert len(order._heaps[0][0][0]) <= 2 * len(order) + 64
 
 
 def test_random_use_equals_sorting() -> None:

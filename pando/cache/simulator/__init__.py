@@ -1,0 +1,1 @@
+"""Replays traces of requests against the prefix cache, with no tensors behind it."""

@@ -6,6 +6,6 @@ MODEL_FOLDER = Path(__file__).resolve().parents[2] / "pando" / "models_builtin" 
 """The shipped model, as package data."""
 
 
-def default_work() -> Path:
+def default_work(name: str = "aspen") -> Path:
     """Working folder used when `--work` is not given."""
-    return Path.home() / ".cache" / "pando" / "training" / "aspen"
+    return Path.home() / ".cache" / "pando" / "training" / name

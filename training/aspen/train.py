@@ -1,4 +1,4 @@
-"""Train aspen on CPU, resumably, against a deadline on the wall clock.
+"""Train aspen or willow on CPU, resumably, against a deadline on the wall clock.
 
     python -m training.aspen.train --work DIR --shape 4m --until 10:20 --decay-minutes 25
 
@@ -9,6 +9,9 @@ the decay is kept as `checkpoint-stable.pt`, from which a later call trains on (
 says what a batch is made of and is read again every 20 steps, so the mix can be changed while training:
 
     {"lengths": {"512": 0.9, "2048": 0.1}, "packs": {"512": {"text": 0.3, "synthetic": 0.7}, "2048": {"long": 1.0}}}
+
+`--align-to CHECKPOINT` trains the delta nets of a transplanted model (see `transplant`) to do what the attention did
+in whose place they stand, instead of the whole model to answer.
 """
 
 import argparse
@@ -17,6 +20,7 @@ import json
 import os
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,11 +29,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from training.aspen.model import Aspen, head_loss
+from training.aspen.build import build_model
+from training.aspen.model import head_loss
 from training.aspen.optimizer import Optimizer
 from training.aspen.pack import Pack
 from training.aspen.paths import default_work
 from training.aspen.shape import SHAPES
+from training.aspen.transplant import Alignment
 
 END_OF_TEXT_NAME = "<|endoftext|>"
 HEAD_CHUNK = 1024
@@ -50,10 +56,13 @@ class Plan:
     warmup_steps: int
     save_seconds: float
     resume: str
+    peak: float = 1.0
+    align_to: Path | None = None
 
     def factor(self, step: int, now: float) -> float:
-        """Learning-rate factor: linear warm-up, constant, then linear to zero at the deadline."""
-        return min(1.0, (step + 1) / self.warmup_steps) * min(1.0, max(0.0, (self.deadline - now) / self.decay_seconds))
+        """Learning-rate factor: linear warm-up to `peak`, constant, then linear to zero at the deadline."""
+        fall = min(1.0, max(0.0, (self.deadline - now) / self.decay_seconds))
+        return self.peak * min(1.0, (step + 1) / self.warmup_steps) * fall
 
 
 @dataclass(slots=True)
@@ -98,8 +107,8 @@ class Trainer:
     def __init__(self, plan: Plan, rank: int) -> None:
         self.plan, self.rank = plan, rank
         torch.manual_seed(0)
-        self.model = Aspen(SHAPES[plan.shape]).bfloat16()
-        self.optimizer = Optimizer(self.model.named_parameters())
+        self.model = build_model(SHAPES[plan.shape]).bfloat16()
+        self.optimizer = Optimizer(self.model.named_parameters(), max_gain=self.model.max_gain)
         for layer in self.model.model.layers:
             layer.compile(dynamic=False)
         self.head = torch.compile(head_loss, dynamic=False)
@@ -110,6 +119,14 @@ class Trainer:
         self.tables: dict[int, tuple[Tensor, Tensor]] = {}
         self.step = 0
         self.num_tokens = 0
+        self.objective: Callable[[Tensor, Tensor], tuple[float, float]] = self.answer
+        if plan.align_to is not None:
+            alignment = Alignment(self.model, plan.align_to)
+            self.objective = lambda tokens, _: alignment(tokens, self.feed.documents(tokens))
+
+    def answer(self, tokens_BT: Tensor, weights_BT: Tensor) -> tuple[float, float]:
+        """The usual objective: the loss at supervised positions, its gradients left on the parameters."""
+        return self.losses(tokens_BT, weights_BT, backward=True)
 
     def losses(self, tokens_BT: Tensor, weights_BT: Tensor, *, backward: bool) -> tuple[float, float]:
         """Weighted loss sum and weight sum of a batch; `backward` leaves the sum's gradients on the parameters."""
@@ -147,26 +164,17 @@ class Trainer:
         """One step over all ranks; returns the mean loss in nats per supervised token."""
         num_rows = max(1, self.plan.tokens_per_rank // length)
         tokens, weights = self.feed.batch(mix, length, num_rows, self.rank, self.plan.world, seed=self.step)
-        parameters = dict(self.model.named_parameters())
-        for parameter in parameters.values():
-            parameter.grad = None
-        total, count = self.losses(tokens, weights, backward=True)
-        flat = torch.cat(
-            [
-                *(
-                    parameter.grad.reshape(-1).float()
-                    for parameter in parameters.values()
-                    if parameter.grad is not None
-                ),
-                torch.tensor([total, count]),
-            ]
-        )
+        self.model.zero_grad()
+        total, count = self.objective(tokens, weights)
+        # An objective may train some parameters only; the others have no gradient, on every rank.
+        found = {name: value.grad for name, value in self.model.named_parameters() if value.grad is not None}
+        flat = torch.cat([*(gradient.reshape(-1).float() for gradient in found.values()), torch.tensor([total, count])])
         dist.all_reduce(flat)
         total, count = flat[-2].item(), flat[-1].item()
         flat /= count
-        pieces = flat[:-2].split([parameter.numel() for parameter in parameters.values()])
+        pieces = flat[:-2].split([gradient.numel() for gradient in found.values()])
         gradients = {
-            name: piece.view_as(parameter) for (name, parameter), piece in zip(parameters.items(), pieces, strict=True)
+            name: piece.view_as(gradient) for (name, gradient), piece in zip(found.items(), pieces, strict=True)
         }
         self.optimizer.step(gradients, factor)
         self.step += 1
@@ -315,6 +323,8 @@ def main() -> None:
     parser.add_argument("--world", type=int, default=2, help="processes; one per core")
     parser.add_argument("--tokens-per-rank", type=int, default=8192, help="tokens of a step in each process")
     parser.add_argument("--warmup-steps", type=int, default=60)
+    parser.add_argument("--peak", type=float, default=1.0, help="highest learning-rate factor; below 1 for warm starts")
+    parser.add_argument("--align-to", type=Path, help="aspen's checkpoint: train only the delta nets, to its attention")
     parser.add_argument("--save-minutes", type=float, default=5)
     parser.add_argument("--resume", choices=("latest", "stable", "final", "never"), default="latest")
     parser.add_argument("--port", type=int, default=29517)
@@ -332,6 +342,8 @@ def main() -> None:
         args.warmup_steps,
         60 * args.save_minutes,
         args.resume,
+        args.peak,
+        args.align_to,
     )
     torch.multiprocessing.spawn(worker, args=(plan, args.port), nprocs=args.world)
 

@@ -1,4 +1,4 @@
-// The gated delta rule, step by step, forward and backward, for training on one core.
+// The gated delta rule, step by step, and the short convolution before it, forward and backward, for one core.
 //
 // Per sequence and value head, with the state S [K, V] in fp32:
 //     P = a_t S,  w_t = v_t - P^T k_t,  u_t = beta_t w_t,  S = P + k_t u_t^T,  o_t = S^T q_t
@@ -6,6 +6,7 @@
 // before this token); checkpoints [B, HV, ceil(T / SEGMENT), K, V], the state before each segment. K and V are
 // multiples of 16; value head h reads key head h / (HV / HK).
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -188,9 +189,63 @@ void backward_all(const Sizes& z, const float* q, const float* k, const float* v
       backward_head<N>(z, b, head, q, k, v, a, beta, starts, checkpoints, out_grad, out);
 }
 
+// ---- The convolution: y = silu(sum_j taps[j] x[t - (WIDTH - 1) + j]) per channel, inside each document ---------------
+
+constexpr int64_t WIDTH = 4;
+
+// How many tokens before t belong to its document, WIDTH - 1 at most.
+int64_t num_earlier(const uint8_t* starts, int64_t t) {
+  int64_t count = 0;
+  while (count < WIDTH - 1 && count < t && !starts[t - count]) ++count;
+  return count;
+}
+
+void convolve_token(const float* x, const float* taps, int64_t earlier, int64_t channels, float* __restrict__ sums) {
+  const float* now = taps + (WIDTH - 1) * channels;
+  for (int64_t c = 0; c < channels; ++c) sums[c] = now[c] * x[c];
+  for (int64_t back = 1; back <= earlier; ++back) {
+    const float *tap = now - back * channels, *before = x - back * channels;
+    for (int64_t c = 0; c < channels; ++c) sums[c] += tap[c] * before[c];
+  }
+}
+
 }  // namespace
 
 extern "C" {
+
+// x, y [B, T, M]; taps [WIDTH, M]; starts [B, T].
+void short_convolution_forward(int64_t batch, int64_t length, int64_t channels, const float* x, const float* taps,
+                               const uint8_t* starts, float* y) {
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t t = 0; t < length; ++t) {
+      const int64_t at = (b * length + t) * channels;
+      convolve_token(x + at, taps, num_earlier(starts + b * length, t), channels, y + at);
+      for (int64_t c = 0; c < channels; ++c) y[at + c] /= 1 + std::exp(-y[at + c]);
+    }
+}
+
+// Gradients of x and of the taps; both come zeroed.
+void short_convolution_backward(int64_t batch, int64_t length, int64_t channels, const float* x, const float* taps,
+                                const uint8_t* starts, const float* dy, float* __restrict__ dx,
+                                float* __restrict__ dtaps) {
+  std::vector<float> sums(channels);
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t t = 0; t < length; ++t) {
+      const int64_t at = (b * length + t) * channels, earlier = num_earlier(starts + b * length, t);
+      convolve_token(x + at, taps, earlier, channels, sums.data());
+      for (int64_t c = 0; c < channels; ++c) {
+        const float gate = 1 / (1 + std::exp(-sums[c]));
+        sums[c] = dy[at + c] * gate * (1 + sums[c] * (1 - gate));
+      }
+      for (int64_t back = 0; back <= earlier; ++back) {
+        const int64_t tap = (WIDTH - 1 - back) * channels, from = at - back * channels;
+        for (int64_t c = 0; c < channels; ++c) {
+          dx[from + c] += taps[tap + c] * sums[c];
+          dtaps[tap + c] += x[from + c] * sums[c];
+        }
+      }
+    }
+}
 
 int64_t delta_rule_segment() { return SEGMENT; }
 

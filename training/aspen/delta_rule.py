@@ -1,10 +1,11 @@
-"""The gated delta rule for training on one core: a small C++ kernel with its gradient, as a torch operator.
+"""The gated delta rule and its convolution for training on one core: C++ kernels with gradients, as torch operators.
 
 Written as the recurrence itself instead of the chunked form: at these sizes (states of 64 x 48) a state stays in the
 first-level cache, and the recurrence does a fraction of the work of the chunks' matrix products (see LOG.md). Documents
 that share a row are separated by emptying the state.
 
-Shape suffixes: B sequences, T tokens, G key heads, H value heads, K key dim, V value dim.
+Shape suffixes: B sequences, T tokens, G key heads, H value heads, K key dim, V value dim,
+M channels.
 """
 
 import ctypes
@@ -40,10 +41,15 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-def _call(name: str, sizes: tuple[int, ...], tensors: tuple[Tensor, ...]) -> None:
+def _run(name: str, sizes: tuple[int, ...], tensors: tuple[Tensor, ...]) -> int:
     status = library()[name](
         *(ctypes.c_int64(size) for size in sizes), *(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors)
     )
+    return int(status)
+
+
+def _call(name: str, sizes: tuple[int, ...], tensors: tuple[Tensor, ...]) -> None:
+    status = _run(name, sizes, tensors)
     assert status == 0, f"{name}: value dim {sizes[-1]} is none of 16, 32, 48, 64"
 
 
@@ -67,9 +73,7 @@ def gated_delta_rule(
     All fp32 but `starts_BT` (bool): true where a document begins. `g_BTH` is the logarithm of the decay; queries come
     normalised and scaled, keys normalised.
     """
-    q, k, v, a, beta, starts = (
-        x.contiguous() for x in (q_BTGK, k_BTGK, v_BTHV, g_BTH.exp(), beta_BTH, starts_BT)
-    )
+    q, k, v, a, beta, starts = (x.contiguous() for x in (q_BTGK, k_BTGK, v_BTHV, g_BTH.exp(), beta_BTH, starts_BT))
     sizes = _sizes(q, v)
     assert library().delta_rule_segment() == 32
     out = torch.empty_like(v)
@@ -137,3 +141,45 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor, _: Tensor)
 
 
 gated_delta_rule.register_autograd(_backward, setup_context=_setup)
+
+
+@torch.library.custom_op("aspen_training::short_convolution", mutates_args=())
+def short_convolution(x_BTM: Tensor, taps_4M: Tensor, starts_BT: Tensor) -> Tensor:
+    """SiLU of the causal convolution of four taps (the last for the current token) within each document; all fp32."""
+    assert taps_4M.shape == (4, x_BTM.shape[2]), f"{taps_4M.shape} for {x_BTM.shape}"
+    x, taps, starts = x_BTM.contiguous(), taps_4M.contiguous(), starts_BT.contiguous()
+    out = torch.empty_like(x)
+    _run("short_convolution_forward", tuple(x.shape), (x, taps, starts, out))
+    return out
+
+
+@short_convolution.register_fake
+def _(x_BTM: Tensor, taps_4M: Tensor, starts_BT: Tensor) -> Tensor:
+    return x_BTM.new_empty(x_BTM.shape)
+
+
+@torch.library.custom_op("aspen_training::short_convolution_backward", mutates_args=())
+def short_convolution_backward(
+    x_BTM: Tensor, taps_4M: Tensor, starts_BT: Tensor, grad_BTM: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the input and of the taps."""
+    x, taps, starts, grad = (tensor.contiguous() for tensor in (x_BTM, taps_4M, starts_BT, grad_BTM))
+    gradients = torch.zeros_like(x), torch.zeros_like(taps)
+    _run("short_convolution_backward", tuple(x.shape), (x, taps, starts, grad, *gradients))
+    return gradients
+
+
+@short_convolution_backward.register_fake
+def _(x_BTM: Tensor, taps_4M: Tensor, starts_BT: Tensor, grad_BTM: Tensor) -> tuple[Tensor, Tensor]:
+    return x_BTM.new_empty(x_BTM.shape), taps_4M.new_empty(taps_4M.shape)
+
+
+def _setup_convolution(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward_convolution(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *short_convolution_backward(*ctx.saved_tensors, grad), None  # type: ignore[attr-defined]
+
+
+short_convolution.register_autograd(_backward_convolution, setup_context=_setup_convolution)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.aspen.delta_rule import gated_delta_rule
+from training.aspen.delta_rule import gated_delta_rule, short_convolution
 from training.aspen.model import FeedForward, RMSNorm, causal_attention, rotate
 from training.aspen.shape import FULL, HybridShape
 
@@ -90,17 +90,6 @@ class DeltaNet(nn.Module):
         self.norm = RMSNorm(shape.delta_value_dim, shape.norm_eps)
         self.out_proj = nn.Linear(shape.value_width(), shape.hidden, bias=False)
 
-    def convolved(self, x_BTM: Tensor, documents_BT: Tensor) -> Tensor:
-        """The causal convolution within each document, and SiLU; fp32."""
-        taps = self.conv1d.weight[:, 0].float()
-        wide, last = x_BTM.float(), self.shape.conv_width - 1
-        total = wide * taps[:, last]
-        for back in range(1, self.shape.conv_width):
-            same = documents_BT == F.pad(documents_BT, (back, 0), value=-1)[:, : documents_BT.shape[1]]
-            earlier = F.pad(wide, (0, 0, back, 0))[:, : wide.shape[1]]
-            total = total + earlier * same[..., None] * taps[:, last - back]
-        return F.silu(total)
-
     def forward(self, x_BTD: Tensor, documents_BT: Tensor) -> Tensor:
         """Return the mixer's output [B, T, D]."""
         shape, (batch, length, _) = self.shape, x_BTD.shape
@@ -109,12 +98,13 @@ class DeltaNet(nn.Module):
         qkv, z, b, a = F.linear(x_BTD, torch.cat(weights)).split(
             (2 * key_width + value_width, value_width, heads, heads), dim=-1
         )
-        q, k, v = self.convolved(qkv, documents_BT).split((key_width, key_width, value_width), dim=-1)
+        starts = documents_BT != F.pad(documents_BT, (1, 0), value=-1)[:, :length]
+        mixed = short_convolution(qkv.float(), self.conv1d.weight[:, 0].float().T, starts)
+        q, k, v = mixed.split((key_width, key_width, value_width), dim=-1)
         q_BTGK, k_BTGK = (x.view(batch, length, -1, shape.delta_key_dim) for x in (q, k))
         q_BTGK = q_BTGK * torch.rsqrt(q_BTGK.square().sum(-1, keepdim=True) + L2_EPS) * shape.delta_key_dim**-0.5
         k_BTGK = k_BTGK * torch.rsqrt(k_BTGK.square().sum(-1, keepdim=True) + L2_EPS)
         g_BTH = -self.A_log.float().exp() * F.softplus(a.float() + self.dt_bias.float())
-        starts = documents_BT != F.pad(documents_BT, (1, 0), value=-1)[:, :length]
         v_BTHV = v.reshape(batch, length, heads, shape.delta_value_dim)
         out_BTHV, _ = gated_delta_rule(q_BTGK, k_BTGK, v_BTHV, g_BTH, b.float().sigmoid(), starts)
         gated = self.norm(out_BTHV) * F.silu(z.float().view(out_BTHV.shape))

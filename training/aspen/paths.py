@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-MODEL_FOLDER = Path(__file__).resolve().parents[2] / "pando" / "models_builtin" / "aspen"
-"""The shipped model, as package data."""
+MODELS = Path(__file__).resolve().parents[2] / "pando" / "models_builtin"
+"""The shipped models, as package data."""
+MODEL_FOLDER = MODELS / "aspen"
 
 
 def default_work(name: str = "aspen") -> Path:

@@ -1,12 +1,15 @@
 """The shapes in which aspen and willow can be trained, and their Hugging Face configuration."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
     """Sizes of one Qwen3-style decoder (tied embeddings, qk-norm, grouped-query attention, SwiGLU)."""
 
+    family: ClassVar[str] = "aspen"
+    """Name of the shipped model of this architecture."""
     hidden: int
     layers: int
     heads: int
@@ -65,6 +68,7 @@ LINEAR, FULL = "linear_attention", "full_attention"
 class HybridShape:
     """Sizes of one Qwen3.5-style decoder: gated delta net, with gated full attention in every fourth layer."""
 
+    family: ClassVar[str] = "willow"
     hidden: int
     layers: int
     heads: int

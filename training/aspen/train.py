@@ -10,8 +10,9 @@ says what a batch is made of and is read again every 20 steps, so the mix can be
 
     {"lengths": {"512": 0.9, "2048": 0.1}, "packs": {"512": {"text": 0.3, "synthetic": 0.7}, "2048": {"long": 1.0}}}
 
-`--align-to CHECKPOINT` trains the delta nets of a transplanted model (see `transplant`) to do what the attention did
-in whose place they stand, instead of the whole model to answer.
+`--align mixers|stream --donor CHECKPOINT` trains a transplanted model (see `transplant`) to do what aspen does inside;
+see `align`. `"align": 0.5` in the mix does so in half of the steps, and trains to answer in the others; without it
+every step aligns.
 """
 
 import argparse
@@ -29,18 +30,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from training.aspen.align import OBJECTIVES
 from training.aspen.build import build_model
 from training.aspen.model import head_loss
 from training.aspen.optimizer import Optimizer
 from training.aspen.pack import Pack
 from training.aspen.paths import default_work
 from training.aspen.shape import SHAPES
-from training.aspen.transplant import Alignment
 
 END_OF_TEXT_NAME = "<|endoftext|>"
 HEAD_CHUNK = 1024
 """Positions per block of the language-model head, so that its fp32 logits (32 MB) stay near the cache."""
-Mix = dict[str, dict[str, dict[str, float]] | dict[str, float]]
+Mix = dict[str, dict[str, dict[str, float]] | dict[str, float] | float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,8 @@ class Plan:
     save_seconds: float
     resume: str
     peak: float = 1.0
-    align_to: Path | None = None
+    align: tuple[str, Path] | None = None
+    """Name of an objective in `align`, and the donor's checkpoint; None trains to answer."""
 
     def factor(self, step: int, now: float) -> float:
         """Learning-rate factor: linear warm-up to `peak`, constant, then linear to zero at the deadline."""
@@ -86,7 +88,9 @@ class Feed:
 
     def batch(self, mix: Mix, length: int, num_rows: int, rank: int, world: int, seed: int) -> tuple[Tensor, Tensor]:
         """Tokens and weights [num_rows, length] for `rank`."""
-        shares = mix["packs"][str(length)]
+        packs = mix["packs"]
+        assert isinstance(packs, dict)
+        shares = packs[str(length)]
         assert isinstance(shares, dict)
         names = random.Random(seed).choices(
             list(shares), [float(str(share)) for share in shares.values()], k=num_rows * world
@@ -119,13 +123,17 @@ class Trainer:
         self.tables: dict[int, tuple[Tensor, Tensor]] = {}
         self.step = 0
         self.num_tokens = 0
-        self.objective: Callable[[Tensor, Tensor], tuple[float, float]] = self.answer
-        if plan.align_to is not None:
-            alignment = Alignment(self.model, plan.align_to)
-            self.objective = lambda tokens, _: alignment(tokens, self.feed.documents(tokens))
+        self.align: Callable[[Tensor, Tensor], tuple[float, float]] | None = None
+        if plan.align is not None:
+            name, donor = plan.align
+            self.align = OBJECTIVES[name](self.model, donor)
 
-    def answer(self, tokens_BT: Tensor, weights_BT: Tensor) -> tuple[float, float]:
-        """The usual objective: the loss at supervised positions, its gradients left on the parameters."""
+    def gradients(self, mix: Mix, tokens_BT: Tensor, weights_BT: Tensor) -> tuple[float, float]:
+        """Loss sum and weight sum of this step's objective; its gradients are left on the parameters."""
+        share = mix.get("align", 1.0)
+        assert isinstance(share, float | int), f"align: {share!r}"
+        if self.align is not None and random.Random(f"align {self.step}").random() < share:
+            return self.align(tokens_BT, self.feed.documents(tokens_BT))
         return self.losses(tokens_BT, weights_BT, backward=True)
 
     def losses(self, tokens_BT: Tensor, weights_BT: Tensor, *, backward: bool) -> tuple[float, float]:
@@ -165,7 +173,7 @@ class Trainer:
         num_rows = max(1, self.plan.tokens_per_rank // length)
         tokens, weights = self.feed.batch(mix, length, num_rows, self.rank, self.plan.world, seed=self.step)
         self.model.zero_grad()
-        total, count = self.objective(tokens, weights)
+        total, count = self.gradients(mix, tokens, weights)
         # An objective may train some parameters only; the others have no gradient, on every rank.
         found = {name: value.grad for name, value in self.model.named_parameters() if value.grad is not None}
         flat = torch.cat([*(gradient.reshape(-1).float() for gradient in found.values()), torch.tensor([total, count])])
@@ -253,6 +261,7 @@ def run(trainer: Trainer) -> None:
             trainer.save("checkpoint-stable")
             decayed = True
         lengths = mix["lengths"]
+        assert isinstance(lengths, dict)
         length = int(
             random.Random(trainer.step).choices(list(lengths), [float(str(share)) for share in lengths.values()])[0]
         )
@@ -324,7 +333,8 @@ def main() -> None:
     parser.add_argument("--tokens-per-rank", type=int, default=8192, help="tokens of a step in each process")
     parser.add_argument("--warmup-steps", type=int, default=60)
     parser.add_argument("--peak", type=float, default=1.0, help="highest learning-rate factor; below 1 for warm starts")
-    parser.add_argument("--align-to", type=Path, help="aspen's checkpoint: train only the delta nets, to its attention")
+    parser.add_argument("--align", choices=sorted(OBJECTIVES), help="follow a donor inside instead of answering")
+    parser.add_argument("--donor", type=Path, default=default_work() / "checkpoint-final.pt", help="aspen's checkpoint")
     parser.add_argument("--save-minutes", type=float, default=5)
     parser.add_argument("--resume", choices=("latest", "stable", "final", "never"), default="latest")
     parser.add_argument("--port", type=int, default=29517)
@@ -343,7 +353,7 @@ def main() -> None:
         60 * args.save_minutes,
         args.resume,
         args.peak,
-        args.align_to,
+        (args.align, args.donor) if args.align else None,
     )
     torch.multiprocessing.spawn(worker, args=(plan, args.port), nprocs=args.world)
 

@@ -104,58 +104,6 @@ def load_aspen(path: Path) -> Aspen:
     return model
 
 
-class Pair(nn.Module):
-    """One of aspen's layers and the delta layer in its place."""
-
-    def __init__(self, donor: Layer, target: DeltaLayer) -> None:
-        super().__init__()
-        self.donor, self.target = donor, target
-
-    def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, documents_BT: Tensor) -> Tensor:
-        """Squared error of the delta net for the attention, as a share of the attention's square; both summed over D.
-
-        One number: the mean over tokens of the error, over the mean of the square.
-        """
-        with torch.no_grad():
-            wanted = self.donor.self_attn(self.donor.input_layernorm(x_BTD), cos_TC, sin_TC, documents_BT).float()
-        got = self.target.linear_attn(self.target.input_layernorm(x_BTD), documents_BT).float()
-        return (got - wanted).square().mean() / wanted.square().mean()
-
-
-class Alignment:
-    """The objective that trains every delta net with a donor on the donor's own inputs and outputs."""
-
-    def __init__(self, model: nn.Module, donor: Path) -> None:
-        assert isinstance(model, Willow), "only willow can be aligned"
-        self.aspen = load_aspen(donor).bfloat16().requires_grad_(False)
-        self.pairs: dict[int, Pair] = {}
-        for index, layer in zip(DONORS, model.model.layers, strict=True):
-            if index is not None and isinstance(layer, DeltaLayer):
-                source = self.aspen.model.layers[index]
-                assert isinstance(source, Layer)
-                self.pairs[index] = Pair(source, layer)
-                self.pairs[index].compile(dynamic=False)
-        for layer in self.aspen.model.layers:
-            layer.compile(dynamic=False)
-        self.tables: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def __call__(self, tokens_BT: Tensor, documents_BT: Tensor) -> tuple[float, float]:
-        """Sum of the pairs' losses and their number; leaves gradients on the delta nets and the norms before them."""
-        length = tokens_BT.shape[1]
-        if length not in self.tables:
-            self.tables[length] = self.aspen.rotary(length, torch.bfloat16)
-        x_BTD, total = self.aspen.model.embed_tokens(tokens_BT), 0.0
-        for index, layer in enumerate(self.aspen.model.layers):
-            if index in self.pairs:
-                loss = self.pairs[index](x_BTD, *self.tables[length], documents_BT)
-                loss.backward()
-                total += loss.item()
-            if index < max(self.pairs):
-                with torch.no_grad():
-                    x_BTD = layer(x_BTD, *self.tables[length], documents_BT)
-        return total, float(len(self.pairs))
-
-
 def main() -> None:
     """Command line entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

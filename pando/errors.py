@@ -27,6 +27,12 @@ class InvalidRequest(PandoError, ValueError):
     code = "invalid_value"
 
 
+class InvalidGrammar(InvalidRequest):
+    """A grammar or schema that is broken, too large or not supported; the message holds a JSON pointer."""
+
+    code = "invalid_grammar"
+
+
 class ContextLengthExceeded(InvalidRequest):
     """Prompt plus requested tokens do not fit the context."""
 
@@ -129,6 +135,7 @@ ERRORS: dict[str, type[PandoError]] = {
     for cls in (
         PandoError,
         InvalidRequest,
+        InvalidGrammar,
         ContextLengthExceeded,
         AuthenticationFailed,
         ModelNotFound,

@@ -15,13 +15,29 @@ GREEDY_TEMPERATURE = 1e-6
 """Temperatures below this are greedy decoding."""
 
 GRAMMAR_KINDS = ("json_schema", "regex", "ebnf", "structural_tag")
+"""Kinds that a native request may name as sampling parameters of their own."""
+
+GrammarKind = Literal["json_schema", "json_object", "regex", "ebnf", "lark", "structural_tag", "choice"]
+
+
+class GrammarOptions(msgspec.Struct, frozen=True):
+    """How a grammar's source is read.
+
+    strict: refuse a JSON schema that can not be enforced exactly; else it may be widened, with the reply checked and
+    flagged. whitespace: between the parts of a JSON document: none, one space after `,` and `:`, at most two letters
+    at each place, or any amount.
+    """
+
+    strict: bool = False
+    whitespace: Literal["compact", "spaced", "bounded", "flexible"] = "compact"
 
 
 class GrammarSpec(msgspec.Struct, frozen=True):
-    """What the output must match: one kind and its source text."""
+    """What the output must match: one kind, its source text (JSON for the JSON kinds and `choice`) and options."""
 
-    kind: Literal["json_schema", "regex", "ebnf", "structural_tag"]
-    source: str
+    kind: GrammarKind
+    source: str = ""
+    options: GrammarOptions = GrammarOptions()
 
 
 class LogprobSpec(msgspec.Struct, frozen=True):

@@ -111,6 +111,11 @@ class Tokenizer:
         """The text of one token alone; bytes that are no whole character show as U+FFFD."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
+    def to_json(self) -> str:
+        """The tokenizer as the text of a tokenizer.json."""
+        text: str = self._rust.to_str()
+        return text
+
     @property
     def bos_token_id(self) -> int | None:
         """Id of the beginning-of-sequence token, if there is one."""

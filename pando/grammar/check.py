@@ -131,33 +131,32 @@ class Checker:
         fits = subschema_check(grammar.schema)
 
         def accepts(value: Any) -> bool:
-            text = compact(in_schema_order(value, grammar.schema, grammar.schema, fits))
-            return self._walk(grammar, text, tally) and grammar.violation(text) is None
+            ordered = in_schema_order(value, grammar.schema, grammar.schema, fits)
+            # Alternatives that overlap leave more than one order open: what fits as it is given fits, too.
+            for text in dict.fromkeys((compact(ordered), compact(value))):
+                if self._walk(grammar, text, tally):
+                    return grammar.violation(text) is None
+            return False
 
         return accepts
 
     def _walk(self, grammar: GuidanceGrammar, text: str, tally: Tally) -> bool:
-        """Force a text through masks and `accept`, taking forced tokens as a step would. True if it may end there."""
+        """Force a text through mask and `accept`, token by token; counts what a step would get as forced tokens."""
         state = grammar.new_state()
         tokens = self._backend.vocabulary.encode(text)
-        at = 0
-        while at < len(tokens):
-            forced = state.forced_tokens(FORCED_RUN)
-            if forced:
-                if tokens[at : at + len(forced)] != forced[: len(tokens) - at] or len(forced) > len(tokens) - at:
-                    return False
-                tally.forced_tokens += len(forced)
-            else:
-                began = time.thread_time_ns()
-                state.fill(self._masks, 0)
-                tally.mask_us.append((time.thread_time_ns() - began) / 1e3)
-                if not allows(self._masks[0], tokens[at]):
-                    return False
-                forced = [tokens[at]]
-            if state.accept(forced) != len(forced):
+        forced_until = 0
+        for at, token in enumerate(tokens):
+            if at >= forced_until:
+                forced = state.forced_tokens(FORCED_RUN)
+                if forced and tokens[at : at + len(forced)] == forced:
+                    forced_until = at + len(forced)
+                    tally.forced_tokens += len(forced)
+            began = time.thread_time_ns()
+            state.fill(self._masks, 0)
+            tally.mask_us.append((time.thread_time_ns() - began) / 1e3)
+            if not allows(self._masks[0], token) or state.accept([token]) != 1:
                 return False
-            tally.tokens += len(forced)
-            at += len(forced)
+            tally.tokens += 1
         return state.is_accepting()
 
 

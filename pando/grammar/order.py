@@ -26,46 +26,56 @@ def in_schema_order(value: Any, schema: Schema, root: Schema, fits: Fits) -> Any
     about: dict[str, list[Schema]] = {}
     listed: list[str] = []
     late: list[str] = []
-    for node in _nodes(schema, root, value, fits):
-        named = node.get("properties", {})
-        listed += named
-        late += node.get("required", ())
-        patterns = list(node.get("patternProperties", {}).values())
-        rest = [node["additionalProperties"]] if isinstance(node.get("additionalProperties"), dict) else []
-        for name in value:
-            about.setdefault(name, []).extend([named[name]] if name in named else [*patterns, *rest])
+    for keyword, node in _nodes(schema, root, value, fits):
+        if keyword == "properties":
+            listed += node[keyword]
+        elif keyword == "required":
+            late += node[keyword]
+        else:
+            for name in value:
+                about.setdefault(name, []).extend(_about(node, name))
     names = [name for name in dict.fromkeys([*listed, *late, *value]) if name in value]
     return {name: in_schema_order(value[name], {"allOf": about.get(name, [])}, root, fits) for name in names}
 
 
-def _nodes(schema: Schema, root: Schema, value: Any, fits: Fits, depth: int = 0) -> Iterator[dict[str, Any]]:
-    """The schema and those applied at the same place: its reference, all of `allOf`, alternatives that fit."""
+def _about(node: dict[str, Any], name: str) -> list[Schema]:
+    """What a node may say about the value of a property."""
+    if name in node.get("properties", {}):
+        return [node["properties"][name]]
+    return [*node.get("patternProperties", {}).values(), node.get("additionalProperties", True)]
+
+
+def _nodes(
+    schema: Schema, root: Schema, value: Any, fits: Fits, depth: int = 0
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The schema and those applied at the same place: its reference, all of `allOf`, an alternative that fits.
+
+    In the order of their keywords, which is the order of what they bring: ("properties", node) and ("required", node)
+    where these stand, and ("", node) once for each.
+    """
     if not isinstance(schema, dict) or depth > _MAX_DEPTH:
         return
-    own = False
-    for key, sub in schema.items():  # the order of keywords is the order of what they bring
+    for key, sub in schema.items():
         parts: list[Schema] = []
-        if key == "$ref":
+        if key in ("properties", "required"):
+            yield key, schema
+        elif key == "$ref":
             parts = [resolve(root, sub)]
         elif key == "allOf":
             parts = sub
         elif key in ("anyOf", "oneOf"):
             parts = [branch for branch in sub if fits(branch, value)][:1] or sub
-        elif key == "properties":
-            yield schema
-            own = True
         for part in parts:
             yield from _nodes(part, root, value, fits, depth + 1)
-    if not own:
-        yield schema
+    yield "", schema
 
 
 def _items(schema: Schema, root: Schema, value: list[Any], fits: Fits, index: int) -> Iterator[Schema]:
-    for node in _nodes(schema, root, value, fits):
+    for keyword, node in _nodes(schema, root, value, fits):
         first = node.get("prefixItems", [])
-        if index < len(first):
+        if keyword == "" and index < len(first):
             yield first[index]
-        elif isinstance(node.get("items"), dict):
+        elif keyword == "" and isinstance(node.get("items"), dict):
             yield node["items"]
 
 

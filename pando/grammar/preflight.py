@@ -15,7 +15,7 @@ from pando.errors import InvalidGrammar
 from pando.grammar.dialect import has_inner_ids, hoist_references, modernise
 from pando.grammar.limits import refuse
 from pando.grammar.protocols import Issue
-from pando.grammar.relax import relaxed, unsupported, without_faults
+from pando.grammar.relax import relaxed, unsupported, without_faults, without_neighbours
 from pando.grammar.rewrite import SMALL_STEPS, rewrite
 from pando.grammar.schema_tree import Schema, children
 
@@ -86,9 +86,15 @@ def prepare(schema: Schema, kind: str, strict: bool, attempt: Attempt, fault: At
     wrong = malformed(schema)
     if wrong is not None:
         raise refuse(wrong.pointer, wrong.message, kind)
-    plain = one_dialect(schema)
-    exact = rewrite(plain)
-    reason = attempt(exact)
+    try:
+        plain = one_dialect(schema)
+        exact = rewrite(plain)
+    except (TypeError, KeyError, AttributeError, ValueError, RecursionError) as error:
+        # `malformed` looks at the common keywords only; what else is wrong is the schema's fault, not ours.
+        raise refuse("#", f"the schema is malformed: {error!r}", kind) from None
+    if isinstance(exact, bool):
+        exact = {} if exact else {"enum": []}
+    reason = attempt(exact) if exact != {"enum": []} else "Unsatisfiable schema: nothing is allowed"
     if reason is None:
         return Prepared(exact, ())
     if strict or is_unsatisfiable(reason):
@@ -112,6 +118,8 @@ def _wider(plain: Schema, exact: Schema, fault: Attempt) -> Iterator[tuple[Schem
     yield wide, issues
     wider, more = without_faults(wide, fault)
     yield wider, issues + more
+    alone, others = without_neighbours(wider)
+    yield alone, issues + more + others
 
 
 def is_unsatisfiable(reason: str) -> bool:

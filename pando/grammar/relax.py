@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pando.grammar.protocols import Issue
-from pando.grammar.schema_tree import Schema, children, rebuilt
+from pando.grammar.schema_tree import ANNOTATIONS, Schema, children, rebuilt
 
 UNSUPPORTED = frozenset(
     "$dynamicRef $recursiveRef contains dependencies dependentRequired dependentSchemas if not propertyNames "
@@ -64,6 +64,22 @@ def relaxed(schema: Schema) -> tuple[Schema, list[Issue]]:
         elif branches is not None:
             made["anyOf"] = branches
         return made
+
+    return change(schema, "#"), issues
+
+
+def without_neighbours(schema: Schema) -> tuple[Schema, list[Issue]]:
+    """A wider schema in which a reference stands alone: a backend may fail to narrow one that recurs."""
+    issues: list[Issue] = []
+
+    def change(node: Schema, pointer: str) -> Schema:
+        if not isinstance(node, dict) or "$ref" not in node or pointer == "#":
+            return rebuilt(node, pointer, change) if isinstance(node, dict) else node
+        beside = [key for key in node if key != "$ref" and key not in ANNOTATIONS]
+        if beside:
+            issues.append(Issue(f"{pointer}/{beside[0]}", "it can not narrow a reference here", fatal=False))
+        kept = {key: value for key, value in node.items() if key not in beside}
+        return rebuilt(kept, pointer, change)
 
     return change(schema, "#"), issues
 

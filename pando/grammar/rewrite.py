@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pando.grammar.negation import all_of, any_of, disjoint, negated, types_of
-from pando.grammar.schema_tree import ANNOTATIONS, Schema, rebuilt
+from pando.grammar.schema_tree import ANNOTATIONS, Schema, rebuilt, resolve
 
 FORMATS = frozenset("date-time time date duration email hostname ipv4 ipv6 uuid uri unknown".split())
 """Formats that are enforced."""
@@ -89,6 +89,14 @@ def _trivial(node: dict[str, Any], root: Schema) -> None:
             node.update(parts[0])
 
 
+def _repeats(node: dict[str, Any], root: Schema) -> None:
+    """What stands beside a reference and is said by its target as well. (Recursion stays possible without it.)"""
+    target = resolve(root, node["$ref"]) if "$ref" in node else None
+    if isinstance(target, dict):
+        for key in [key for key in node if key not in ("$ref", *ANNOTATIONS) and target.get(key) == node[key]]:
+            node.pop(key)
+
+
 def _formats(node: dict[str, Any], root: Schema) -> None:
     """A format that is not enforced is an annotation, as the specification has it."""
     name = node.get("format")
@@ -162,7 +170,8 @@ def _dependencies(node: dict[str, Any], root: Schema) -> None:
         if isinstance(part, dict) and set(part) == {"required"}:
             present = {"required": [name, *(other for other in part["required"] if other != name)]}
         absent = {"properties": {name: False}}
-        _add(node, present if name in node.get("required", ()) else any_of([absent, present]))
+        always = name in node.get("required", ()) and types_of(node) == {"object"}
+        _add(node, present if always else any_of([absent, present]))
 
 
 def _conditions(node: dict[str, Any], root: Schema) -> None:
@@ -252,6 +261,21 @@ def _property_names(node: dict[str, Any], root: Schema) -> None:
     node.pop("propertyNames")
 
 
+_ANYTHING = frozenset(("", "^", "$", ".*", "^.*", ".*$", "^.*$"))
+
+
+def _any_name(node: dict[str, Any], root: Schema) -> None:
+    """A pattern that every name matches speaks of all properties, and leaves none that is additional."""
+    patterns = node.get("patternProperties")
+    if not isinstance(patterns, dict) or len(patterns) != 1 or not set(patterns) <= _ANYTHING:
+        return
+    ((_, every),) = node.pop("patternProperties").items()
+    own = node.get("properties", {})
+    if own:
+        node["properties"] = {name: each if each == every else all_of([each, every]) for name, each in own.items()}
+    node["additionalProperties"] = every
+
+
 _APPLICATORS = frozenset(
     "$dynamicRef $recursiveRef $ref allOf anyOf contains dependencies dependentSchemas else if not oneOf then".split()
 )
@@ -285,11 +309,13 @@ def _some_property(node: dict[str, Any], root: Schema) -> None:
 
 
 _STEPS = (
+    _unevaluated,  # first: the others move keywords to where they would count as evaluated
     _trivial,
+    _repeats,
     _formats,
     _patterns,
     _property_names,
-    _unevaluated,
+    _any_name,
     _some_property,
     _dependencies,
     _conditions,
@@ -297,5 +323,5 @@ _STEPS = (
     _exactly_one,
 )
 
-SMALL_STEPS = (_trivial, _formats, _patterns)
+SMALL_STEPS = (_trivial, _repeats, _formats, _patterns, _any_name)
 """Rewrites that do not make alternatives."""

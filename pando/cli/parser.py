@@ -7,7 +7,10 @@ import difflib
 from collections.abc import Iterator
 from typing import NoReturn
 
-from pando.cli import bench, chat, flags, generate, plan, serve, system
+from pando.cli import bench, chat, flags, generate, grammar, plan, serve, system
+
+COMMANDS = {"serve": serve, "chat": chat, "generate": generate, "bench": bench, "plan": plan, "grammar": grammar}
+"""Commands with a module each, in the order of the help."""
 
 
 class UsageError(Exception):
@@ -35,7 +38,7 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", parser_class=Parser)
-    for name, module in (("serve", serve), ("chat", chat), ("generate", generate), ("bench", bench), ("plan", plan)):
+    for name, module in COMMANDS.items():
         sub = commands.add_parser(name, help=module.SUMMARY, description=module.SUMMARY, allow_abbrev=False)
         module.configure(sub)
     system.configure(commands)

@@ -88,6 +88,11 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
+def _refuses(value: Any) -> bool:
+    """What accepts documents where no grammar was compiled."""
+    return False
+
+
 class Checker:
     """Checks lines `{"id", "schema", "valid", "invalid"}` with one backend."""
 
@@ -108,7 +113,7 @@ class Checker:
         except InvalidGrammar as refused:
             error = refused.message
         spent = (time.thread_time() - began) * 1e3
-        accepts = (lambda value: False) if grammar is None else self._acceptor(grammar, tally)
+        accepts = _refuses if grammar is None else self._acceptor(grammar, tally)
         result = {
             "id": line.get("id"),
             "compiled": grammar is not None,
@@ -133,8 +138,9 @@ class Checker:
         def accepts(value: Any) -> bool:
             ordered = in_schema_order(value, grammar.schema, grammar.schema, fits)
             # Alternatives that overlap leave more than one order open: what fits as it is given fits, too.
-            for text in dict.fromkeys((compact(ordered), compact(value))):
-                if self._walk(grammar, text, tally):
+            texts = dict.fromkeys((compact(ordered), compact(value)))
+            for text, counts in zip(texts, (tally, Tally()), strict=False):
+                if self._walk(grammar, text, counts):
                     return grammar.violation(text) is None
             return False
 

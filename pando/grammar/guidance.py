@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import llguidance
 import numpy as np
@@ -22,6 +22,9 @@ from pando.grammar.sources import WHITESPACE, choice_lark, ebnf_to_lark
 from pando.grammar.structural import structural_lark
 from pando.grammar.verify import Verifier
 from pando.grammar.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
 
 _BYTES_PER_GRAMMAR = 64 * 1024
 _BYTES_PER_SOURCE_BYTE = 32
@@ -47,14 +50,14 @@ class GuidanceBackend:
     def validate(self, spec: GrammarSpec) -> list[Issue]:
         """See GrammarBackend."""
         try:
-            return list(Source(spec, self.limits, None).relaxed)
+            return list(Source(spec, self.limits, self.vocabulary, None).relaxed)
         except InvalidGrammar as error:
             return [Issue("", error.message)]
 
     def compile(self, spec: GrammarSpec) -> GuidanceGrammar:
         """See GrammarBackend."""
         began = time.thread_time()
-        source = Source(spec, self.limits, self._tokenizer)
+        source = Source(spec, self.limits, self.vocabulary, self._tokenizer)
         matcher = source.matcher
         assert matcher is not None, "a source without error has a matcher"
         return GuidanceGrammar(self, source, self.key(spec), (time.thread_time() - began) * 1e3)
@@ -95,7 +98,7 @@ class _Wrapped:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.eos_token_id = vocabulary.eos_ids[0]
         self.bos_token_id = None
-        self.special_token_ids = sorted(vocabulary.special_ids)
+        self.special_token_ids = sorted({*vocabulary.special_ids, *vocabulary.markers.values()})
         self.tokens = [vocabulary.token_bytes(token) for token in range(vocabulary.num_tokens)]
         self._encode = vocabulary.encode
 
@@ -120,22 +123,26 @@ class Source:
     Raises InvalidGrammar. relaxed: what is not enforced; matcher: at the start, None without a tokenizer.
     """
 
-    def __init__(self, spec: GrammarSpec, limits: Limits, tokenizer: LLTokenizer | None) -> None:
+    def __init__(
+        self, spec: GrammarSpec, limits: Limits, vocabulary: Vocabulary | None, tokenizer: LLTokenizer | None
+    ) -> None:
         self.matcher: LLMatcher | None = None
         self.relaxed: tuple[Issue, ...] = ()
         self.verifier: Verifier | None = None
         self.schema: Any = None
         """The JSON schema that was compiled, for the kinds that have one."""
+        self.num_bytes = len(spec.source)
         self._spec = spec
         self._limits = limits
+        self._markers = {} if vocabulary is None else vocabulary.markers
         self._tokenizer = tokenizer
         check_text(spec.source, spec.kind, limits)
-        getattr(self, f"_{spec.kind}")()
+        _READERS[spec.kind](self)
 
     def _json_schema(self) -> None:
         kind, options = self._spec.kind, self._spec.options
         schema = parse_schema(self._spec.source, kind, self._limits)
-        form = {**WHITESPACE[options.whitespace], "lenient": False, "coerce_one_of": False}
+        form: JsonCompileOptions = {**WHITESPACE[options.whitespace], "lenient": False, "coerce_one_of": False}
 
         def grammar(part: Any) -> str:
             text: str = LLMatcher.grammar_from_json_schema(json.dumps(part), overrides=form)
@@ -175,7 +182,16 @@ class Source:
         self._must(LLMatcher.grammar_from_lark(choice_lark(self._spec.source, self._limits)))
 
     def _structural_tag(self) -> None:
-        self._must(LLMatcher.grammar_from_lark(structural_lark(self._spec, self._limits)))
+        def prepared(schema: Any, pointer: str) -> tuple[Any, tuple[Issue, ...]]:
+            spec = GrammarSpec("json_schema", json.dumps(schema, ensure_ascii=False), self._spec.options)
+            try:
+                source = Source(spec, self._limits, None, None)
+            except InvalidGrammar as error:
+                raise refuse(pointer, error.message, self._spec.kind) from None
+            return source.schema, source.relaxed
+
+        text, self.relaxed = structural_lark(self._spec, self._limits, self._markers, prepared)
+        self._must(LLMatcher.grammar_from_lark(text))
 
     def _must(self, grammar: str) -> None:
         reason = self._try(grammar)
@@ -191,6 +207,17 @@ class Source:
             return str(matcher.get_error()) or "it can not be compiled"
         self.matcher = matcher
         return None
+
+
+_READERS: dict[str, Callable[[Source], None]] = {
+    "json_schema": Source._json_schema,
+    "json_object": Source._json_object,
+    "regex": Source._regex,
+    "ebnf": Source._ebnf,
+    "lark": Source._lark,
+    "structural_tag": Source._structural_tag,
+    "choice": Source._choice,
+}
 
 
 def parser_limits(limits: Limits) -> LLParserLimits:
@@ -212,7 +239,7 @@ class GuidanceGrammar:
         self.key = key
         self.compile_ms = compile_ms
         self.relaxed = source.relaxed
-        self.nbytes = _BYTES_PER_GRAMMAR + _BYTES_PER_SOURCE_BYTE * len(json.dumps(source.schema))
+        self.nbytes = _BYTES_PER_GRAMMAR + _BYTES_PER_SOURCE_BYTE * source.num_bytes
         self.schema = source.schema
         self._backend = backend
         self._verifier = source.verifier
@@ -272,8 +299,9 @@ class GuidanceState:
         """See GrammarState."""
         if self._ended or limit <= 0:
             return []
-        forced: list[int] = self._matcher.compute_ff_tokens()
-        return forced[:limit]
+        forced: list[int] = self._matcher.compute_ff_tokens()[:limit]
+        # A text that spells a marker is written with the marker's token, which a text may not hold: cut before it.
+        return forced[: self._matcher.validate_tokens(forced)] if forced else forced
 
     def fill(self, masks: Masks, row: int) -> bool:
         """See GrammarState."""

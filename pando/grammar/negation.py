@@ -1,4 +1,4 @@
-"""The opposite of a JSON schema, where it can be said in plain keywords, and proofs that two schemas exclude each other.
+"""The opposite of a JSON schema where plain keywords can say it, and proofs that two schemas exclude each other.
 
 Both are exact or silent: `negated` returns None, and `disjoint` False, where they do not know.
 """
@@ -180,8 +180,9 @@ _RULES: dict[str, Any] = {
 
 _KNOWN = frozenset(
     "$dynamicRef $recursiveRef $ref additionalItems additionalProperties contains dependencies dependentRequired "
-    "dependentSchemas else format if items maxContains maxProperties minContains minProperties multipleOf oneOf pattern "
-    "patternProperties prefixItems propertyNames then unevaluatedItems unevaluatedProperties uniqueItems".split()
+    "dependentSchemas else format if items maxContains maxProperties minContains minProperties multipleOf oneOf "
+    "pattern patternProperties prefixItems propertyNames then unevaluatedItems unevaluatedProperties "
+    "uniqueItems".split()
 )
 
 
@@ -279,7 +280,7 @@ def _type_name(value: Any) -> str:
         return "null" if value is None else "boolean"
     if isinstance(value, int | float):
         return "number"
-    return {str: "string", list: "array", dict: "object"}[type(value)]
+    return "string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"
 
 
 def _widened(types: frozenset[str]) -> frozenset[str]:

@@ -1,8 +1,8 @@
 """From the JSON schema of a request to one that the backend compiles, without changing what is right.
 
-    source -> limits -> one dialect -> rewrites that keep the meaning -> compile
-                                                     | the backend can not
-                        strict: refuse with pointers | else: widen, compile, flag; replies are checked at their end
+source -> limits -> one dialect -> rewrites that keep the meaning -> compile
+                                                 | the backend can not
+                    strict: refuse with pointers | else: widen, compile, flag; replies are checked at their end
 """
 
 from __future__ import annotations

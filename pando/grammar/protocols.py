@@ -70,6 +70,9 @@ class BatchFill(Protocol):
 class BatchState(GrammarState, BatchFill, Protocol):
     """A state whose masks can be filled in a batch: all of ours are."""
 
+    def fork(self) -> BatchState:
+        """See GrammarState."""
+
 
 class CompiledGrammar(Protocol):
     """A compiled source; states are cheap copies of its start."""

@@ -203,7 +203,7 @@ def _exactly_one(node: dict[str, Any], root: Schema) -> None:
         return
     within = types_of(node) if "type" in node else None
     # What the neighbours require narrows every branch: {required: [kind]} beside branches on `kind` is common.
-    beside = {key: node[key] for key in ("required", "type") if key in node}
+    beside: dict[str, Any] = {key: node[key] for key in ("required", "type") if key in node}
     closed = [_with(beside, branch) for branch in branches]
     meets = [
         [j for j in range(len(branches)) if j != i and not disjoint(closed[i], closed[j], root, within)]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING
 
 from llguidance.gbnf_to_lark import any_to_lark
 
 from pando.grammar.limits import Limits, refuse
 
-WHITESPACE: dict[str, dict[str, Any]] = {
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+WHITESPACE: dict[str, JsonCompileOptions] = {
     "compact": {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"},
     "spaced": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
     "bounded": {"whitespace_pattern": "[ \\n]{1,2}", "item_separator": ",", "key_separator": ":"},

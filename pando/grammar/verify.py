@@ -29,9 +29,9 @@ class Verifier:
             value = json.loads(text)
         except ValueError as error:
             return f"not JSON: {error}"
-        for error in self._validator.iter_errors(value):
-            place = "/".join(str(part) for part in error.instance_path)
-            return f"at #/{place}: {error.message}"[:500]
+        for fault in self._validator.iter_errors(value):
+            place = "/".join(str(part) for part in fault.instance_path)
+            return f"at #/{place}: {fault.message}"[:500]
         return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,15 +15,13 @@ class TextTokenizer(Protocol):
 
     vocab_size: int
     special_ids: frozenset[int]
+    added_tokens: dict[str, int]
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text."""
 
     def token_bytes(self, token_id: int) -> bytes:
         """Bytes that a token adds to the text."""
-
-    def token_id(self, text: str) -> int | None:
-        """Id of the token written so, or None."""
 
     def to_json(self) -> str:
         """The tokenizer as the text of a tokenizer.json."""
@@ -34,7 +32,8 @@ class Vocabulary:
     """Tokens as grammars see them.
 
     json: text of tokenizer.json. num_tokens: ids that exist; vocab_size: width of the logits, not less. key: hash of
-    everything that a mask depends on. The callables are the tokenizer's.
+    everything that a mask depends on. markers: tokens that stand for themselves and are never part of a text, by their
+    spelling: special ones, and added ones in angle brackets such as `<tool_call>`. The callables are the tokenizer's.
     """
 
     json: str
@@ -42,10 +41,10 @@ class Vocabulary:
     vocab_size: int
     eos_ids: tuple[int, ...]
     special_ids: frozenset[int]
+    markers: Mapping[str, int]
     key: str
     encode: Callable[[str], list[int]]
     token_bytes: Callable[[int], bytes]
-    token_id: Callable[[str], int | None]
 
     @classmethod
     def of(cls, tokenizer: TextTokenizer, eos_ids: Sequence[int], vocab_size: int | None = None) -> Vocabulary:
@@ -65,13 +64,12 @@ class Vocabulary:
             vocab_size=width,
             eos_ids=ends,
             special_ids=tokenizer.special_ids,
+            markers={
+                name: token
+                for name, token in tokenizer.added_tokens.items()
+                if token in tokenizer.special_ids or name.startswith("<") and name.endswith(">")
+            },
             key=digest.hexdigest()[:16],
             encode=lambda source: tokenizer.encode(source, add_special_tokens=False),
             token_bytes=tokenizer.token_bytes,
-            token_id=tokenizer.token_id,
         )
-
-    def special_id(self, text: str) -> int | None:
-        """Id of the special token written so; None if there is none or it is plain text to the tokenizer."""
-        token = self.token_id(text)
-        return token if token is not None and token in self.special_ids else None

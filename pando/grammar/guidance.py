@@ -15,7 +15,7 @@ from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, Token
 from pando.core.sampling import GrammarSpec
 from pando.errors import InvalidGrammar
 from pando.grammar.limits import Limits, check_regex, check_text, parse_schema, refuse
-from pando.grammar.masks import Masks, full_row, num_words, row_of
+from pando.grammar.masks import Masks, full_row, row_of
 from pando.grammar.preflight import Prepared, prepare
 from pando.grammar.protocols import BatchState, Issue
 from pando.grammar.sources import WHITESPACE, choice_lark, ebnf_to_lark
@@ -65,7 +65,7 @@ class GuidanceBackend:
     def allocate_masks(self, rows: int) -> Masks:
         """See GrammarBackend."""
         row = full_row(self.vocabulary.num_tokens, self.vocabulary.vocab_size)
-        return np.ascontiguousarray(np.broadcast_to(row, (rows, num_words(self.vocabulary.vocab_size))))
+        return np.repeat(row[None, :], rows, axis=0)
 
     def fill_batch(self, items: Sequence[tuple[BatchState, int]], masks: Masks) -> list[bool]:
         """See GrammarBackend."""

@@ -118,4 +118,4 @@ class GrammarBackend(Protocol):
         """Masks that allow every token."""
 
     def fill_batch(self, items: Sequence[tuple[BatchState, int]], masks: Masks) -> list[bool]:
-        """`fill` of many states (state, row) in parallel; rows are distinct."""
+        """`fill` of many (state, row) in parallel; no state and no row twice."""

@@ -210,19 +210,25 @@ def _exactly_one(node: dict[str, Any], root: Schema) -> None:
         for i in range(len(branches))
     ]
     parts: list[Schema] = []
-    others: dict[int, Schema | None] = {}
     for i, branch in enumerate(branches):
-        for j in meets[i]:
-            if j not in others:
-                others[j] = negated(branches[j], root)
-            if others[j] is None:
-                return
-        parts.append(all_of([branch, *(others[j] for j in meets[i])]))
+        others = [_without_type(branches[j], closed[i]) for j in meets[i]]
+        opposites = [negated(other, root) for other in others]
+        if any(opposite is None for opposite in opposites):
+            return
+        parts.append(all_of([branch, *opposites]))
     if sum(_choices({"allOf": [part]} if isinstance(part, dict) else {}) for part in parts) > _MAX_CHOICES:
         if any(meets):
             return
     node.pop("oneOf")
     _add(node, any_of(parts))
+
+
+def _without_type(other: Schema, branch: Schema) -> Schema:
+    """`other` as it looks to values of the branch's types: its own type is no news where it covers them."""
+    if isinstance(other, dict) and isinstance(branch, dict) and "type" in other and "type" in branch:
+        if types_of(branch) <= types_of(other):
+            return {key: value for key, value in other.items() if key != "type"}
+    return other
 
 
 def _with(beside: dict[str, Any], branch: Schema) -> Schema:

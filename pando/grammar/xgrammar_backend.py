@@ -24,7 +24,7 @@ from pando.core.sampling import GrammarSpec
 from pando.errors import InvalidGrammar, MissingExtra, StepFailed
 from pando.grammar.guidance import make_tokenizer, spec_key
 from pando.grammar.limits import Limits, check_regex, check_text, parse_schema, refuse
-from pando.grammar.masks import Masks, full_row, num_words, row_of
+from pando.grammar.masks import Masks, full_row, row_of
 from pando.grammar.preflight import malformed, one_dialect
 from pando.grammar.protocols import BatchState, Issue
 from pando.grammar.relax import relaxed, unsupported
@@ -187,7 +187,7 @@ class XGrammarBackend:
 
     def allocate_masks(self, rows: int) -> Masks:
         """See GrammarBackend."""
-        return np.ascontiguousarray(np.broadcast_to(self.tail, (rows, num_words(self.vocabulary.vocab_size))))
+        return np.repeat(self.tail[None, :], rows, axis=0)
 
     def fill_batch(self, items: Sequence[tuple[BatchState, int]], masks: Masks) -> list[bool]:
         """See GrammarBackend."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = Tokenizer.load(folder)
     end = tokenizer.eos_token_id
     vocabulary = Vocabulary.of(tokenizer, [end if end is not None else tokenizer.vocab_size - 1])
+    gc.freeze()  # what is loaded stays: collecting it again and again would show in the times
     checker = Checker(GuidanceBackend(vocabulary), GrammarOptions(strict=args.strict))
     for line in _lines(args.file):
         print(json.dumps(checker.check_line(line), ensure_ascii=False), flush=True)

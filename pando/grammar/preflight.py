@@ -94,7 +94,7 @@ def prepare(schema: Schema, kind: str, strict: bool, attempt: Attempt, fault: At
         raise refuse("#", f"the schema is malformed: {error!r}", kind) from None
     if isinstance(exact, bool):
         exact = {} if exact else {"enum": []}
-    reason = attempt(exact) if exact != {"enum": []} else "Unsatisfiable schema: nothing is allowed"
+    reason = _hopeless(exact) or attempt(exact)
     if reason is None:
         return Prepared(exact, ())
     if strict or is_unsatisfiable(reason):
@@ -104,6 +104,14 @@ def prepare(schema: Schema, kind: str, strict: bool, attempt: Attempt, fault: At
         if again is None:
             return Prepared(wide, tuple(issues))
     raise _refusal(exact, reason, kind)
+
+
+def _hopeless(schema: Schema) -> str | None:
+    """Why compiling need not be tried; overlapping `oneOf` may yet be found disjoint."""
+    if schema == {"enum": []}:
+        return "Unsatisfiable schema: nothing is allowed"
+    issues = (issue for issue in unsupported(schema) if not issue.pointer.endswith("/oneOf"))
+    return next((issue.message for issue in issues), None)
 
 
 def _wider(plain: Schema, exact: Schema, fault: Attempt) -> Iterator[tuple[Schema, list[Issue]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -267,13 +268,27 @@ def _property_names(node: dict[str, Any], root: Schema) -> None:
     node.pop("propertyNames")
 
 
-_ANYTHING = frozenset(("", "^", "$", ".*", "^.*", ".*$", "^.*$"))
+_ANYTHING = frozenset(("", "^", "$", ".*$", "^.*$"))
+_LOOKS = re.compile(r"\$|\(\?[=!<]|\\[bBzZ]")
+"""What makes a match depend on the text behind it."""
+
+
+def _matches_all(pattern: str) -> bool:
+    """True if every name holds a match: the pattern matches the empty text at its start, whatever follows."""
+    if pattern in _ANYTHING:
+        return True
+    if _LOOKS.search(pattern):
+        return False
+    try:
+        return re.compile(pattern).match("") is not None
+    except re.error:
+        return False
 
 
 def _any_name(node: dict[str, Any], root: Schema) -> None:
     """A pattern that every name matches speaks of all properties, and leaves none that is additional."""
     patterns = node.get("patternProperties")
-    if not isinstance(patterns, dict) or len(patterns) != 1 or not set(patterns) <= _ANYTHING:
+    if not isinstance(patterns, dict) or len(patterns) != 1 or not _matches_all(next(iter(patterns))):
         return
     ((_, every),) = node.pop("patternProperties").items()
     own = node.get("properties", {})

@@ -30,8 +30,8 @@ LEAVES: list[Any] = [
 SMALL: list[Any] = [{"required": ["a"]}, {"required": ["b", "c"]}, {"properties": {"a": {"const": "x"}}}]
 
 KEYWORDS = (
-    "properties properties required additionalProperties dependentRequired dependentSchemas anyOf oneOf oneOf allOf not "
-    "if minProperties propertyNames patternProperties unevaluatedProperties"
+    "properties properties required additionalProperties dependentRequired dependentSchemas anyOf oneOf oneOf allOf "
+    "not if minProperties propertyNames patternProperties unevaluatedProperties"
 ).split()
 
 

@@ -107,7 +107,13 @@ def test_random_walk_equals_a_fresh_replay(name: str) -> None:
 def test_forced_tokens_are_the_tokenizers_own(name: str) -> None:
     """Walking a text, forced tokens are always the next tokens of the tokenised text."""
     vocabulary = VOCABULARIES[name]()
-    value = {"name": "Öst, Åse", "age": 31, "mood": "glum", "tags": ["a b", "ü"], "nested": {"name": "", "mood": "grey"}}
+    value = {
+        "name": "Öst, Åse",
+        "age": 31,
+        "mood": "glum",
+        "tags": ["a b", "ü"],
+        "nested": {"name": "", "mood": "grey"},
+    }
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     tokens, at, forced_total = vocabulary.encode(text), 0, 0
     state = compiled("json_schema", json.dumps(PERSON), name=name).new_state()
@@ -259,7 +265,9 @@ def test_validate_reports_what_is_widened() -> None:
     ],
 )
 def test_white_space(whitespace: str, good: str, bad: str) -> None:
-    schema = json.dumps({"properties": {"a": {"type": "integer"}, "b": {"items": {"type": "integer"}}}, "type": "object"})
+    schema = json.dumps(
+        {"properties": {"a": {"type": "integer"}, "b": {"items": {"type": "integer"}}}, "type": "object"}
+    )
     grammar = backend().compile(GrammarSpec("json_schema", schema, GrammarOptions(whitespace=whitespace)))  # type: ignore[arg-type]
     assert fits(grammar.new_state(), good, aspen())
     assert not fits(grammar.new_state(), bad, aspen())

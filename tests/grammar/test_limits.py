@@ -57,7 +57,10 @@ def test_schemas_at_the_limits_compile() -> None:
 @pytest.mark.parametrize(
     "schema",
     [
-        {"type": "object", "properties": {f"p{i}": {"pattern": "^[a-z]{1,40}-[0-9]{2,8}$", "maxLength": 60} for i in range(60)}},
+        {
+            "type": "object",
+            "properties": {f"p{i}": {"pattern": "^[a-z]{1,40}-[0-9]{2,8}$", "maxLength": 60} for i in range(60)},
+        },
         {"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(400)}},
         {"allOf": [{"anyOf": [{"required": [f"a{i}"]}, {"required": [f"b{i}"]}]} for i in range(12)]},
         {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
@@ -66,7 +69,7 @@ def test_schemas_at_the_limits_compile() -> None:
         {"anyOf": [{"$ref": "#"}, {"allOf": [{"$ref": "#"}, {"$ref": "#"}]}]},
     ],
     ids=range(7),
-)  # fmt: skip
+)
 def test_pathological_schemas_end(schema: dict[str, Any]) -> None:
     """Compiled or refused, in finite work, never another error."""
     try:

@@ -41,7 +41,11 @@ EXACT: list[tuple[Any, list[Any], list[Any]]] = [
     ({"type": "string", "format": "house-number"}, ["12a", ""], [12]),
     ({"format": "json-pointer"}, ["", "/a/b~1c", 5], ["a", "/~2"]),
     ({"type": "string", "format": "relative-json-pointer"}, ["0", "1/a", "0#"], ["/a", "01"]),
-    ({"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 2}, [[1], [1, 2]], [[], [1, 2, 3], ["a"]]),
+    (
+        {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 2},
+        [[1], [1, 2]],
+        [[], [1, 2, 3], ["a"]],
+    ),
     ({"type": "array", "prefixItems": [{"type": "integer"}], "items": False}, [[], [1]], [["a"], [1, 2]]),
     ({"items": [{"type": "integer"}], "additionalItems": {"type": "null"}, "type": "array"}, [[1, None]], [[1, 2]]),
     ({"type": "array", "uniqueItems": False}, [[1, 1]], [{}]),
@@ -50,17 +54,33 @@ EXACT: list[tuple[Any, list[Any], list[Any]]] = [
     (AB, [{}, {"a": 1, "b": "x"}, {"a": 1, "c": 3}], [{"a": "x"}, {"b": 1}, []]),
     ({**AB, "required": ["b"], "additionalProperties": False}, [{"b": ""}, {"a": 1, "b": ""}], [{}, {"b": "", "c": 1}]),
     ({**OBJECT, "additionalProperties": {"type": "integer"}}, [{"x": 1}], [{"x": "1"}]),
-    ({**OBJECT, "patternProperties": {"^x": {"type": "integer"}}, "additionalProperties": False}, [{"x1": 1}], [{"y": 1}]),
-    ({**OBJECT, "patternProperties": {".*": {"type": "integer"}}, "properties": {"a": {"maximum": 3}}}, [{"a": 3, "b": 9}], [{"a": 4}, {"c": "x"}]),
+    (
+        {**OBJECT, "patternProperties": {"^x": {"type": "integer"}}, "additionalProperties": False},
+        [{"x1": 1}],
+        [{"y": 1}],
+    ),
+    (
+        {**OBJECT, "patternProperties": {".*": {"type": "integer"}}, "properties": {"a": {"maximum": 3}}},
+        [{"a": 3, "b": 9}],
+        [{"a": 4}, {"c": "x"}],
+    ),
     ({**OBJECT, "minProperties": 1, "maxProperties": 2}, [{"a": 1}], [{}, {"a": 1, "b": 1, "c": 1}]),
-    ({**AB, "minProperties": 1, "additionalProperties": False}, [{"a": 1}, {"b": "x"}, {"a": 1, "b": ""}], [{}, {"c": 1}]),
+    (
+        {**AB, "minProperties": 1, "additionalProperties": False},
+        [{"a": 1}, {"b": "x"}, {"a": 1, "b": ""}],
+        [{}, {"c": 1}],
+    ),
     ({**OBJECT, "propertyNames": {"pattern": "^[ab]+$"}}, [{"ab": 1}], [{"c": 1}]),
     ({**OBJECT, "propertyNames": {"enum": ["a", "b"]}}, [{"b": 1}, {}], [{"c": 1}]),
     ({**OBJECT, "propertyNames": {"minLength": 2, "maxLength": 3}}, [{"ab": 1}], [{"a": 1}, {"abcd": 1}]),
     ({**AB, "dependencies": {"a": ["b"]}}, [{}, {"b": ""}, {"a": 1, "b": ""}], [{"a": 1}]),
     ({**AB, "dependencies": {"a": {"required": ["b"]}}}, [{"b": ""}, {"a": 1, "b": ""}], [{"a": 1}]),
     ({"dependentRequired": {"a": ["b", "c"]}}, [{"b": 1}, 5, {"a": 1, "b": 1, "c": 1}], [{"a": 1, "b": 1}]),
-    ({"dependentSchemas": {"a": {"properties": {"b": {"type": "null"}}}}}, [{"b": 1}, {"a": 1, "b": None}], [{"a": 1, "b": 1}]),
+    (
+        {"dependentSchemas": {"a": {"properties": {"b": {"type": "null"}}}}},
+        [{"b": 1}, {"a": 1, "b": None}],
+        [{"a": 1, "b": 1}],
+    ),
     ({"allOf": [{"type": "string"}, {"maxLength": 2}]}, ["ab"], ["abc", 1]),
     ({"allOf": [AB], "title": "one"}, [{"a": 1}], [{"a": ""}]),
     ({"anyOf": [{"type": "integer"}, {"minLength": 2, "type": "string"}]}, [3, "ab"], ["a", None]),
@@ -68,7 +88,12 @@ EXACT: list[tuple[Any, list[Any], list[Any]]] = [
     ({"oneOf": [{"type": "number", "maximum": 1}, {"type": "number", "exclusiveMinimum": 1}]}, [1, 2], ["x"]),
     ({**OBJECT, "oneOf": [{"required": ["a"]}, {"required": ["b"]}]}, [{"a": 1}, {"b": 1}], [{}, {"a": 1, "b": 1}]),
     (
-        {"oneOf": [{**OBJECT, "properties": {"k": {"const": k}, "v": {"type": t}}, "required": ["k"]} for k, t in (("i", "integer"), ("s", "string"))]},
+        {
+            "oneOf": [
+                {**OBJECT, "properties": {"k": {"const": k}, "v": {"type": t}}, "required": ["k"]}
+                for k, t in (("i", "integer"), ("s", "string"))
+            ]
+        },
         [{"k": "i", "v": 1}, {"k": "s", "v": "x"}],
         [{"k": "i", "v": "x"}, {"k": "z"}],
     ),
@@ -80,7 +105,13 @@ EXACT: list[tuple[Any, list[Any], list[Any]]] = [
     ({"not": {"anyOf": [{"required": ["a"]}, {"required": ["b"]}]}, **OBJECT}, [{"c": 1}], [{"a": 1}, {"b": 1}]),
     ({"not": {"not": {"type": "null"}}}, [None], [1]),
     (
-        {**OBJECT, "properties": {"k": {"enum": ["x", "y"]}, "n": {}}, "if": {"properties": {"k": {"const": "x"}}, "required": ["k"]}, "then": {"required": ["n"]}, "else": {"properties": {"n": False}}},
+        {
+            **OBJECT,
+            "properties": {"k": {"enum": ["x", "y"]}, "n": {}},
+            "if": {"properties": {"k": {"const": "x"}}, "required": ["k"]},
+            "then": {"required": ["n"]},
+            "else": {"properties": {"n": False}},
+        },
         [{"k": "x", "n": 1}, {"k": "y"}, {}],
         [{"k": "x"}, {"k": "y", "n": 1}, {"n": 1}],
     ),
@@ -88,27 +119,73 @@ EXACT: list[tuple[Any, list[Any], list[Any]]] = [
     ({"unevaluatedProperties": False, **AB}, [{"a": 1}], [{"c": 1}]),
     ({"$defs": {"n": {"type": "integer"}}, "items": {"$ref": "#/$defs/n"}, "type": "array"}, [[1]], [["a"]]),
     ({"$defs": {"n": {"type": "integer"}}, "$ref": "#/$defs/n", "minimum": 3}, [3], [2, "x"]),
-    ({**OBJECT, "properties": {"a": {"oneOf": [{"type": "null"}, {"type": "integer"}]}, "b": {"$ref": "#/properties/a/oneOf/1"}}}, [{"b": 1}], [{"b": None}]),
-    ({**OBJECT, "properties": {"n": {"$ref": "#"}}, "additionalProperties": False}, [{"n": {"n": {}}}], [{"n": {"m": 1}}]),
-    ({"$schema": "http://json-schema.org/draft-04/schema#", "type": "number", "minimum": 3, "exclusiveMinimum": True}, [4], [3]),
-    ({"$schema": "http://json-schema.org/draft-07/schema#", "$ref": "#/definitions/s", "maxLength": 1, "definitions": {"s": {"type": "string"}}}, ["long"], [1]),
-    ({**OBJECT, "properties": {"$ref": {"type": "string"}, "enum": {"type": "array"}}}, [{"$ref": "x", "enum": []}], [{"$ref": 1}]),
+    (
+        {
+            **OBJECT,
+            "properties": {
+                "a": {"oneOf": [{"type": "null"}, {"type": "integer"}]},
+                "b": {"$ref": "#/properties/a/oneOf/1"},
+            },
+        },
+        [{"b": 1}],
+        [{"b": None}],
+    ),
+    (
+        {**OBJECT, "properties": {"n": {"$ref": "#"}}, "additionalProperties": False},
+        [{"n": {"n": {}}}],
+        [{"n": {"m": 1}}],
+    ),
+    (
+        {
+            "$schema": "http://json-schema.org/draft-04/schema#",
+            "type": "number",
+            "minimum": 3,
+            "exclusiveMinimum": True,
+        },
+        [4],
+        [3],
+    ),
+    (
+        {
+            "$schema": "http://json-schema.org/draft-07/schema#",
+            "$ref": "#/definitions/s",
+            "maxLength": 1,
+            "definitions": {"s": {"type": "string"}},
+        },
+        ["long"],
+        [1],
+    ),
+    (
+        {**OBJECT, "properties": {"$ref": {"type": "string"}, "enum": {"type": "array"}}},
+        [{"$ref": "x", "enum": []}],
+        [{"$ref": 1}],
+    ),
     ({"description": "d", "default": {"not": 1}, "examples": [{"oneOf": 1}], "type": "null"}, [None], [1]),
-]  # fmt: skip
+]
 
 # schema, accepted, refused: wider than asked for, so strict mode refuses them at this pointer
 WIDENED: list[tuple[Any, str, list[Any], list[Any]]] = [
     ({"type": "array", "uniqueItems": True}, "#/uniqueItems", [[1, 2], []], [[1, 1]]),
     ({"type": "array", "contains": {"const": 1}}, "#/contains", [[1, 2]], [[2]]),
     ({"type": "string", "not": {"pattern": "^a"}}, "#/not", ["b"], ["ab"]),
-    ({**OBJECT, "oneOf": [{"patternProperties": {"^a": True}}, {"required": ["b"]}]}, "#/oneOf", [{"a": 1}], [{"b": 1}]),
+    (
+        {**OBJECT, "oneOf": [{"patternProperties": {"^a": True}}, {"required": ["b"]}]},
+        "#/oneOf",
+        [{"a": 1}],
+        [{"b": 1}],
+    ),
     ({**OBJECT, "propertyNames": {"not": {"pattern": "^x"}}}, "#/propertyNames", [{"a": 1}], [{"x": 1}]),
     ({"if": {"pattern": "^a"}, "then": {"maxLength": 1}, "type": "string"}, "#/if", ["a", "bb"], ["ab"]),
     ({"allOf": [AB], "unevaluatedProperties": False}, "#/unevaluatedProperties", [{"a": 1}], [{"c": 1}]),
     ({"type": "string", "pattern": "^(?!x)"}, "", ["a"], ["x"]),
     ({**AB, "minProperties": 2}, "", [{"a": 1, "b": ""}], [{"a": 1}]),
-    ({**OBJECT, "patternProperties": {"^a": {"type": "integer"}, "b$": {"minimum": 3}}}, "", [{"ab": 3}], [{"ab": 2}, {"a": ""}]),
-]  # fmt: skip
+    (
+        {**OBJECT, "patternProperties": {"^a": {"type": "integer"}, "b$": {"minimum": 3}}},
+        "",
+        [{"ab": 3}],
+        [{"ab": 2}, {"a": ""}],
+    ),
+]
 
 
 def accepts(schema: Any, value: Any, *, strict: bool) -> bool:

@@ -41,9 +41,9 @@ WEATHER = Tool(
 PING = Tool("ping", {"type": "object", "properties": {}})
 
 MARKERS = (
-    "<｜tool▁calls▁begin｜> <｜tool▁call▁begin｜> <｜tool▁sep｜> <｜tool▁call▁end｜> <｜tool▁calls▁end｜> <tool_call> </tool_call> "
-    "<|tool_calls_section_begin|> <|tool_call_begin|> <|tool_call_argument_begin|> <|tool_call_end|> [TOOL_CALLS] [ARGS] "
-    "<|tool_calls_section_end|> <|channel|> <|constrain|> <|message|>"
+    "<｜tool▁calls▁begin｜> <｜tool▁call▁begin｜> <｜tool▁sep｜> <｜tool▁call▁end｜> <｜tool▁calls▁end｜> "
+    "<tool_call> </tool_call> [TOOL_CALLS] [ARGS] <|tool_calls_section_begin|> <|tool_call_begin|> "
+    "<|tool_call_argument_begin|> <|tool_call_end|> <|tool_calls_section_end|> <|channel|> <|constrain|> <|message|>"
 ).split()
 
 ARGUMENTS = {

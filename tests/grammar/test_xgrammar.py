@@ -16,7 +16,9 @@ from pando.grammar.xgrammar_backend import CompilerProcess, XGrammarBackend, gap
 from tests.grammar.vocabularies import aspen, backend, fits
 
 INSTALLED = importlib.util.find_spec("xgrammar") is not None
-needs_xgrammar = pytest.mark.skipif(not INSTALLED, reason="xgrammar is not installed: pip install 'pando-llm[xgrammar]'")
+needs_xgrammar = pytest.mark.skipif(
+    not INSTALLED, reason="xgrammar is not installed: pip install 'pando-llm[xgrammar]'"
+)
 
 SCHEMA = {
     "type": "object",

@@ -351,8 +351,8 @@ class Traffic:
         order, pop = self.cache.order, self.cache.order.pop_below
 
         def watched(worth: float, component: int | None = None) -> Record | None:
-            stamped = {id(r): order.policy.rank(r) for r in order}
-            lowest = min((order.policy.rank(r) for r in order if component in (None, r.component)), default=None)
+            stamped = {id(r): order.score(r) for r in order}
+            lowest = min((order.score(r) for r in order if component in (None, r.component)), default=None)
             record = pop(worth, component)
             if record is not None and not order.policy.looks_at_all:
                 assert stamped[id(record)] == lowest, (stamped[id(record)], lowest)

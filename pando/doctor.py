@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from pando.core.config import BUILTIN_MODEL, Config
+from pando.core.config import BUILTIN_MODELS, Config
 from pando.errors import ModelNotFound, PandoError
 
 GIB = 1 << 30
@@ -123,9 +123,9 @@ def _kernels() -> list[Finding]:
 def _model() -> list[Finding]:
     from pando.models.load import resolve_model_path
 
-    folder = resolve_model_path(BUILTIN_MODEL)
-    size = sum(file.stat().st_size for file in folder.iterdir())
-    return [Finding("built-in model", "ok", f"{BUILTIN_MODEL}, {size / 2**20:.1f} MiB")]
+    folders = {name: resolve_model_path(name) for name in BUILTIN_MODELS}
+    sizes = {name: sum(file.stat().st_size for file in folder.iterdir()) for name, folder in folders.items()}
+    return [Finding("built-in models", "ok", ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in sizes.items()))]
 
 
 def _hub_cache() -> list[Finding]:

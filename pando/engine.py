@@ -23,7 +23,7 @@ from pando.attention.paged import PagedAttentionBackend
 from pando.cache.budget import CacheLayout
 from pando.cache.manager import CacheManager
 from pando.cache.pool import KVPool
-from pando.core.config import BUILTIN_MODEL, Config
+from pando.core.config import BUILTIN_MODELS, Config
 from pando.core.info import EngineInfo
 from pando.core.messages import ControlReply, Failure, Load
 from pando.device import Device, resolve_device
@@ -257,7 +257,7 @@ def _info(
         version=pando.__version__,
         num_parameters=model.num_parameters,
         generation_defaults=_generation_defaults(path),
-        is_builtin=config.model_path == BUILTIN_MODEL,
+        is_builtin=config.model_path in BUILTIN_MODELS,
     )
 
 

@@ -18,7 +18,7 @@ from tests.dummy_model import dummy_config
 def test_report_covers_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json", "--no-measure"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {"pando", "libraries", "device", "processor", "kernels", "built-in model"} <= set(found)
+    assert {"pando", "libraries", "device", "processor", "kernels", "built-in models"} <= set(found)
     assert "torch" in found["libraries"]["text"]
     assert found["device"]["text"].endswith("GiB free")
 

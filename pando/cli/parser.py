@@ -15,8 +15,8 @@ COMMANDS = {
     "generate": generate,
     "bench": bench,
     "plan": plan,
-    "grammar": grammar,
     "simulate": simulate,
+    "grammar": grammar,
 }
 """Commands with a module each, in the order of the help."""
 

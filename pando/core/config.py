@@ -12,7 +12,9 @@ from typing import Any
 from pando.errors import ConfigError
 
 BUILTIN_MODEL = "aspen"
-"""Name of the model shipped inside the package."""
+"""Name of the model shipped inside the package that is used where none is named."""
+BUILTIN_MODELS = (BUILTIN_MODEL, "willow")
+"""Names of all models shipped inside the package: one with attention only, one hybrid."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

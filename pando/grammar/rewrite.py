@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pando.grammar.dialect import has_inner_ids
 from pando.grammar.negation import all_of, any_of, disjoint, negated, types_of
-from pando.grammar.schema_tree import ANNOTATIONS, Schema, rebuilt, resolve
+from pando.grammar.schema_tree import ANNOTATIONS, Schema, rebuilt, resolve, same
 
 FORMATS = frozenset("date-time time date duration email hostname ipv4 ipv6 uuid uri unknown".split())
 """Formats that are enforced."""
@@ -31,6 +32,8 @@ _CLASSES = {"d": "0-9", "w": "A-Za-z0-9_"}
 def rewrite(schema: Schema, steps: Sequence[Step] | None = None) -> Schema:
     """An equivalent schema. Keywords without an equivalent stay where they are; `relax.unsupported` finds them."""
     chosen = _STEPS if steps is None else steps
+    # Where parts are documents of their own, `#` in them is not this document: nothing is followed.
+    root = None if has_inner_ids(schema) else schema
 
     def change(node: Schema, pointer: str) -> Schema:
         if not isinstance(node, dict):
@@ -38,7 +41,7 @@ def rewrite(schema: Schema, steps: Sequence[Step] | None = None) -> Schema:
         made = rebuilt(node, pointer, change)
         made.pop("x-guidance", None)
         for step in chosen:
-            step(made, schema)
+            step(made, root)
         return made
 
     return change(schema, "#")
@@ -90,11 +93,18 @@ def _trivial(node: dict[str, Any], root: Schema) -> None:
             node.update(parts[0])
 
 
+_INDEPENDENT = frozenset(
+    "const enum exclusiveMaximum exclusiveMinimum format maxItems maxLength maximum minItems minLength minimum "
+    "multipleOf pattern required type".split()
+)
+"""Keywords that mean the same whatever stands beside them."""
+
+
 def _repeats(node: dict[str, Any], root: Schema) -> None:
     """What stands beside a reference and is said by its target as well. (Recursion stays possible without it.)"""
     target = resolve(root, node["$ref"]) if "$ref" in node else None
     if isinstance(target, dict):
-        for key in [key for key in node if key not in ("$ref", *ANNOTATIONS) and target.get(key) == node[key]]:
+        for key in [key for key in node if key in _INDEPENDENT and key in target and same(target[key], node[key])]:
             node.pop(key)
 
 
@@ -293,7 +303,7 @@ def _any_name(node: dict[str, Any], root: Schema) -> None:
     ((_, every),) = node.pop("patternProperties").items()
     own = node.get("properties", {})
     if own:
-        node["properties"] = {name: each if each == every else all_of([each, every]) for name, each in own.items()}
+        node["properties"] = {name: each if same(each, every) else all_of([each, every]) for name, each in own.items()}
     node["additionalProperties"] = every
 
 

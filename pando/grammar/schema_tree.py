@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import unquote
 
 Schema = Any
 """A JSON schema: a dict, True or False."""
@@ -67,7 +69,7 @@ def resolve(root: Schema, reference: object) -> Schema | None:
         return None
     node = root
     for part in reference[1:].split("/")[1:]:
-        name = part.replace("~1", "/").replace("~0", "~").replace("%25", "%").replace("%22", '"')
+        name = unquote(part).replace("~1", "/").replace("~0", "~")
         if isinstance(node, dict) and name in node:
             node = node[name]
         elif isinstance(node, list) and name.isdigit() and int(name) < len(node):
@@ -77,3 +79,8 @@ def resolve(root: Schema, reference: object) -> Schema | None:
     if reference not in ("#", "#/") and not reference.startswith("#/"):
         return None  # an anchor
     return node if isinstance(node, dict | bool) else None
+
+
+def same(one: Any, other: Any) -> bool:
+    """True if two parts of schemas are written alike; 1 and true are not."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from pando.core.config import BUILTIN_MODEL, ROUND_ON_LOAD, STORED_FORMATS
+from pando.core.config import BUILTIN_MODELS, ROUND_ON_LOAD, STORED_FORMATS
 from pando.errors import ConfigError, ModelNotFound
 from pando.gguf import read_gguf
 from pando.kernels import cpu
@@ -56,16 +56,16 @@ HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
 
 
 def resolve_model_path(name_or_path: str, revision: str | None = None) -> Path:
-    """Folder of a model: the built-in one by name, a local folder, or a hub id (downloaded into the shared cache).
+    """Folder of a model: a built-in one by name, a local folder, or a hub id (downloaded into the shared cache).
 
     Of a GGUF model it is the file.
 
     Raises ModelNotFound, saying what was tried.
     """
-    if name_or_path == BUILTIN_MODEL and not Path(name_or_path).is_dir():
-        folder = Path(__file__).parent.parent / "models_builtin" / BUILTIN_MODEL
+    if name_or_path in BUILTIN_MODELS and not Path(name_or_path).is_dir():
+        folder = Path(__file__).parent.parent / "models_builtin" / name_or_path
         if not (folder / "config.json").is_file():
-            raise ModelNotFound(f"the built-in model is not part of this installation ({folder} is missing)")
+            raise ModelNotFound(f"the built-in model {name_or_path} is not part of this installation ({folder} is missing)")
         return folder
     path = Path(name_or_path).expanduser()
     if path.is_dir():
@@ -74,8 +74,8 @@ def resolve_model_path(name_or_path: str, revision: str | None = None) -> Path:
         return path
     if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") != 1:
         raise ModelNotFound(
-            f"{name_or_path!r} is no local folder, GGUF file or hub id (owner/name); the built-in model is "
-            f"{BUILTIN_MODEL!r}",
+            f"{name_or_path!r} is no local folder, GGUF file or hub id (owner/name); the built-in models are "
+            f"{' and '.join(map(repr, BUILTIN_MODELS))}",
             param="model_path",
         )
     return _download(name_or_path, revision)

@@ -268,3 +268,34 @@ def test_order_follows_the_schema() -> None:
     value = {"extra": 1, "c": 1, "d": 1, "a": 1, "b": {"x": 1, "w": 2, "y": 1}}
     ordered = in_schema_order(value, schema, schema, subschema_check(schema))
     assert compact(ordered) == '{"b":{"y":1,"x":1,"w":2},"a":1,"d":1,"c":1,"extra":1}'
+
+
+def test_references_inside_other_resources_are_not_followed() -> None:
+    """`#/$defs/a` inside a part with an id of its own is that part's, not the root's."""
+    inner = {
+        "$id": "http://example.com/inner.json",
+        "$defs": {"a": {"type": "string"}},
+        "oneOf": [{"$ref": "#/$defs/a"}, {"type": "integer"}],
+    }
+    schema = {"$defs": {"a": {"type": "null"}}, "type": "object", "properties": {"x": inner}}
+    try:
+        strict = accepts(schema, {"x": None}, strict=True)
+    except InvalidGrammar:
+        strict = False
+    assert not strict
+
+
+def test_neighbours_of_a_reference_that_depend_on_each_other_stay() -> None:
+    schema = {
+        "$defs": {"a": {"type": "object", "properties": {"k": {"const": 1}}}},
+        "properties": {"x": {"$ref": "#/$defs/a", "properties": {"k": {"const": 1}}, "additionalProperties": False}},
+        "type": "object",
+    }
+    assert accepts(schema, {"x": {"k": 1}}, strict=True) and not accepts(schema, {"x": {"z": 1}}, strict=True)
+    booleans = {
+        "$defs": {"a": {"const": True}},
+        "type": "object",
+        "properties": {"x": {"$ref": "#/$defs/a", "const": 1}},
+    }
+    with pytest.raises(InvalidGrammar):
+        assert not accepts({**booleans, "required": ["x"]}, {"x": True}, strict=True)

@@ -16,12 +16,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from training.aspen.model import Aspen
-from training.aspen.paths import MODEL_FOLDER, default_work
+from training.aspen.build import build_model
+from training.aspen.paths import MODELS, default_work
 from training.aspen.shape import SHAPES
 from training.aspen.tokenizer import save as save_tokenizer
 
-CARD = Path(__file__).with_name("model_card.md")
+CARDS = {family: Path(__file__).with_name(f"{family}_card.md") for family in ("aspen", "willow")}
 NOTICE = Path(__file__).with_name("NOTICE")
 MAX_LOGIT_DIFFERENCE = 0.02
 """fp32 on both sides: only the order of sums and the missing row maximum differ."""
@@ -54,14 +54,16 @@ def write_folder(folder: Path, work: Path, shape_name: str, weights: dict[str, T
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", "utf-8")
     save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
-    for source, name in ((CARD, "README.md"), (NOTICE, "NOTICE")):
-        if source.exists():
-            shutil.copyfile(source, folder / name)
+    family = SHAPES[shape_name].family
+    shutil.copyfile(CARDS[family], folder / "README.md")
+    title = family.capitalize()
+    notice = NOTICE.read_text("utf-8").replace("Aspen\n=====\n", f"{title}\n{'=' * len(title)}\n")
+    (folder / "NOTICE").write_text(notice, "utf-8")
 
 
 def largest_difference(folder: Path, shape_name: str, weights: dict[str, Tensor]) -> float:
     """Largest difference between our logits and transformers', in fp32, on a fixed random prompt."""
-    ours = Aspen(SHAPES[shape_name])
+    ours = build_model(SHAPES[shape_name])
     ours.load_state_dict({name: value.float() for name, value in weights.items()})
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokens = torch.randint(0, SHAPES[shape_name].vocab, (2, 200), generator=torch.Generator().manual_seed(0))
@@ -89,8 +91,9 @@ def main() -> None:
     if difference > MAX_LOGIT_DIFFERENCE:
         raise SystemExit("transformers computes something else: the export is not usable")
     if args.ship:
-        shutil.copytree(folder, MODEL_FOLDER, dirs_exist_ok=True)
-        print("shipped to", MODEL_FOLDER)
+        shipped = MODELS / SHAPES[shape_name].family
+        shutil.copytree(folder, shipped, dirs_exist_ok=True)
+        print("shipped to", shipped)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.aspen.optimizer import MAX_GAIN
 from training.aspen.shape import Shape
 
 QUERY_BLOCK = 128
@@ -132,7 +133,10 @@ class Decoder(nn.Module):
 
 
 class Aspen(nn.Module):
-    """The whole model. `forward` returns hidden states; `loss` adds the tied head at supervised positions only."""
+    """The whole model. `forward` returns hidden states; `logits` adds the tied head."""
+
+    max_gain = MAX_GAIN
+    """Largest weight of the norms on queries and keys; see `causal_attention`."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()

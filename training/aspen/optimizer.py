@@ -8,7 +8,7 @@ from torch import Tensor, nn
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Quintic coefficients of Jordan et al. (2024), "Muon": steep at zero, so that five steps flatten the spectrum."""
 MAX_GAIN = 3.0
-"""Largest gain of the norms on queries and keys; see `model.causal_attention`."""
+"""Largest weight of the norms on queries and keys where the weight is the gain; see `model.causal_attention`."""
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
@@ -34,9 +34,11 @@ class Optimizer:
         matrix_lr: float = 0.02,
         other_lr: float = 0.004,
         weight_decay: float = 0.05,
+        max_gain: float = MAX_GAIN,
     ) -> None:
         self.named = dict(named)
         self.matrix_lr, self.other_lr, self.weight_decay = matrix_lr, other_lr, weight_decay
+        self.max_gain = max_gain
         self.master = {name: parameter.detach().float().clone() for name, parameter in self.named.items()}
         self.first = {name: torch.zeros_like(value) for name, value in self.master.items()}
         self.second = {name: torch.zeros_like(value) for name, value in self.master.items() if not self.is_matrix(name)}
@@ -72,7 +74,7 @@ class Optimizer:
         scale = (second / (1 - 0.95**self.num_steps)).sqrt() + 1e-10
         master.addcdiv_(corrected, scale, value=-self.other_lr * factor)
         if name.endswith(("q_norm.weight", "k_norm.weight")):
-            master.clamp_(-MAX_GAIN, MAX_GAIN)
+            master.clamp_(-self.max_gain, self.max_gain)
 
     def state_dict(self) -> dict[str, object]:
         """Everything needed to go on, masters included."""

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-MODEL_FOLDER = Path(__file__).resolve().parents[2] / "pando" / "models_builtin" / "aspen"
-"""The shipped model, as package data."""
+MODELS = Path(__file__).resolve().parents[2] / "pando" / "models_builtin"
+"""The shipped models, as package data."""
+MODEL_FOLDER = MODELS / "aspen"
 
 
-def default_work() -> Path:
+def default_work(name: str = "aspen") -> Path:
     """Working folder used when `--work` is not given."""
-    return Path.home() / ".cache" / "pando" / "training" / "aspen"
+    return Path.home() / ".cache" / "pando" / "training" / name

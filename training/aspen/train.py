@@ -1,4 +1,4 @@
-"""Train aspen on CPU, resumably, against a deadline on the wall clock.
+"""Train aspen or willow on CPU, resumably, against a deadline on the wall clock.
 
     python -m training.aspen.train --work DIR --shape 4m --until 10:20 --decay-minutes 25
 
@@ -9,6 +9,10 @@ the decay is kept as `checkpoint-stable.pt`, from which a later call trains on (
 says what a batch is made of and is read again every 20 steps, so the mix can be changed while training:
 
     {"lengths": {"512": 0.9, "2048": 0.1}, "packs": {"512": {"text": 0.3, "synthetic": 0.7}, "2048": {"long": 1.0}}}
+
+`--align mixers|stream --donor CHECKPOINT` trains a transplanted model (see `transplant`) to do what aspen does inside;
+see `align`. `"align": 0.5` in the mix does so in half of the steps, and trains to answer in the others; without it
+every step aligns.
 """
 
 import argparse
@@ -17,6 +21,7 @@ import json
 import os
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +30,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from training.aspen.model import Aspen, head_loss
+from training.aspen.align import OBJECTIVES
+from training.aspen.build import build_model
+from training.aspen.model import head_loss
 from training.aspen.optimizer import Optimizer
 from training.aspen.pack import Pack
 from training.aspen.paths import default_work
@@ -34,7 +41,7 @@ from training.aspen.shape import SHAPES
 END_OF_TEXT_NAME = "<|endoftext|>"
 HEAD_CHUNK = 1024
 """Positions per block of the language-model head, so that its fp32 logits (32 MB) stay near the cache."""
-Mix = dict[str, dict[str, dict[str, float]] | dict[str, float]]
+Mix = dict[str, dict[str, dict[str, float]] | dict[str, float] | float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +57,14 @@ class Plan:
     warmup_steps: int
     save_seconds: float
     resume: str
+    peak: float = 1.0
+    align: tuple[str, Path] | None = None
+    """Name of an objective in `align`, and the donor's checkpoint; None trains to answer."""
 
     def factor(self, step: int, now: float) -> float:
-        """Learning-rate factor: linear warm-up, constant, then linear to zero at the deadline."""
-        return min(1.0, (step + 1) / self.warmup_steps) * min(1.0, max(0.0, (self.deadline - now) / self.decay_seconds))
+        """Learning-rate factor: linear warm-up to `peak`, constant, then linear to zero at the deadline."""
+        fall = min(1.0, max(0.0, (self.deadline - now) / self.decay_seconds))
+        return self.peak * min(1.0, (step + 1) / self.warmup_steps) * fall
 
 
 @dataclass(slots=True)
@@ -77,7 +88,9 @@ class Feed:
 
     def batch(self, mix: Mix, length: int, num_rows: int, rank: int, world: int, seed: int) -> tuple[Tensor, Tensor]:
         """Tokens and weights [num_rows, length] for `rank`."""
-        shares = mix["packs"][str(length)]
+        packs = mix["packs"]
+        assert isinstance(packs, dict)
+        shares = packs[str(length)]
         assert isinstance(shares, dict)
         names = random.Random(seed).choices(
             list(shares), [float(str(share)) for share in shares.values()], k=num_rows * world
@@ -98,8 +111,8 @@ class Trainer:
     def __init__(self, plan: Plan, rank: int) -> None:
         self.plan, self.rank = plan, rank
         torch.manual_seed(0)
-        self.model = Aspen(SHAPES[plan.shape]).bfloat16()
-        self.optimizer = Optimizer(self.model.named_parameters())
+        self.model = build_model(SHAPES[plan.shape]).bfloat16()
+        self.optimizer = Optimizer(self.model.named_parameters(), max_gain=self.model.max_gain)
         for layer in self.model.model.layers:
             layer.compile(dynamic=False)
         self.head = torch.compile(head_loss, dynamic=False)
@@ -110,6 +123,18 @@ class Trainer:
         self.tables: dict[int, tuple[Tensor, Tensor]] = {}
         self.step = 0
         self.num_tokens = 0
+        self.align: Callable[[Tensor, Tensor], tuple[float, float]] | None = None
+        if plan.align is not None:
+            name, donor = plan.align
+            self.align = OBJECTIVES[name](self.model, donor)
+
+    def gradients(self, mix: Mix, tokens_BT: Tensor, weights_BT: Tensor) -> tuple[float, float]:
+        """Loss sum and weight sum of this step's objective; its gradients are left on the parameters."""
+        share = mix.get("align", 1.0)
+        assert isinstance(share, float | int), f"align: {share!r}"
+        if self.align is not None and random.Random(f"align {self.step}").random() < share:
+            return self.align(tokens_BT, self.feed.documents(tokens_BT))
+        return self.losses(tokens_BT, weights_BT, backward=True)
 
     def losses(self, tokens_BT: Tensor, weights_BT: Tensor, *, backward: bool) -> tuple[float, float]:
         """Weighted loss sum and weight sum of a batch; `backward` leaves the sum's gradients on the parameters."""
@@ -147,26 +172,17 @@ class Trainer:
         """One step over all ranks; returns the mean loss in nats per supervised token."""
         num_rows = max(1, self.plan.tokens_per_rank // length)
         tokens, weights = self.feed.batch(mix, length, num_rows, self.rank, self.plan.world, seed=self.step)
-        parameters = dict(self.model.named_parameters())
-        for parameter in parameters.values():
-            parameter.grad = None
-        total, count = self.losses(tokens, weights, backward=True)
-        flat = torch.cat(
-            [
-                *(
-                    parameter.grad.reshape(-1).float()
-                    for parameter in parameters.values()
-                    if parameter.grad is not None
-                ),
-                torch.tensor([total, count]),
-            ]
-        )
+        self.model.zero_grad()
+        total, count = self.gradients(mix, tokens, weights)
+        # An objective may train some parameters only; the others have no gradient, on every rank.
+        found = {name: value.grad for name, value in self.model.named_parameters() if value.grad is not None}
+        flat = torch.cat([*(gradient.reshape(-1).float() for gradient in found.values()), torch.tensor([total, count])])
         dist.all_reduce(flat)
         total, count = flat[-2].item(), flat[-1].item()
         flat /= count
-        pieces = flat[:-2].split([parameter.numel() for parameter in parameters.values()])
+        pieces = flat[:-2].split([gradient.numel() for gradient in found.values()])
         gradients = {
-            name: piece.view_as(parameter) for (name, parameter), piece in zip(parameters.items(), pieces, strict=True)
+            name: piece.view_as(gradient) for (name, gradient), piece in zip(found.items(), pieces, strict=True)
         }
         self.optimizer.step(gradients, factor)
         self.step += 1
@@ -245,6 +261,7 @@ def run(trainer: Trainer) -> None:
             trainer.save("checkpoint-stable")
             decayed = True
         lengths = mix["lengths"]
+        assert isinstance(lengths, dict)
         length = int(
             random.Random(trainer.step).choices(list(lengths), [float(str(share)) for share in lengths.values()])[0]
         )
@@ -315,6 +332,9 @@ def main() -> None:
     parser.add_argument("--world", type=int, default=2, help="processes; one per core")
     parser.add_argument("--tokens-per-rank", type=int, default=8192, help="tokens of a step in each process")
     parser.add_argument("--warmup-steps", type=int, default=60)
+    parser.add_argument("--peak", type=float, default=1.0, help="highest learning-rate factor; below 1 for warm starts")
+    parser.add_argument("--align", choices=sorted(OBJECTIVES), help="follow a donor inside instead of answering")
+    parser.add_argument("--donor", type=Path, default=default_work() / "checkpoint-final.pt", help="aspen's checkpoint")
     parser.add_argument("--save-minutes", type=float, default=5)
     parser.add_argument("--resume", choices=("latest", "stable", "final", "never"), default="latest")
     parser.add_argument("--port", type=int, default=29517)
@@ -332,6 +352,8 @@ def main() -> None:
         args.warmup_steps,
         60 * args.save_minutes,
         args.resume,
+        args.peak,
+        (args.align, args.donor) if args.align else None,
     )
     torch.multiprocessing.spawn(worker, args=(plan, args.port), nprocs=args.world)
 

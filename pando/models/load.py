@@ -65,7 +65,9 @@ def resolve_model_path(name_or_path: str, revision: str | None = None) -> Path:
     if name_or_path in BUILTIN_MODELS and not Path(name_or_path).is_dir():
         folder = Path(__file__).parent.parent / "models_builtin" / name_or_path
         if not (folder / "config.json").is_file():
-            raise ModelNotFound(f"the built-in model {name_or_path} is not part of this installation ({folder} is missing)")
+            raise ModelNotFound(
+                f"the built-in model {name_or_path} is not part of this installation ({folder} is missing)"
+            )
         return folder
     path = Path(name_or_path).expanduser()
     if path.is_dir():

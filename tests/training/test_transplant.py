@@ -56,7 +56,9 @@ def grown(path: Path, shape: HybridShape = TARGET) -> Willow:
 def layers_of(path: Path, model: Willow) -> list[tuple[Layer, AttentionLayer]]:
     """Each transplanted attention layer after its donor."""
     donors = load_aspen(path).model.layers
-    pairs = [(donors[index], layer) for index, layer in zip(DONORS, model.model.layers, strict=True) if index is not None]
+    pairs = [
+        (donors[index], layer) for index, layer in zip(DONORS, model.model.layers, strict=True) if index is not None
+    ]
     return [(source, layer) for source, layer in pairs if isinstance(layer, AttentionLayer)]  # type: ignore[misc]
 
 
@@ -68,9 +70,7 @@ def test_attention_layers_do_what_their_donors_do(donor: Path) -> None:
     for source, layer in found:
         x = torch.randn(2, 50, 32)
         with torch.no_grad():
-            torch.testing.assert_close(
-                layer(x, *ours, documents), source(x, *theirs, documents), atol=1e-4, rtol=1e-4
-            )
+            torch.testing.assert_close(layer(x, *ours, documents), source(x, *theirs, documents), atol=1e-4, rtol=1e-4)
 
 
 def test_partial_rotation_keeps_the_fast_half(donor: Path) -> None:

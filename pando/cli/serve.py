@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from pando import env
 from pando.cli.flags import add_config_flags, config_from
-from pando.engine_process import spawn_engine
 
 SUMMARY = "serve a model: web page and API"
 
@@ -25,6 +24,8 @@ def run(args: argparse.Namespace) -> int:
     key = env.read("PANDO_API_KEY")
     if key is not None and not config.api_key:
         config = replace(config, api_key=(key,))
+    from pando.engine_process import spawn_engine
+
     # The engine first: it imports torch while this process imports the server.
     spawned = spawn_engine(config)
     try:

@@ -70,7 +70,7 @@ def tiny_engine(
         num_states=num_states,
     )
     if num_states:
-        options["cache"] = _state_cache(runner._model, num_tokens, page_size, num_states)
+        options.setdefault("cache", _state_cache(runner._model, num_tokens, page_size, num_states))
     executor = ThreadedExecutor(runner) if overlap else runner
     return bench(
         num_pages=num_tokens // page_size,

@@ -125,9 +125,8 @@ def _model() -> list[Finding]:
 
     folders = {name: resolve_model_path(name) for name in BUILTIN_MODELS}
     sizes = {name: sum(file.stat().st_size for file in folder.iterdir()) for name, folder in folders.items()}
-    return [
-        Finding("built-in models", "ok", ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in sizes.items()))
-    ]
+    text = ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in sizes.items())
+    return [Finding("built-in models", "ok", text)]
 
 
 def _hub_cache() -> list[Finding]:

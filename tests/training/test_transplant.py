@@ -56,10 +56,13 @@ def grown(path: Path, shape: HybridShape = TARGET) -> Willow:
 def layers_of(path: Path, model: Willow) -> list[tuple[Layer, AttentionLayer]]:
     """Each transplanted attention layer after its donor."""
     donors = load_aspen(path).model.layers
-    pairs = [
-        (donors[index], layer) for index, layer in zip(DONORS, model.model.layers, strict=True) if index is not None
-    ]
-    return [(source, layer) for source, layer in pairs if isinstance(layer, AttentionLayer)]  # type: ignore[misc]
+    found = []
+    for index, layer in zip(DONORS, model.model.layers, strict=True):
+        if index is not None and isinstance(layer, AttentionLayer):
+            source = donors[index]
+            assert isinstance(source, Layer)
+            found.append((source, layer))
+    return found
 
 
 def test_attention_layers_do_what_their_donors_do(donor: Path) -> None:

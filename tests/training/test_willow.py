@@ -7,7 +7,9 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from pando.models.load import resolve_model_path  # noqa: E402
+from pando.kernels import op_table  # noqa: E402
+from pando.models.load import load_model, resolve_model_path  # noqa: E402
+from tests.models.paged_loop import full_logits  # noqa: E402
 from training.aspen.build import build_model  # noqa: E402
 from training.aspen.evaluate import TASKS, LocalModel, heldout  # noqa: E402
 from training.aspen.shape import SHAPES  # noqa: E402
@@ -42,6 +44,15 @@ def test_training_model_computes_what_transformers_does() -> None:
     tokens = torch.randint(0, 8192, (2, 150), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         torch.testing.assert_close(ours.logits(tokens), theirs(tokens).logits, atol=2e-3, rtol=1e-3)
+
+
+def test_pando_computes_what_transformers_does() -> None:
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
+    ops = op_table("cpu", "reference")
+    tokens = torch.randint(0, 8192, (90,), generator=torch.Generator().manual_seed(4))
+    ours = full_logits(load_model(FOLDER, dtype="float32", ops=ops), ops, tokens.tolist())
+    with torch.no_grad():
+        torch.testing.assert_close(ours, theirs(tokens[None]).logits[0], atol=2e-3, rtol=1e-3)
 
 
 def test_answers() -> None:

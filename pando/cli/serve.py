@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 from dataclasses import replace
 
 from pando import env
@@ -26,7 +28,8 @@ def run(args: argparse.Namespace) -> int:
         config = replace(config, api_key=(key,))
     from pando.engine_process import spawn_engine
 
-    # The engine first: it imports torch while this process imports the server.
+    # The engine first: it imports torch while this process imports the server, which handles signals from then on.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     spawned = spawn_engine(config)
     try:
         from pando.server.launch import run_server

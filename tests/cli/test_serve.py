@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pando import engine_process
 from pando.cli import main, serve
 from pando.core.config import Config
 from pando.errors import ConfigError
@@ -29,7 +30,8 @@ def spawned(monkeypatch: pytest.MonkeyPatch) -> list[Spawned]:
         made.append(Spawned(config))
         return made[-1]
 
-    monkeypatch.setattr(serve, "spawn_engine", spawn)
+    monkeypatch.setattr(engine_process, "spawn_engine", spawn)
+    monkeypatch.setattr(serve.signal, "signal", lambda *_: None)  # this process keeps its own
     return made
 
 

@@ -56,7 +56,7 @@ def request_table(ops: OpTable, page_size: int, seed: int = 0) -> Request:
 
 
 Row = tuple[int, int, int, int]
-"""Slot, start, number of tokens, emit."""
+"""Slot, start, number of tokens, how many of the last ones yield a token."""
 
 BATCHES: list[list[Row]] = [
     [(3, 0, 1, 1)],
@@ -64,6 +64,7 @@ BATCHES: list[list[Row]] = [
     [(0, 69, 1, 1), (1, 0, 70, 1), (2, 16, 16, 0), (7, 15, 2, 1)],
     [(5, 3, 0, 0), (6, 31, 33, 0), (1, 8, 0, 0)],
     [(2, 0, 5, 0)],
+    [(4, 10, 5, 3), (0, 3, 1, 1), (1, 0, 4, 4), (7, 2, 6, 0)],
     [],
 ]
 
@@ -88,11 +89,11 @@ def test_flatten_against_plain_python(ops: OpTable, page_size: int, rows: list[R
     assert found.cu_q_lens.tolist() == [0, *ends]
     assert found.kv_lens.tolist() == [start + num for _, start, num, _ in rows]
     assert found.page_table.tolist() == [table.pages[slot, :3].tolist() for slot, *_ in rows]
-    emitting = [i for i, row in enumerate(rows) if row[3]]
-    assert found.logits_index[: len(emitting)].tolist() == [ends[i] - 1 for i in emitting]
-    assert len(found.logits_index) == len(emitting) + 2
-    assert found.emit_slots.tolist() == [rows[i][0] for i in emitting]
-    assert found.emit_ends.tolist() == [rows[i][1] + rows[i][2] for i in emitting]
+    yielding = [(i, before) for i, row in enumerate(rows) for before in reversed(range(row[3]))]
+    assert found.logits_index[: len(yielding)].tolist() == [ends[i] - 1 - before for i, before in yielding]
+    assert len(found.logits_index) == len(yielding) + 2
+    assert found.emit_slots.tolist() == [rows[i][0] for i, _ in yielding]
+    assert found.emit_ends.tolist() == [rows[i][1] + rows[i][2] - before for i, before in yielding]
     integers = {"cu_q_lens", "kv_lens", "page_table"}
     for field in fields(found):
         wanted = torch.int32 if field.name in integers else torch.int64
@@ -109,7 +110,7 @@ def test_random_steps_one_after_the_other_equal_the_reference(ops: OpTable, page
         rows = []
         for slot in rng.sample(range(SLOTS), rng.randrange(SLOTS + 1)):
             num = rng.choice([1, 1, 1, 0, rng.randrange(CONTEXT)])
-            rows.append((slot, rng.randrange(CONTEXT - num + 1), num, rng.randrange(2)))
+            rows.append((slot, rng.randrange(CONTEXT - num + 1), num, rng.randrange(min(num, 4) + 1)))
         writes = [(rng.randrange(SLOTS), rng.randrange(width), rng.randrange(999)) for _ in range(rng.randrange(5))]
         pages, extra = rng.randrange(1, width + 1), rng.randrange(2)
         seen = []

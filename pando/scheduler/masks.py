@@ -29,6 +29,8 @@ class Masks:
 
     def begin(self, plan: Plan | None) -> None:
         """Start on the rows of a step that is about to be launched."""
+        if self._job is not None and self._job.started is not None:
+            self._job.started.result()  # its step failed; the states are not free before
         job = _Job.of(plan, self._words)
         self._job = job
         if job is None:

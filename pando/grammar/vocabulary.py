@@ -27,6 +27,15 @@ class TextTokenizer(Protocol):
         """The tokenizer as the text of a tokenizer.json."""
 
 
+def markers_of(tokenizer: TextTokenizer) -> dict[str, int]:
+    """Tokens that stand for themselves, by their spelling; see `Vocabulary`."""
+    return {
+        name: token
+        for name, token in tokenizer.added_tokens.items()
+        if token in tokenizer.special_ids or name.startswith("<") and name.endswith(">")
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
     """Tokens as grammars see them.
@@ -64,11 +73,7 @@ class Vocabulary:
             vocab_size=width,
             eos_ids=ends,
             special_ids=tokenizer.special_ids,
-            markers={
-                name: token
-                for name, token in tokenizer.added_tokens.items()
-                if token in tokenizer.special_ids or name.startswith("<") and name.endswith(">")
-            },
+            markers=markers_of(tokenizer),
             key=digest.hexdigest()[:16],
             encode=lambda source: tokenizer.encode(source, add_special_tokens=False),
             token_bytes=tokenizer.token_bytes,

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from pando.core.messages import Generate, TokenLogprobs
-from pando.core.sampling import LogprobSpec
+from pando.core.sampling import GrammarSpec, LogprobSpec
 from pando.engine_client import Completion, Delta, EngineClient
 from pando.errors import InvalidRequest, PandoError
 from pando.native import positive_timeout
@@ -30,6 +30,7 @@ from pando.server.parsers.hermes import CallArguments, CallStart, Text
 from pando.server.parsers.reply import Event, Reasoning, ReplyFormat, ReplyParser
 from pando.server.prompt import render_chat
 from pando.server.sse import EventStream, collect_connected, encode_json
+from pando.server.tool_choice import forced_calls
 from pando.tokenizer.tokenizer import Tokenizer
 
 MAX_TOP_LOGPROBS = 20
@@ -81,8 +82,10 @@ async def chat_completions(request: Request) -> ASGIApp:
     )
     input_ids = await service.encode(text, add_special_tokens=False)
     reply_id = request_id("chatcmpl")
+    parallel = body.parallel_tool_calls is not False
+    calls = forced_calls(client.tokenizer, body.tools or [], body.tool_choice, parallel=parallel)
     with openai_names(prompt="messages"):
-        messages = _messages(client, body, input_ids, body.rid or reply_id)
+        messages = _messages(client, body, input_ids, body.rid or reply_id, calls)
     shape = _reply_format(client.tokenizer, body, text, bool(tools))
     chat = _Chat(body, reply_id, model, unix_time(), messages, shape)
     generation = client.submit(messages, group=body.rid or reply_id)
@@ -95,9 +98,14 @@ async def chat_completions(request: Request) -> ASGIApp:
     return json_response(_reply(chat, completions, client.tokenizer))
 
 
-def _messages(client: EngineClient, body: ChatBody, input_ids: list[int], rid: str) -> list[Generate]:
+def _messages(
+    client: EngineClient, body: ChatBody, input_ids: list[int], rid: str, calls: GrammarSpec | None
+) -> list[Generate]:
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    params = client.sampling(sampling_values(body, limit), len(input_ids))
+    values = sampling_values(body, limit)
+    if calls is not None and values["grammar"] is not None:
+        raise InvalidRequest("a forced or strict tool call and another format exclude each other", param="tool_choice")
+    params = client.sampling({**values, "grammar": calls or values["grammar"]}, len(input_ids))
     return client.sequences(
         input_ids,
         params,
@@ -124,7 +132,7 @@ def _template_variables(body: ChatBody) -> dict[str, Any]:
 
 
 def _tools(body: ChatBody) -> list[dict[str, Any]] | None:
-    """The tools that the model may call, or None. A choice that must be enforced needs a grammar."""
+    """The tools that the model may call, or None."""
     names = []
     for index, tool in enumerate(body.tools or []):
         function = tool.get("function")
@@ -136,16 +144,11 @@ def _tools(body: ChatBody) -> list[dict[str, Any]] | None:
         name = (choice.get("function") or {}).get("name")
         if name not in names:
             raise InvalidRequest(f"tool_choice names {name!r}, which is not in tools", param="tool_choice")
-        _refuse_forced_calls()
-    elif choice == "required" or isinstance(choice, dict):
-        _refuse_forced_calls()
-    elif choice not in (None, "auto", "none"):
+    elif choice == "required" and not names:
+        raise InvalidRequest("tool_choice is required, but there are no tools", param="tool_choice")
+    elif choice not in (None, "auto", "none", "required"):
         raise InvalidRequest(f"tool_choice is {choice!r}; give none, auto or required", param="tool_choice")
     return body.tools if names and choice != "none" else None
-
-
-def _refuse_forced_calls() -> None:
-    raise InvalidRequest("forced tool calls are not supported by this build; give auto or none", param="tool_choice")
 
 
 def _reply_format(tokenizer: Tokenizer, body: ChatBody, prompt: str, has_tools: bool) -> ReplyFormat:

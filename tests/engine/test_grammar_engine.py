@@ -11,7 +11,24 @@ import pytest
 import pando
 from pando.errors import InvalidGrammar
 from pando.scheduler.grammar_gate import GrammarGate
+from pando.server.tool_choice import forced_calls
 
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "strict": True,
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string", "maxLength": 12}, "unit": {"enum": ["celsius", "kelvin"]}},
+                "required": ["city", "unit"],
+                "additionalProperties": False,
+            },
+        },
+    }
+    for name in ("get_weather", "get_forecast")
+]
 PERSON = {
     "type": "object",
     "properties": {
@@ -96,3 +113,28 @@ def test_bad_grammars_are_refused_and_others_go_on(engine: pando.Engine, bad: di
     with pytest.raises(InvalidGrammar):
         engine.generate(PROMPT, sampling_params={"max_new_tokens": 20, **bad})
     assert engine.generate(PROMPT, sampling_params={"max_new_tokens": 4})["text"]
+
+
+@pytest.mark.parametrize("choice", ["required", "get_forecast", "auto"])
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_tool_calls_are_enforced(engine: pando.Engine, choice: str, temperature: float) -> None:
+    wanted = {"type": "function", "function": {"name": choice}} if choice.startswith("get") else choice
+    spec = forced_calls(engine.tokenizer, TOOLS, wanted, parallel=False)
+    sampling = {"max_new_tokens": 160, "temperature": temperature, "sampling_seed": 5, "grammar": spec}
+    text = engine.generate("What is the weather in Oslo?", sampling_params=sampling)["text"]
+    match = re.fullmatch(r"\s*<tool_call>\n(.*)\n</tool_call>\s*", text, re.DOTALL)
+    if choice == "auto" and match is None:
+        assert "<tool_call>" not in text
+        return
+    assert match is not None, text
+    call = json.loads(match[1])
+    assert call["name"] == choice if choice.startswith("get") else call["name"] in ("get_weather", "get_forecast")
+    assert list(call["arguments"]) == ["city", "unit"] and call["arguments"]["unit"] in ("celsius", "kelvin")
+
+
+def test_nothing_is_enforced_without_need(engine: pando.Engine) -> None:
+    loose = [{"type": "function", "function": {"name": "f"}}]
+    assert forced_calls(engine.tokenizer, TOOLS, "none", parallel=True) is None
+    assert forced_calls(engine.tokenizer, loose, "auto", parallel=True) is None
+    assert forced_calls(engine.tokenizer, loose, None, parallel=True) is None
+    assert forced_calls(engine.tokenizer, loose, "required", parallel=True) is not None

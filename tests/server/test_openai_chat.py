@@ -289,7 +289,8 @@ def test_one_call_at_most_and_none_at_all() -> None:
         ({"response_format": {"type": "poem"}}, "response_format", "poem"),
         ({"regex": "a+", "ebnf": "root ::= x"}, "ebnf", "exclude each other"),
         ({"structured_outputs": {"poem": "x"}}, "structured_outputs", "give one of json"),
-        ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice", "forced tool calls"),
+        ({"tool_choice": "required"}, "tool_choice", "no tools"),
+        ({"tools": TOOLS, "tool_choice": "required", "regex": "a"}, "tool_choice", "exclude each other"),
         (
             {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "x"}}},
             "tool_choice",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pando.cache.handle import SlotStats
 from pando.core.messages import Control, ControlReply
 from pando.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from pando.scheduler.scheduler import Scheduler
+
+_NO_SLOTS = SlotStats(0, 0, 0, 0, 0)
 
 
 class Controls:
@@ -41,6 +44,7 @@ class Controls:
         scheduler, stats = self._scheduler, self._scheduler.stats
         admission = scheduler.admission
         cache = admission.cache.stats()
+        states = cache.by_component.get("state", _NO_SLOTS)
         page = admission.limits.page_size
         return {
             "requests_total": stats.requests,
@@ -49,6 +53,9 @@ class Controls:
             "computed_prompt_tokens_total": stats.miss_tokens,
             "recomputed_tokens_total": stats.recomputed_tokens,
             "generation_tokens_total": stats.generation_tokens,
+            "forced_tokens_total": stats.forced_tokens,
+            "draft_tokens_total": stats.draft_tokens,
+            "accepted_draft_tokens_total": stats.accepted_draft_tokens,
             **{f"finished_{kind}_total": count for kind, count in stats.finished.items()},
             "retracted_total": admission.num_retracted,
             "evicted_tokens_total": cache.evicted_tokens,
@@ -64,6 +71,9 @@ class Controls:
             "kv_tokens_used": (cache.num_pages - cache.num_free) * page,
             "kv_tokens_held": cache.num_held_tokens,
             "kv_tokens_evictable": cache.num_evictable * page,
+            "states_total": states.num_slots,
+            "states_used": states.num_slots - states.num_free,
+            "states_evictable": states.num_evictable,
             "paused": int(scheduler.paused),
         }
 

@@ -1,5 +1,7 @@
 """Willow's training model and its delta rule, against transformers."""
 
+import shutil
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -8,6 +10,7 @@ transformers = pytest.importorskip("transformers")
 from training.aspen.hybrid import Willow  # noqa: E402
 from training.aspen.shape import SHAPES, HybridShape  # noqa: E402
 
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 TINY = HybridShape(
     hidden=48,
     layers=4,

@@ -1,5 +1,6 @@
 """Willow's warm start from aspen, and the objectives that align it."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from training.aspen.model import Aspen, Layer  # noqa: E402
 from training.aspen.shape import SHAPES, HybridShape, Shape  # noqa: E402
 from training.aspen.transplant import DONORS, load_aspen, transplant  # noqa: E402
 
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 DONOR = Shape(hidden=32, layers=7, heads=4, kv_heads=2, ffn=48, vocab=64, head_dim=32)
 TARGET = HybridShape(
     hidden=32,

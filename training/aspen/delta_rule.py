@@ -12,6 +12,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import platform
 import subprocess
 import tempfile
 from pathlib import Path
@@ -29,7 +30,9 @@ FLAGS = ("-O3", "-march=native", "-ffast-math", "-std=c++17", "-shared", "-fPIC"
 def library() -> ctypes.CDLL:
     """The compiled kernel; compiled by `$CXX` (or g++) on first use and kept beside the default work folder."""
     folder = default_work().parent / "native"
-    path = folder / f"delta_rule-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]}.so"
+    # Compiled for this machine: a home folder shared with another one must not hand its code over.
+    made_of = SOURCE.read_bytes() + " ".join(platform.uname()).encode()
+    path = folder / f"delta_rule-{hashlib.sha256(made_of).hexdigest()[:16]}.so"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from pando.errors import ConfigError
 
-ADMISSION_NAMES = ("every:K", "last", "branch", "branch+last")
+ADMISSION_NAMES = ("every:K", "last", "branch", "prompt", "branch+last")
 """What `checkpoints_of` understands; any of them may be joined by +."""
 
 
@@ -67,6 +67,17 @@ class Branch:
 
 
 @dataclass(frozen=True, slots=True)
+class Prompt:
+    """Before the last token of the prompt, which is always computed again: for the same prompt asked once more."""
+
+    keeps_last: bool = False
+
+    def positions(self, usable: int, matched: int, num_tokens: int) -> list[int]:
+        """All but the last token."""
+        return [num_tokens - 1]
+
+
+@dataclass(frozen=True, slots=True)
 class Joined:
     """All states that any of the policies keeps."""
 
@@ -78,7 +89,7 @@ class Joined:
         return [p for policy in self.policies for p in policy.positions(usable, matched, num_tokens)]
 
 
-_SIMPLE: dict[str, Callable[[], CheckpointPolicy]] = {"last": Last, "branch": Branch}
+_SIMPLE: dict[str, Callable[[], CheckpointPolicy]] = {"last": Last, "branch": Branch, "prompt": Prompt}
 
 
 def checkpoints_of(policy: str | CheckpointPolicy) -> CheckpointPolicy:

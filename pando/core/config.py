@@ -69,7 +69,8 @@ class Config:
     radix_eviction_policy: str = "reuse"
     """What the prefix cache forgets first: reuse | lru | lru_leaf | marconi:ALPHA | gdsf:BETA."""
     state_checkpoints: str = "branch+last"
-    """Which recurrent states the prefix cache keeps: branch+last | branch | last | every:TOKENS."""
+    """Which recurrent states the prefix cache keeps: branch+last | branch | last | prompt | every:TOKENS, or
+    several of these joined by +. prompt pays where the same prompts come again."""
     overlap: str = "auto"
     """Plan the next step while one runs: on | off | auto (on for a GPU; on a CPU both want the same cores)."""
     random_seed: int | None = None

@@ -15,6 +15,7 @@ from pando.errors import ConfigError
         ("last", [], True),
         ("branch", [10], False),
         ("branch+last", [10], True),
+        ("prompt", [13], False),
         ("every:4+last+branch", [8, 12, 10], True),
     ],
 )
@@ -36,5 +37,5 @@ def test_an_object_is_taken_as_it_is() -> None:
 
 @pytest.mark.parametrize("name", ["", "every", "every:0", "every:x", "first", "branch+", "last:3"])
 def test_unknown_names_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="choose one of every:K, last, branch, branch"):
+    with pytest.raises(ConfigError, match="choose one of every:K, last, branch, prompt, branch"):
         checkpoints_of(name)

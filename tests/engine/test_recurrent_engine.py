@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from pando.cache.admission import checkpoints_of
 from pando.core.messages import Abort
 from tests.engine.tiny_engine import tiny_engine
 from tests.scheduler.harness import Bench
@@ -54,6 +55,18 @@ def reuse(family: str, page_size: int, overlap: bool) -> None:
     last = (len(A) + NEW - 1) // page_size * page_size
     assert cached == {"cold": 0, "turn": last, "branch 0": 0, "branch 1": 32, "branch 2": 32}
     assert_oracle(engine, family, prompts)
+
+
+def test_the_same_prompt_again() -> None:
+    """By default the third time resumes before the prompt's last token; with `prompt` the second does."""
+    for admission, expected in (("branch+last", [0, 0, 40]), ("branch+last+prompt", [0, 40, 40])):
+        engine = tiny_engine(FAMILIES[0], num_states=24)
+        engine.cache.admission = checkpoints_of(admission)
+        for rid in ("0", "1", "2"):
+            ask(engine, rid, A)
+            engine.run()
+        assert [engine.ended[rid].cached_tokens for rid in ("0", "1", "2")] == expected
+        assert_oracle(engine, FAMILIES[0], {"0": A, "1": A, "2": A})
 
 
 def mixed(family: str, page_size: int, overlap: bool) -> None:

@@ -11,6 +11,7 @@ from pando import env
 from pando.cli.flags import add_config_flags, config_from
 
 SUMMARY = "serve a model: web page and API"
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,9 +29,11 @@ def run(args: argparse.Namespace) -> int:
         config = replace(config, api_key=(key,))
     from pando.engine_process import spawn_engine
 
-    # The engine first: it imports torch while this process imports the server, which handles signals from then on.
+    # The engine first: it imports torch while this process imports the server.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     spawned = spawn_engine(config)
+    # Signals wait until the server handles them: raised in the middle of an import, an interrupt can get lost.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         from pando.server.launch import run_server
 
@@ -38,3 +41,5 @@ def run(args: argparse.Namespace) -> int:
     except BaseException:
         spawned.stop()
         raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

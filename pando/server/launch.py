@@ -153,6 +153,7 @@ class _StopSignals:
             return
         for number in signals:
             loop.add_signal_handler(number, self._on_signal, number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)  # what came while the server was imported is handled now
         try:
             yield
         finally:

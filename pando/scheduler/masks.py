@@ -1,8 +1,9 @@
-"""Token masks of a step's guided rows, computed beside the forward pass.
+"""Token masks of a step's guided rows, computed beside the forward pass where that has a device of its own.
 
 `begin` is called before a step is launched: rows whose tokens the host knows already are filled in another thread while
 the model runs. `end` is called when the step before has been committed, so every token is known: it waits for that
-thread and fills the rest.
+thread and fills the rest. On a CPU, where both want the same cores and the hand-over costs more than a mask, all rows
+are filled at the end.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from pando.scheduler.request import Request, State
 
 
 class Masks:
-    """Fills masks of `vocab_size` tokens."""
+    """Fills masks of `vocab_size` tokens. overlap: in another thread while the step runs, as far as possible."""
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, *, overlap: bool) -> None:
         self._words = -(-vocab_size // 32)
+        self._overlap = overlap
         self._pool: ThreadPoolExecutor | None = None
         self._job: _Job | None = None
 
@@ -36,7 +38,7 @@ class Masks:
         if job is None:
             return
         ready = [entry for entry in job.entries if not entry.waits]
-        if ready:
+        if ready and self._overlap:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(1, thread_name_prefix="pando-masks")
             job.started = self._pool.submit(job.fill, ready)
@@ -46,7 +48,7 @@ class Masks:
         job, self._job = self._job, None
         if job is None:
             return None
-        job.fill([entry for entry in job.entries if entry.waits])
+        job.fill([entry for entry in job.entries if entry.waits or job.started is None])
         if job.started is not None:
             job.started.result()
         return TokenMask(job.rows, job.bits)

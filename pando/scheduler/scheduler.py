@@ -80,7 +80,7 @@ class Scheduler:
         self._order = 0
         self._stopping = False
         self.paused = False
-        self._masks = Masks(rules.vocab_size)
+        self._masks = Masks(rules.vocab_size, overlap=executor.depth > 0)
         self.results = Results(admission, stats, self._requests)
         self.controls = Controls(self)
         self.reporter = Reporter()

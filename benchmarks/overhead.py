@@ -63,7 +63,8 @@ class Stopwatch:
 def dummy_folder() -> Path:
     """A folder with a 0.6 B-shaped config and the built-in tokenizer; its weights are drawn at load."""
     folder = Path(tempfile.mkdtemp(prefix="pando-bench-"))
-    (folder / "config.json").write_text(json.dumps(QWEN3_06B))
+    ends = json.loads((resolve_model_path("aspen") / "config.json").read_text())["eos_token_id"]
+    (folder / "config.json").write_text(json.dumps({**QWEN3_06B, "eos_token_id": ends}))
     for file in resolve_model_path("aspen").glob("tokenizer*"):
         (folder / file.name).write_bytes(file.read_bytes())
     return folder

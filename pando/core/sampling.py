@@ -32,6 +32,10 @@ class GrammarOptions(msgspec.Struct, frozen=True):
     whitespace: Literal["compact", "spaced", "bounded", "flexible"] = "compact"
 
 
+AS_SERVED = GrammarOptions(strict=True, whitespace="spaced")
+"""How requests' grammars are read: nothing is widened in silence, and spaces stand where models learned them."""
+
+
 class GrammarSpec(msgspec.Struct, frozen=True):
     """What the output must match: one kind, its source text (JSON for the JSON kinds and `choice`) and options."""
 
@@ -156,7 +160,7 @@ def sampling_from_mapping(values: Mapping[str, Any], defaults: Mapping[str, Any]
         raise InvalidRequest(f"{sorted(grammars)} exclude each other; give one", param=sorted(grammars)[1])
     for kind, source in grammars.items():
         text = source if isinstance(source, str) else msgspec.json.encode(source).decode()
-        merged["grammar"] = GrammarSpec(kind, text, GrammarOptions(strict=True))  # type: ignore[arg-type]
+        merged["grammar"] = GrammarSpec(kind, text, AS_SERVED)  # type: ignore[arg-type]
     for field in ("stop", "stop_regex"):
         if isinstance(merged.get(field), str):
             merged[field] = [merged[field]]

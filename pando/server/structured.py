@@ -10,10 +10,9 @@ from typing import Any
 
 import msgspec
 
-from pando.core.sampling import GrammarOptions, GrammarSpec
+from pando.core.sampling import AS_SERVED, GrammarSpec
 from pando.errors import InvalidRequest
 
-_OPTIONS = GrammarOptions(strict=True)
 _STRUCTURED = {"json": "json_schema", "regex": "regex", "choice": "choice", "grammar": "ebnf"}
 """vLLM's fields of `structured_outputs`."""
 
@@ -29,8 +28,8 @@ def grammar_of(
     found = {
         "response_format": _of_format(response_format),
         "structured_outputs": _of_structured(structured_outputs),
-        "regex": None if regex is None else GrammarSpec("regex", regex, _OPTIONS),
-        "ebnf": None if ebnf is None else GrammarSpec("ebnf", ebnf, _OPTIONS),
+        "regex": None if regex is None else GrammarSpec("regex", regex, AS_SERVED),
+        "ebnf": None if ebnf is None else GrammarSpec("ebnf", ebnf, AS_SERVED),
     }
     asked = [name for name, spec in found.items() if spec is not None]
     if len(asked) > 1:
@@ -43,15 +42,15 @@ def _of_format(wanted: Mapping[str, Any] | None) -> GrammarSpec | None:
         return None
     kind = wanted.get("type")
     if kind == "json_object":
-        return GrammarSpec("json_object", "", _OPTIONS)
+        return GrammarSpec("json_object", "", AS_SERVED)
     if kind == "json_schema":
         inner = wanted.get("json_schema")
         schema = inner.get("schema") if isinstance(inner, Mapping) else None
         if not isinstance(schema, (Mapping, bool)):
             raise InvalidRequest("response_format.json_schema.schema must be a schema", param="response_format")
-        return GrammarSpec("json_schema", _json(schema), _OPTIONS)
+        return GrammarSpec("json_schema", _json(schema), AS_SERVED)
     if kind == "structural_tag":
-        return GrammarSpec("structural_tag", _json(wanted), _OPTIONS)
+        return GrammarSpec("structural_tag", _json(wanted), AS_SERVED)
     raise InvalidRequest(
         f"response_format.type is {kind!r}; give text, json_object, json_schema or structural_tag",
         param="response_format",
@@ -69,7 +68,7 @@ def _of_structured(wanted: Mapping[str, Any] | None) -> GrammarSpec | None:
             param="structured_outputs",
         )
     kind = _STRUCTURED[name]
-    return GrammarSpec(kind, value if isinstance(value, str) else _json(value), _OPTIONS)  # type: ignore[arg-type]
+    return GrammarSpec(kind, value if isinstance(value, str) else _json(value), AS_SERVED)  # type: ignore[arg-type]
 
 
 def _json(value: object) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pando.core.sampling import GRAMMAR_KINDS, GrammarOptions, GrammarSpec, SamplingParams, sampling_from_mapping
+from pando.core.sampling import AS_SERVED, GRAMMAR_KINDS, GrammarSpec, SamplingParams, sampling_from_mapping
 from pando.errors import InvalidRequest
 
 BAD: list[tuple[str, Any]] = [
@@ -130,17 +130,14 @@ def test_mapping_fills_from_defaults_and_null_means_absent() -> None:
     assert defaults == {"temperature": 0.6, "top_k": 20}, "the defaults are not changed"
 
 
-STRICT = GrammarOptions(strict=True)
-
-
 @pytest.mark.parametrize("kind", GRAMMAR_KINDS)
 def test_mapping_builds_a_grammar(kind: str) -> None:
-    assert sampling_from_mapping({kind: "source"}).grammar == GrammarSpec(kind, "source", STRICT)  # type: ignore[arg-type]
+    assert sampling_from_mapping({kind: "source"}).grammar == GrammarSpec(kind, "source", AS_SERVED)  # type: ignore[arg-type]
 
 
 def test_a_schema_may_be_given_as_an_object() -> None:
     found = sampling_from_mapping({"json_schema": {"type": "object", "required": ["ä"]}}).grammar
-    assert found == GrammarSpec("json_schema", '{"type":"object","required":["ä"]}', STRICT)
+    assert found == GrammarSpec("json_schema", '{"type":"object","required":["ä"]}', AS_SERVED)
 
 
 def test_grammars_exclude_each_other() -> None:

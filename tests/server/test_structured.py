@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from pando.core.sampling import GrammarOptions, GrammarSpec
+from pando.core.sampling import AS_SERVED, GrammarSpec
 from pando.errors import InvalidRequest
 from pando.server.structured import grammar_of
 
-STRICT = GrammarOptions(strict=True)
 SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"type": "string"}}}
 TEXT = '{"type":"object","properties":{"b":{"type":"integer"},"a":{"type":"string"}}}'
 
@@ -37,7 +36,7 @@ def read(body: dict[str, Any]) -> GrammarSpec | None:
     ],
 )  # fmt: skip
 def test_one_grammar(body: dict[str, Any], kind: str, source: str) -> None:
-    assert read(body) == GrammarSpec(kind, source, STRICT)  # type: ignore[arg-type]
+    assert read(body) == GrammarSpec(kind, source, AS_SERVED)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("body", [{}, {"response_format": {"type": "text"}}, {"structured_outputs": {"json": None}}])

@@ -16,7 +16,7 @@ from pando.errors import ConfigError
 from pando.kernels import reference
 from pando.kernels.ops import AttentionPlan, OpTable
 
-INTERFACE = 8
+INTERFACE = 9
 """The signatures this module calls; a compiled module of another number is stale."""
 
 LOAD_ERROR: str | None = None

@@ -49,7 +49,7 @@ class GrammarGate:
             state, spec = outcome.new_state(), request.sampling.grammar
             if self._wrap is not None and spec is not None and spec.after is not None:
                 state = self._wrap(state, spec.after)
-            relaxed = tuple(str(issue) for issue in outcome.relaxed)
+            relaxed = tuple((issue.pointer, issue.message) for issue in outcome.relaxed)
             request.guide = Guide(state, jump=self._jump and not plain, drafter=drafter, relaxed=relaxed)
             ended.append((request, None))
         return ended

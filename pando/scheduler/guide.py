@@ -41,7 +41,7 @@ class Guide:
         *,
         jump: bool = True,
         drafter: Drafter | None = None,
-        relaxed: tuple[str, ...] = (),
+        relaxed: tuple[tuple[str, str], ...] = (),
     ) -> None:
         self.state = state
         self.jump = jump

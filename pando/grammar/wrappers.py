@@ -180,7 +180,11 @@ class ReasoningGate:
             return self._inner.forced_tokens(limit)
         if self._phase() == "undecided":
             return []
-        return list(self._rest())[:limit]
+        rest = list(self._rest())
+        if not rest or len(rest) >= limit:
+            return rest[:limit]
+        # The run goes on across the border: behind the marker the grammar stands at its beginning.
+        return rest + self._inner.forced_tokens(limit - len(rest))
 
     def fill(self, masks: Masks, row: int) -> bool:
         """See GrammarState."""

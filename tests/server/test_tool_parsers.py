@@ -393,7 +393,8 @@ def test_noise_does_not_depend_on_the_cut(name: str, noise: list[str], sizes: li
 
 
 HARMONY = (
-    "<|channel|>analysis<|message|>The user wants <b>.<|end|><|start|>assistant<|channel|>commentary<|message|>I look.<|end|>"
+    "<|channel|>analysis<|message|>The user wants <b>.<|end|><|start|>assistant"
+    "<|channel|>commentary<|message|>I look.<|end|>"
     "<|start|>assistant<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>"
     '{"city": "Oslo", "days": 2}<|call|>'
 )

@@ -98,7 +98,7 @@ def test_reasoning_is_free_and_can_not_end_the_text(engine: pando.Engine) -> Non
 @pytest.mark.parametrize("wanted", [True, False])
 def test_with_or_without_reasoning_as_the_model_likes(engine: pando.Engine, wanted: bool) -> None:
     opened, closed = marks(engine)
-    reply = generate(engine, "optional", bias={opened: 50.0 if wanted else -1e4, closed: 4.0}, temperature=0.0)
+    reply = generate(engine, "optional", bias={opened: 40.0 if wanted else -1e4, closed: 80.0}, temperature=0.0)
     text = reply["text"]
     assert text.startswith("<think>") == wanted
     assert json.loads(text.rpartition("</think>")[2]).keys() == {"first_name", "is_a_member"}

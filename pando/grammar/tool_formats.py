@@ -19,7 +19,8 @@ class ToolFormat:
     bare: the first letter of a call where no marker announces it, so that other replies may not begin with it.
     max_calls: 1 if the format ends after a call, else 0. also: further ways in which models begin a call, read but
     never enforced; `{json}` at the end: arguments as JSON follow. hints: texts that a chat template of this format
-    holds, all of them.
+    holds, all of them. others, other_end: how messages of other kinds begin, which may come before a call, and how the
+    next message begins behind one; answer: how the message begins that is no call; for formats that write messages.
     """
 
     name: str
@@ -34,6 +35,9 @@ class ToolFormat:
     max_calls: int = 0
     also: tuple[str, ...] = ()
     hints: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    other_end: str = ""
+    answer: str = ""
 
     @property
     def trigger(self) -> str:
@@ -50,6 +54,9 @@ FORMATS: dict[str, ToolFormat] = {
             call_end="",
             max_calls=1,
             hints=("<|channel|>", "<|message|>"),
+            others=("<|channel|>analysis<|message|>", "<|channel|>commentary<|message|>"),
+            other_end="<|end|><|start|>assistant",
+            answer="<|channel|>final<|message|>",
         ),
         ToolFormat(
             "qwen3_coder",

@@ -91,7 +91,9 @@ async def chat_completions(request: Request) -> ASGIApp:
     start = _start(service.style, body, text)
     with openai_names(prompt="messages"):
         messages = _messages(client, body, input_ids, body.rid or reply_id, _Steering(service.style, start))
-    shape = _reply_format(service.style, body, start, tools)
+    grammar = messages[0].sampling.grammar
+    enforced = grammar is not None and grammar.kind == "lark"
+    shape = _reply_format(service.style, body, start, tools, enforced=enforced)
     chat = _Chat(body, reply_id, model, unix_time(), messages, shape)
     generation = client.submit(messages, group=body.rid or reply_id, letters=shape.letters)
     if body.stream:
@@ -187,12 +189,14 @@ def _tools(body: ChatBody) -> list[dict[str, Any]] | None:
     return body.tools if names and choice != "none" else None
 
 
-def _reply_format(style: ModelStyle, body: ChatBody, start: Start, tools: list[dict[str, Any]] | None) -> ReplyFormat:
-    """What to look for in the reply."""
+def _reply_format(
+    style: ModelStyle, body: ChatBody, start: Start, tools: list[dict[str, Any]] | None, *, enforced: bool
+) -> ReplyFormat:
+    """What to look for in the reply. enforced: a grammar holds its calls."""
     thinks = body.separate_reasoning and style.reasoning is not None
     schemas = {tool["function"]["name"]: _parameters(tool["function"]) for tool in tools or ()}
     calls = (1 if body.parallel_tool_calls is False else UNLIMITED_CALLS) if schemas and style.calls else 0
-    return ReplyFormat(style.reply, thinks, thinks and start == "inside", calls, schemas)
+    return ReplyFormat(style.reply, thinks, thinks and start == "inside", calls, schemas, enforced)
 
 
 def _parameters(function: dict[str, Any]) -> Schema:

@@ -31,6 +31,7 @@ class ReplyStyle:
             texts += [reasoning.begin, reasoning.end]
         self.marks = Marks({}, ()) if tokenizer is None else Marks.of(tokenizer, texts)
         self.shape: Shape | None = None if self.uses_channels else shape_of(tools, self.marks)
+        self.exact: Shape | None = None if self.uses_channels else shape_of(tools, self.marks, exact=True)
         self.reasoning_tokens = _ReasoningTokens.of(self, tokenizer)
 
 
@@ -39,7 +40,7 @@ class ReplyFormat:
     """What to look for in one reply.
 
     thinks: reasoning is told apart; starts_inside: it is under way when the reply begins. tools: schemas of arguments
-    by name; max_calls: tool calls passed on at most; 0 = text stays as it is.
+    by name; max_calls: tool calls passed on at most; 0 = text stays as it is. enforced: a grammar holds the calls.
     """
 
     style: ReplyStyle
@@ -47,6 +48,7 @@ class ReplyFormat:
     starts_inside: bool = False
     max_calls: int = 0
     tools: Mapping[str, Schema] = field(default_factory=dict)
+    enforced: bool = False
 
     @property
     def is_plain(self) -> bool:
@@ -105,8 +107,9 @@ class _Blocks:
             begin, end = self._marks.symbols(style.reasoning.begin), self._marks.symbols(style.reasoning.end)
             self._splitter = ReasoningSplitter(begin, end, starts_inside=shape.starts_inside)
         self._calls: CallReader | None = None
-        if shape.max_calls and style.shape is not None:
-            self._calls = CallReader(style.shape, self._marks, shape.tools)
+        calls = style.exact if shape.enforced else style.shape
+        if shape.max_calls and calls is not None:
+            self._calls = CallReader(calls, self._marks, shape.tools)
 
     def push(self, text: str) -> list[Event]:
         thought, content = self._splitter.push(text) if self._splitter is not None else ("", text)

@@ -79,8 +79,12 @@ def marker_texts(form: ToolFormat) -> list[str]:
     return found
 
 
-def shape_of(form: ToolFormat, marks: Marks) -> Shape:
-    """The shape of a format in a vocabulary's marked texts."""
+def shape_of(form: ToolFormat, marks: Marks, *, exact: bool = False) -> Shape:
+    """The shape of a format in a vocabulary's marked texts.
+
+    exact: calls begin as the table says and in no other way: for replies that a grammar holds to it, in which anything
+    else is text that nothing was enforced for.
+    """
     body: Body = "json"
     if _OBJECT_HEAD in form.call_begin:
         body = "object"
@@ -88,13 +92,13 @@ def shape_of(form: ToolFormat, marks: Marks) -> Shape:
         body = "elements"
     elif form.arguments == "python":
         body = "list"
-    first = [_also(text, marks, body) for text in form.also]
+    first = [] if exact else [_also(text, marks, body) for text in form.also]
     if form.bare:
         first.append(Opening((), body, bare=True))
     else:
         section, head = _pieces(form.section_begin, marks), _head(form, marks)
         first.insert(0, Opening((*section, Step.SPACE, *head) if section and head else section or head, body))
-        if section and head:
+        if section and head and not exact:
             first.append(Opening(head, body))
     separator = _texts(form.separator, marks)
     is_list = body == "list"

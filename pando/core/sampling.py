@@ -180,6 +180,8 @@ def sampling_from_mapping(values: Mapping[str, Any], defaults: Mapping[str, Any]
     if len(grammars) > 1:
         raise InvalidRequest(f"{sorted(grammars)} exclude each other; give one", param=sorted(grammars)[1])
     for kind, source in grammars.items():
+        if not isinstance(source, str | dict | bool) or kind in ("regex", "ebnf") and not isinstance(source, str):
+            raise InvalidRequest(f"{kind} is {source!r:.60}; give a text", param=kind)
         text = source if isinstance(source, str) else msgspec.json.encode(source).decode()
         merged["grammar"] = GrammarSpec(kind, text, AS_SERVED)  # type: ignore[arg-type]
     for field in ("stop", "stop_regex"):

@@ -12,7 +12,7 @@ from pando.core.sampling import GrammarSpec
 from pando.errors import PandoError
 from pando.grammar.limits import Limits
 from pando.grammar.schema_tree import Schema
-from pando.grammar.structural import read_tags
+from pando.grammar.structural import schema_parts
 
 
 class Verifier:
@@ -60,15 +60,12 @@ def verifier_of(source: str) -> Verifier:
 def _check_tags(source: str, text: str) -> tuple[bool | None, str | None]:
     """Every tagged part of a text whose content has a schema."""
     checked = 0
-    for tag in read_tags(source, Limits()).tags:
-        if tag.content.get("type") != "json_schema":
-            continue
-        verifier = verifier_of(json.dumps(tag.content.get("json_schema", {})))
-        for part in text.split(tag.begin)[1:]:
-            inside = part.partition(tag.end)[0] if tag.end else part
-            fault = verifier.violation(inside)
+    for begin, end, schema in schema_parts(source, Limits()):
+        verifier = verifier_of(json.dumps(schema))
+        for part in text.split(begin)[1:] if begin else [text]:
+            fault = verifier.violation(part.partition(end)[0] if end else part)
             if fault is not None:
-                return False, f"in {tag.begin!r}: {fault}"
+                return False, f"in {begin!r}: {fault}" if begin else fault
             checked += 1
     # Tags that are special tokens do not show in the text, so none found proves nothing.
     return (True, None) if checked else (None, "no tagged part is seen in the text")

@@ -194,9 +194,10 @@ class _Rules:
         if end:
             raise refuse(pointer, "text with triggers can only come last", _KIND)
         key = "trigger_tokens" if form.get("type") == "token_triggered_tags" else "triggers"
+        tags = self._tags(form, pointer)
         triggers = [self._trigger(each, key, f"{pointer}/{key}") for each in _items(form, key, pointer)]
         bodies: dict[str, list[str]] = {}
-        for tag, place in self._tags(form, pointer):
+        for tag, place in tags:
             begin = self.begin_of(tag, place)
             trigger = max((each for each in triggers if begin.startswith(each)), key=len, default=None)
             if trigger is None:

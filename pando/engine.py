@@ -33,6 +33,7 @@ from pando.grammar.deferred import DeferredBackend
 from pando.grammar.guidance import GuidanceBackend
 from pando.grammar.manager import GrammarManager
 from pando.grammar.vocabulary import Vocabulary
+from pando.grammar.wrappers import ReasoningWrap
 from pando.kernels import set_num_threads
 from pando.kernels.ops import OpTable
 from pando.kernels.packed_cache import PackedCache, default_folder
@@ -213,7 +214,9 @@ def _grammar_gate(info: EngineInfo, tokenizer: Tokenizer) -> GrammarGate:
     def backend() -> GuidanceBackend:
         return GuidanceBackend(Vocabulary.of(tokenizer, info.eos_token_ids, info.vocab_size))
 
-    return GrammarGate(GrammarManager(DeferredBackend(backend)))
+    width = max(tokenizer.vocab_size, info.vocab_size)
+    wrap = ReasoningWrap(tokenizer.vocab_size, width, info.eos_token_ids)
+    return GrammarGate(GrammarManager(DeferredBackend(backend)), wrap=wrap)
 
 
 def _cache(config: Config, plan: MemoryPlan, model: DecoderModel) -> CacheManager:

@@ -28,14 +28,25 @@ class Drafter(Protocol):
 
 
 class Guide:
-    """One request's grammar state. jump: take forced tokens without running the model for each."""
+    """One request's grammar state.
 
-    __slots__ = ("_problem", "drafter", "jump", "state")
+    jump: take forced tokens without running the model for each. relaxed: see `Finish`.
+    """
 
-    def __init__(self, state: GrammarState, *, jump: bool = True, drafter: Drafter | None = None) -> None:
+    __slots__ = ("_problem", "drafter", "jump", "relaxed", "state")
+
+    def __init__(
+        self,
+        state: GrammarState,
+        *,
+        jump: bool = True,
+        drafter: Drafter | None = None,
+        relaxed: tuple[tuple[str, str], ...] = (),
+    ) -> None:
         self.state = state
         self.jump = jump
         self.drafter = drafter
+        self.relaxed = relaxed
         self._problem: str | None = None
 
     def accept(self, token: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+import msgspec
+
 from pando.core.batch import StepResult
 from pando.core.messages import Failure, Finish, Output, Reply, TokenLogprobs
 from pando.errors import GrammarFailed, PandoError, StepFailed
@@ -140,6 +142,8 @@ class Results:
         self._admission.finish(request, publish=True)
         del self._requests[request.rid]
         self._stats.finished[finish.kind] += 1
+        if request.guide is not None and request.guide.relaxed:
+            finish = msgspec.structs.replace(finish, relaxed=request.guide.relaxed)
         self.replies.append(_output(request, finish))
 
     def abort(self, request: Request, error: PandoError) -> None:

@@ -83,8 +83,16 @@ class BoundTable {
                 Pointer mask, int64_t stride, const Column& masked) {
         const Unlocked unlocked(rows * vocab);
         pando::choose(kernels_,
-                      {at<const float>(logits), rows, vocab, at<const int64_t>(slots), at<const int64_t>(ends),
-                       sampling_, greedy, step_.tokens, at<int64_t>(out), at<int64_t>(out) + rows,
+                      {at<const float>(logits),
+                       rows,
+                       vocab,
+                       at<const int64_t>(slots),
+                       at<const int64_t>(ends),
+                       sampling_,
+                       greedy,
+                       step_.tokens,
+                       at<int64_t>(out),
+                       at<int64_t>(out) + rows,
                        {at<const int32_t>(mask), stride, masked.data(), static_cast<int64_t>(masked.size())}});
     }
 

@@ -177,8 +177,7 @@ void sample_rows(const Kernels& kernels, const ChooseArgs& args) {
         if (words[row] != nullptr) {
             sample_allowed(kernels, all, words[row], row);
         } else if (!args.greedy) {
-            kernels.sample(all, row,
-                           thread_scratch(Scratch::task, static_cast<size_t>(kernels.sample_scratch(all))));
+            kernels.sample(all, row, thread_scratch(Scratch::task, static_cast<size_t>(kernels.sample_scratch(all))));
         }
     };
     if (args.rows * args.vocab < SCAN_SMALL) {

@@ -19,8 +19,8 @@ from pando.runtime.table import RequestTable
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the rows of a step ask for. changes: processors, each with the rows that want it, in order. logprobs: whether
-    any of them asks for log-probabilities."""
+    """What the rows of a step ask for. changes: processors, each with the rows that want it, in order. logprobs:
+    whether any row asks for them."""
 
     greedy: bool
     changes: Sequence[tuple[LogitsProcessor, list[int]]]
@@ -47,9 +47,9 @@ class Sampler:
     ) -> Tensor:
         """[2, E] int64: the rows' tokens, and 1 where a row's logits were finite, else 0. The history has them, too.
 
-        positions [E] are where the tokens will stand. `logits_EV` is changed in place by the processors, and by the mask
-        where a row asks for log-probabilities, so that what is read afterwards describes the distribution that was
-        sampled, before temperature. The result is overwritten by the next call.
+        positions [E] are where the tokens will stand. `logits_EV` is changed in place by the processors, and by the
+        mask where a row asks for log-probabilities, so that what is read afterwards describes the distribution that
+        was sampled, before temperature. The result is overwritten by the next call.
         """
         if entries != self._entries:  # the same sequences decode for many steps
             self._entries, self._wishes = entries, self._read(entries)
@@ -67,9 +67,7 @@ class Sampler:
             chosen_2E = choose(logits_EV, slots_E, positions_E, greedy=wishes.greedy)
         else:
             bits = self._bits(mask)
-            chosen_2E = choose(
-                logits_EV, slots_E, positions_E, greedy=wishes.greedy, masks_MW=bits, masked=mask.rows
-            )
+            chosen_2E = choose(logits_EV, slots_E, positions_E, greedy=wishes.greedy, masks_MW=bits, masked=mask.rows)
         if finite_E is not None:
             chosen_2E[1] = finite_E
         return chosen_2E

@@ -87,7 +87,8 @@ def _step_back() -> None:
 class GrammarManager:
     """Owns the pools and the cache. All methods return at once and may be called from any thread but `close`.
 
-    num_threads: for sources of ordinary size; large ones have a thread of their own. around: entered in the thread for the time of each compile.
+    num_threads: for sources of ordinary size; large ones have a thread of their own. around: entered in the thread for
+    the time of each compile.
     """
 
     def __init__(

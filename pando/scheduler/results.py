@@ -145,6 +145,8 @@ class Results:
                     return Finish("stop", matched)
             if known >= request.limit:
                 return _LENGTH
+            if guide is not None and i + 1 < len(new) and guide.state.is_finished():
+                return _COMPLETE  # by a draft; without drafts the end token behind it would not have been sampled
         return None
 
     def _finish(self, request: Request, finish: Finish) -> None:

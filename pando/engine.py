@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import os
 import select
@@ -10,9 +12,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -34,7 +37,7 @@ from pando.grammar.guidance import GuidanceBackend
 from pando.grammar.manager import GrammarManager
 from pando.grammar.vocabulary import Vocabulary
 from pando.grammar.wrappers import ReasoningWrap
-from pando.kernels import set_num_threads
+from pando.kernels import set_aside, set_num_threads
 from pando.kernels.ops import OpTable
 from pando.kernels.packed_cache import PackedCache, default_folder
 from pando.kernels.select import op_table
@@ -207,16 +210,31 @@ def _scheduler(
         info=msgspec.to_builtins(info),
     )
     admission = Admission(cache, waiting_queue(config.schedule_policy, cache), limits, stats)
-    return Scheduler(executor, admission, inbox, Gates([_grammar_gate(info, tokenizer)]), stats, rules)
+    return Scheduler(executor, admission, inbox, Gates([_grammar_gate(info, tokenizer, stats)]), stats, rules)
 
 
-def _grammar_gate(info: EngineInfo, tokenizer: Tokenizer) -> GrammarGate:
+SHORT_STEP_SECONDS = 0.008
+
+
+@contextlib.contextmanager
+def _processor_aside(stats: Stats) -> Iterator[None]:
+    """Leave a processor to a compile while steps are short: without it they take a little longer, but none waits for a
+    turn of the system's scheduler. Long steps lose more by the missing processor than by such turns."""
+    change = int(stats.forward_seconds < SHORT_STEP_SECONDS * stats.steps)
+    set_aside(change)
+    try:
+        yield
+    finally:
+        set_aside(-change)
+
+
+def _grammar_gate(info: EngineInfo, tokenizer: Tokenizer, stats: Stats) -> GrammarGate:
     def backend() -> GuidanceBackend:
-        return GuidanceBackend(Vocabulary.of(tokenizer, info.eos_token_ids, info.vocab_size))
+        return GuidanceBackend(Vocabulary.of(tokenizer, info.eos_token_ids, info.vocab_size), apart=True)
 
     width = max(tokenizer.vocab_size, info.vocab_size)
     wrap = ReasoningWrap(tokenizer.vocab_size, width, info.eos_token_ids)
-    return GrammarGate(GrammarManager(DeferredBackend(backend)), wrap=wrap)
+    return GrammarGate(GrammarManager(DeferredBackend(backend), around=partial(_processor_aside, stats)), wrap=wrap)
 
 
 def _cache(config: Config, plan: MemoryPlan, model: DecoderModel) -> CacheManager:
@@ -371,9 +389,21 @@ def main(fd: int) -> int:
         _log.exception("the engine could not start")
         inbox.send([Failure(rid="", code="internal_error", message=f"the engine could not start: {error!r}")])
         return 1
+    settle()
     inbox.send([ControlReply(0, msgspec.to_builtins(core.info))])
     core.run()
     return 0
+
+
+def settle() -> None:
+    """Make this process one that serves: short turns of the interpreter, and no collection of what is there already.
+
+    The loop gives the interpreter up in every native call, and waits at most this long to have it back from a thread
+    that reads a grammar, instead of 5 ms.
+    """
+    sys.setswitchinterval(0.0002)
+    gc.collect()
+    gc.freeze()
 
 
 def _end_with_parent(sock: socket.socket) -> None:

@@ -32,12 +32,12 @@ struct BoundProgram {
     BoundProgram(int level, int dtype, int64_t width)
         : program(level_kernels(level), static_cast<DType>(dtype), width) {}
 
-    using CacheTuple = std::tuple<Pointer, Pointer, int64_t, int64_t, int64_t, int64_t>;
+    using CacheTuple = std::tuple<Pointer, Pointer, int64_t, int64_t, int64_t, int64_t, bool>;
 
     void bind(const std::vector<CacheTuple>& layers, int64_t slots) {
         caches.clear();
-        for (const auto& [k, v, k_slot, k_head, v_slot, v_head] : layers) {
-            caches.push_back({at<char>(k), at<char>(v), k_slot, k_head, v_slot, v_head});
+        for (const auto& [k, v, k_slot, k_head, v_slot, v_head, int8_kv] : layers) {
+            caches.push_back({at<char>(k), at<char>(v), k_slot, k_head, v_slot, v_head, int8_kv});
         }
         num_slots = slots;
     }

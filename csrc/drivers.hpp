@@ -12,7 +12,7 @@ void run_rope(const Kernels&, const RopeArgs&, int64_t tokens);
 void run_heads(const Kernels&, const HeadsArgs&, int64_t tokens);
 void run_blend(const Kernels&, const BlendArgs&, int64_t rows);
 void run_activation(const Kernels&, const ActivationArgs&, int64_t rows);
-void run_store(const StoreArgs&, int64_t tokens);
+void run_store(const Kernels&, const StoreArgs&, int64_t tokens);
 void run_sample(const Kernels&, const SampleArgs&, int64_t rows);
 void run_scan(const Kernels&, const ScanArgs&, int64_t rows);
 void run_mask(const Kernels&, const MaskArgs&, int64_t rows);

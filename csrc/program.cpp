@@ -125,7 +125,8 @@ struct Heads final : Instruction {
                    cache.v_slot_stride,
                    cache.v_head_stride,
                    step.num_slots,
-                   step.out_loc},
+                   step.out_loc,
+                   cache.int8_kv},
                   step.num_tokens);
     }
 };
@@ -168,6 +169,7 @@ struct Attend final : Instruction {
         args.scale = shape.scale;
         args.softcap = shape.softcap;
         args.sinks = shape.sinks;
+        args.int8_kv = cache.int8_kv;
         run_attention(frame.kernels, args, frame.plan);
     }
 };

@@ -22,6 +22,7 @@ struct LayerCache {
     char* k;
     char* v;
     int64_t k_slot_stride, k_head_stride, v_slot_stride, v_head_stride;
+    bool int8_kv;
 };
 
 struct RotaryTable {

@@ -13,6 +13,9 @@ bool heads(const HeadsArgs&, int64_t begin, int64_t end);
 void blend(const BlendArgs&, int64_t begin, int64_t end);
 void activation(const ActivationArgs&, int64_t begin, int64_t end);
 
+// int8_rows.cpp
+void round_kv(DType, const char* x, int64_t n, char* row);
+
 // attention.cpp
 int64_t attention_scratch(const AttentionArgs&);
 bool attend(const AttentionArgs&, const AttentionTask&, char* scratch, float* partials);

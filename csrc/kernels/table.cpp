@@ -8,6 +8,7 @@ const Kernels kernels = {
     norm,
     rope,
     heads,
+    round_kv,
     blend,
     activation,
     attention_scratch,

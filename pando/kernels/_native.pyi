@@ -49,7 +49,9 @@ def activation(
     level: int, dtype: int, kind: int, gate_up: int, row_stride: int, rows: int, size: int, out: int, /
 ) -> None: ...
 def store(
-    element_bytes: int,
+    level: int,
+    dtype: int,
+    int8_kv: bool,
     k: int,
     k_strides: tuple[int, ...],
     v: int,
@@ -69,6 +71,7 @@ def store(
 def attention(
     level: int,
     dtype: int,
+    int8_kv: bool,
     q: int,
     q_strides: tuple[int, ...],
     k: int,
@@ -242,7 +245,7 @@ def read_through(level: int, data: int, num_bytes: int, /) -> None: ...
 
 class Program:
     def __init__(self, level: int, dtype: int, width: int, /) -> None: ...
-    def bind(self, layers: list[tuple[int, int, int, int, int, int]], num_slots: int, /) -> None: ...
+    def bind(self, layers: list[tuple[int, int, int, int, int, int, bool]], num_slots: int, /) -> None: ...
     def buffer(self, width: int, /) -> int: ...
     def embed(self, rows: int, vocab: int, /) -> None: ...
     def norm(self, source: int, target: int, weight: int, eps: float, /) -> None: ...

@@ -114,11 +114,13 @@ class NativeProgram:
         )
 
     def _bind(self, k_caches: tuple[Tensor, ...], v_caches: tuple[Tensor, ...]) -> None:
-        assert all(cache.dtype is self._dtype and cache.stride(2) == 1 for cache in (*k_caches, *v_caches))
-        layers = [
-            (k.data_ptr(), v.data_ptr(), k.stride(0), k.stride(1), v.stride(0), v.stride(1))
-            for k, v in zip(k_caches, v_caches, strict=True)
-        ]
+        kept = self._dtype, torch.int8
+        assert all(cache.dtype in kept and cache.stride(2) == 1 for cache in (*k_caches, *v_caches))
+        layers: list[tuple[int, int, int, int, int, int, bool]] = []
+        for k, v in zip(k_caches, v_caches, strict=True):
+            assert k.dtype is v.dtype, (k.dtype, v.dtype)
+            strides = k.stride(0), k.stride(1), v.stride(0), v.stride(1)
+            layers.append((k.data_ptr(), v.data_ptr(), *strides, k.dtype is torch.int8))
         self._native.bind(layers, min(cache.shape[0] for cache in (*k_caches, *v_caches)))
         self._bound = k_caches, v_caches
 

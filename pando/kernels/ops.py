@@ -42,6 +42,8 @@ class PagedAttention(Protocol):
     step's token j where mask[i, j] is set, instead of j <= i. Everything before the step is visible as without it
     (a window counts i as if the tokens were a chain). Every token sees itself.
 
+    Caches may also be int8 where the table takes them: rows of `pando.kernels.int8_rows`, 4 bytes longer than D and Dv.
+
     Rows whose page tables begin with the same pages hold the same KV there; an implementation may read it once.
     A row's result must not depend on the other rows of the call, nor on what it shares with them.
     """
@@ -351,7 +353,10 @@ class OpTable:
     """
 
     store_kv: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
-    """(k [T,K,D], v [T,K,Dv], k_cache [S,K,D], v_cache [S,K,Dv], out_loc [T] int64): cache[out_loc] = kv."""
+    """(k [T,K,D], v [T,K,Dv], k_cache [S,K,D], v_cache [S,K,Dv], out_loc [T] int64): cache[out_loc] = kv.
+
+    Into an int8 cache ([S,K,D+4], [S,K,Dv+4]) as rows of `pando.kernels.int8_rows`.
+    """
 
     gated_activation: Callable[[Tensor, str], Tensor]
     """(gate_up [T, 2I] (gate first), kind) -> act(gate) * up [T, I]; kind: silu, gelu_tanh, gelu, relu2, swiglu_oai.
@@ -393,6 +398,9 @@ class OpTable:
 
     program: Callable[[torch.dtype, int], Program] | None = None
     """(dtype, model width) -> an empty program; None where layers are run op by op."""
+
+    int8_kv: bool = False
+    """Whether `store_kv`, `paged_attention` and programs take int8 caches."""
 
     rounds: bool = False
     """Whether `pack_linear` and `pack_experts` take an `UnroundedWeight`."""

@@ -52,6 +52,20 @@ def test_mixed_steps_give_the_tokens_of_the_layers(family: str, page_size: int) 
     assert [row.tokens for row in fused] == [row.tokens for row in by_op]
 
 
+@pytest.mark.parametrize("family", ["qwen3", "gemma3"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_keys_and_values_in_int8(family: str, dtype: str) -> None:
+    model, ids = load(family, dtype), prompt_ids(70, seed=3)
+    exact = full_logits(model, OPS, ids)
+    model.cache_plan = model.cache_plan.in_int8()
+    fused = full_logits(model, OPS, ids)
+    model.fused = None
+    by_op = full_logits(model, OPS, ids)
+    tolerance = {"float32": 1e-4, "bfloat16": 0.15}[dtype]
+    assert (fused - by_op).abs().max() <= tolerance * by_op.abs().max()
+    assert 0 < (fused - exact).abs().mean() <= 0.05 * exact.abs().mean()
+
+
 @pytest.mark.parametrize("family", NOT_FUSED)
 def test_what_no_instruction_exists_for_runs_op_by_op(family: str) -> None:
     assert family in ALL_RECIPES and load(family, "float32").fused is None

@@ -86,10 +86,10 @@ def run(model: DecoderModel, ops: OpTable, rows: Sequence[Sequence[int]]) -> Ten
     batch = ForwardBatch(
         input_ids=torch.tensor([token for row in rows for token in row]),
         positions=torch.cat([torch.arange(length) for length in lens]),
-        out_loc=torch.arange(total),
+        out_loc=(torch.arange(total),),
         cu_q_lens=cu,
         kv_lens=torch.tensor(lens, dtype=torch.int32),
-        page_table=table,
+        page_table=(table,),
         logits_index=cu[1:].long() - 1,
         page_size=1,
         max_q_len=max(lens),

@@ -26,20 +26,20 @@ struct BoundProgram {
     Program program;
     std::vector<LayerCache> caches;
     std::vector<RotaryTable> tables;
+    std::vector<PageTable> groups;
     StepArgs step{};
-    int64_t num_slots = 0;
 
     BoundProgram(int level, int dtype, int64_t width)
         : program(level_kernels(level), static_cast<DType>(dtype), width) {}
 
-    using CacheTuple = std::tuple<Pointer, Pointer, int64_t, int64_t, int64_t, int64_t, bool>;
+    using CacheTuple = std::tuple<Pointer, Pointer, int64_t, int64_t, int64_t, int64_t, int64_t, int, bool>;
+    using GroupTuple = std::tuple<Pointer, Pointer, int64_t, int64_t>; // out_loc; page table: address, stride, width
 
-    void bind(const std::vector<CacheTuple>& layers, int64_t slots) {
+    void bind(const std::vector<CacheTuple>& layers) {
         caches.clear();
-        for (const auto& [k, v, k_slot, k_head, v_slot, v_head, int8_kv] : layers) {
-            caches.push_back({at<char>(k), at<char>(v), k_slot, k_head, v_slot, v_head, int8_kv});
+        for (const auto& [k, v, k_slot, k_head, v_slot, v_head, slots, group, int8_kv] : layers) {
+            caches.push_back({at<char>(k), at<char>(v), k_slot, k_head, v_slot, v_head, slots, group, int8_kv});
         }
-        num_slots = slots;
     }
 
     void heads(int qkv, int layer, int rotary, int64_t q_heads, int64_t kv_heads, int64_t head_dim, int64_t v_dim,
@@ -55,20 +55,21 @@ struct BoundProgram {
     }
 
     // The ragged arguments of the steps to come; the tensors' memory may change from step to step.
-    void look_at(int64_t tokens, int64_t rows, Pointer positions, Pointer out_loc, Pointer cu_q_lens, Pointer kv_lens,
-                 Pointer page_table, int64_t table_stride, int64_t table_width, int64_t page_size,
+    void look_at(int64_t tokens, int64_t rows, Pointer positions, Pointer cu_q_lens, Pointer kv_lens,
+                 const std::vector<GroupTuple>& page_tables, int64_t page_size,
                  const std::vector<std::pair<Pointer, int64_t>>& rotaries) {
+        groups.clear();
+        for (const auto& [out_loc, pages, stride, width] : page_tables) {
+            groups.push_back({at<const int64_t>(out_loc), at<const int32_t>(pages), stride, width});
+        }
         tables.clear();
         for (const auto& [table, positions_held] : rotaries) tables.push_back({at<const float>(table), positions_held});
         step.num_tokens = tokens;
         step.num_rows = rows;
         step.positions = at<const int64_t>(positions);
-        step.out_loc = at<const int64_t>(out_loc);
         step.cu_q_lens = at<const int32_t>(cu_q_lens);
         step.kv_lens = at<const int32_t>(kv_lens);
-        step.page_table = at<const int32_t>(page_table);
-        step.table_stride = table_stride;
-        step.table_width = table_width;
+        step.groups = groups.data();
         step.page_size = page_size;
         step.rotaries = tables.data();
     }
@@ -78,8 +79,12 @@ struct BoundProgram {
         step.residual = at<char>(residual);
         step.input_ids = at<const int64_t>(input_ids);
         step.result = at<char>(result);
+        for (const LayerCache& cache : caches) {
+            if (cache.group < 0 || static_cast<size_t>(cache.group) >= groups.size()) {
+                throw std::invalid_argument("a layer's group has no page table");
+            }
+        }
         step.caches = caches.data();
-        step.num_slots = num_slots;
         const nb::gil_scoped_release unlocked;
         program.run(step);
     }

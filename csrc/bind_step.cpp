@@ -4,11 +4,13 @@
 #include "isa.hpp"
 #include "step.hpp"
 
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <stdexcept>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 namespace nb = nanobind;
@@ -28,32 +30,46 @@ TableView view(const Table& table) {
 // A request table, and the memory that the steps of one shape are flattened to.
 class BoundTable {
   public:
-    BoundTable(int level, const Table& tokens, const Table& pages, int64_t page_size, Pointer temperature,
+    // pages: a table for each group of layers, all of one size.
+    BoundTable(int level, const Table& tokens, const std::vector<Table>& pages, int64_t page_size, Pointer temperature,
                Pointer top_k, Pointer top_p, Pointer min_p, Pointer seed)
         : kernels_(level_kernels(level)),
           sampling_{at<const float>(temperature), at<const int32_t>(top_k), at<const float>(top_p),
                     at<const float>(min_p), at<const int64_t>(seed)} {
         step_.tokens = view(tokens);
-        step_.pages = view(pages);
+        check(!pages.empty());
+        for (const Table& table : pages) groups_.push_back({view(table), nullptr, {}});
+        for (const PageGroup& group : groups_) {
+            check(group.pages.rows == groups_[0].pages.rows && group.pages.width == groups_[0].pages.width);
+        }
+        step_.groups = groups_.data();
+        step_.num_groups = static_cast<int64_t>(groups_.size());
         step_.page_size = page_size;
     }
 
-    void write_pages(const Column& slots, const Column& indices, const Column& ids) {
+    // groups: empty where all are of the first.
+    void write_pages(const Column& slots, const Column& indices, const Column& ids, const Column& groups) {
         check(slots.size() == indices.size() && slots.size() == ids.size());
-        pando::write_pages({step_.pages, slots.data(), indices.data(), ids.data(), static_cast<int64_t>(ids.size())});
+        check(groups.empty() || groups.size() == ids.size());
+        pando::write_pages({step_.groups, step_.num_groups, groups.empty() ? nullptr : groups.data(), slots.data(),
+                            indices.data(), ids.data(), static_cast<int64_t>(ids.size())});
     }
 
-    void bind(int64_t num_tokens, int64_t num_emitting, Pointer input_ids, Pointer positions, Pointer out_loc,
-              Pointer cu_q_lens, Pointer kv_lens, const Table& page_table, Pointer last, Pointer emit_slots,
-              Pointer emit_ends) {
+    // groups: of each, its out_loc and page_table.
+    void bind(int64_t num_tokens, int64_t num_emitting, Pointer input_ids, Pointer positions,
+              const std::vector<std::pair<Pointer, Table>>& groups, Pointer cu_q_lens, Pointer kv_lens, Pointer last,
+              Pointer emit_slots, Pointer emit_ends) {
+        check(groups.size() == groups_.size());
+        for (size_t i = 0; i < groups.size(); ++i) {
+            groups_[i].out_loc = at<int64_t>(groups[i].first);
+            groups_[i].page_table = view(groups[i].second);
+        }
         step_.num_tokens = num_tokens;
         step_.num_emitting = num_emitting;
         step_.input_ids = at<int64_t>(input_ids);
         step_.positions = at<int64_t>(positions);
-        step_.out_loc = at<int64_t>(out_loc);
         step_.cu_q_lens = at<int32_t>(cu_q_lens);
         step_.kv_lens = at<int32_t>(kv_lens);
-        step_.page_table = view(page_table);
         step_.last = at<int64_t>(last);
         step_.emit_slots = at<int64_t>(emit_slots);
         step_.emit_ends = at<int64_t>(emit_ends);
@@ -67,8 +83,10 @@ class BoundTable {
         step_.lens = lens.data();
         step_.emits = emits.data();
         step_.rows = static_cast<int64_t>(rows);
-        check(step_.rows == step_.page_table.rows && step_.page_table.width <= step_.pages.width);
-        const Unlocked unlocked(step_.num_tokens + step_.rows * step_.page_table.width);
+        for (const PageGroup& group : groups_) {
+            check(step_.rows == group.page_table.rows && group.page_table.width <= group.pages.width);
+        }
+        const Unlocked unlocked(step_.num_groups * (step_.num_tokens + step_.rows * groups_[0].page_table.width));
         pando::flatten(step_);
     }
 
@@ -87,6 +105,7 @@ class BoundTable {
 
     const Kernels& kernels_;
     const SamplingColumns sampling_;
+    std::vector<PageGroup> groups_;
     FlattenArgs step_{};
 };
 
@@ -94,7 +113,8 @@ class BoundTable {
 
 void define_step(nb::module_& m) {
     nb::class_<BoundTable>(m, "StepTable")
-        .def(nb::init<int, const Table&, const Table&, int64_t, Pointer, Pointer, Pointer, Pointer, Pointer>())
+        .def(nb::init<int, const Table&, const std::vector<Table>&, int64_t, Pointer, Pointer, Pointer, Pointer,
+                      Pointer>())
         .def("write_pages", &BoundTable::write_pages)
         .def("bind", &BoundTable::bind)
         .def("flatten", &BoundTable::flatten)

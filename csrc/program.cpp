@@ -124,8 +124,8 @@ struct Heads final : Instruction {
                    cache.k_head_stride,
                    cache.v_slot_stride,
                    cache.v_head_stride,
-                   step.num_slots,
-                   step.out_loc,
+                   cache.num_slots,
+                   step.groups[cache.group].out_loc,
                    cache.int8_kv},
                   step.num_tokens);
     }
@@ -140,6 +140,7 @@ struct Attend final : Instruction {
     void run(const Frame& frame) const override {
         const StepArgs& step = frame.step;
         const LayerCache& cache = step.caches[shape.layer];
+        const PageTable& table = step.groups[cache.group];
         AttentionArgs args{};
         args.dtype = frame.dtype;
         args.q = frame.data[qkv];
@@ -156,10 +157,10 @@ struct Attend final : Instruction {
         args.kv_heads = shape.kv_heads;
         args.head_dim = shape.head_dim;
         args.v_dim = shape.v_dim;
-        args.num_slots = step.num_slots;
-        args.page_table = step.page_table;
-        args.table_stride = step.table_stride;
-        args.table_width = step.table_width;
+        args.num_slots = cache.num_slots;
+        args.page_table = table.pages;
+        args.table_stride = table.stride;
+        args.table_width = table.width;
         args.cu_q_lens = step.cu_q_lens;
         args.kv_lens = step.kv_lens;
         args.num_rows = step.num_rows;

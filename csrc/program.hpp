@@ -17,12 +17,20 @@ namespace pando {
 
 constexpr int RESIDUAL = 0, RESULT = 1;
 
-// One layer's cache. Strides in elements.
+// One layer's cache. Strides in elements. group: index into StepArgs::groups.
 struct LayerCache {
     char* k;
     char* v;
-    int64_t k_slot_stride, k_head_stride, v_slot_stride, v_head_stride;
+    int64_t k_slot_stride, k_head_stride, v_slot_stride, v_head_stride, num_slots;
+    int group;
     bool int8_kv;
+};
+
+// Where a step's tokens and rows have their keys in the caches of one group of layers.
+struct PageTable {
+    const int64_t* out_loc;
+    const int32_t* pages;
+    int64_t stride, width;
 };
 
 struct RotaryTable {
@@ -37,11 +45,10 @@ struct StepArgs {
     char* result;
     const int64_t* input_ids; // null where it does not
     const int64_t* positions;
-    const int64_t* out_loc;
     const int32_t* cu_q_lens;
     const int32_t* kv_lens;
-    const int32_t* page_table;
-    int64_t table_stride, table_width, page_size, num_slots;
+    const PageTable* groups;
+    int64_t page_size;
     const LayerCache* caches;
     const RotaryTable* rotaries;
 };

@@ -22,9 +22,10 @@ bool is_inside(int64_t index, int64_t size) { return index >= 0 && index < size;
 
 void check_rows(const FlattenArgs& args) {
     int64_t tokens = 0, emitting = 0;
+    const TableView& pages = args.groups[0].pages;
     for (int64_t row = 0; row < args.rows; ++row) {
-        const int64_t start = args.starts[row], len = args.lens[row], most = args.pages.width * args.page_size;
-        if (!is_inside(args.slots[row], std::min(args.tokens.rows, args.pages.rows))) out_of_range("slot");
+        const int64_t start = args.starts[row], len = args.lens[row], most = pages.width * args.page_size;
+        if (!is_inside(args.slots[row], std::min(args.tokens.rows, pages.rows))) out_of_range("slot");
         if (start < 0 || len < 0 || len > args.tokens.width - start || len > most - start) out_of_range("positions");
         if (args.emits[row] < 0 || args.emits[row] > len) out_of_range("emitting positions");
         tokens += len;
@@ -35,21 +36,29 @@ void check_rows(const FlattenArgs& args) {
     }
 }
 
-// The token, position and place in the cache of every position a row runs, from entry `at` of the outputs on.
+// The token and position of every position a row runs, from entry `at` of the outputs on.
 void flatten_row(const FlattenArgs& args, int64_t row, int64_t at) {
     const int32_t* tokens = args.tokens.row(args.slots[row]);
-    const int32_t* pages = args.pages.row(args.slots[row]);
     const int64_t start = args.starts[row], end = start + args.lens[row];
-    int64_t page = start / args.page_size, offset = start % args.page_size;
     for (int64_t position = start; position < end; ++position, ++at) {
         args.input_ids[at] = tokens[position];
         args.positions[at] = position;
-        args.out_loc[at] = pages[page] * args.page_size + offset;
+    }
+}
+
+// Where they lie in the pools of one group, and the row's pages of it.
+void place_row(const FlattenArgs& args, const PageGroup& group, int64_t row, int64_t at) {
+    const int32_t* pages = group.pages.row(args.slots[row]);
+    const int64_t start = args.starts[row], end = at + args.lens[row];
+    int64_t page = start / args.page_size, offset = start % args.page_size;
+    for (; at < end; ++at) {
+        group.out_loc[at] = pages[page] * args.page_size + offset;
         if (++offset == args.page_size) {
             offset = 0;
             ++page;
         }
     }
+    std::memcpy(group.page_table.row(row), pages, static_cast<size_t>(group.page_table.width) * 4);
 }
 
 // The best of the pieces of a row, in order: the lowest id on a tie, 0 if no logit is a number.
@@ -120,12 +129,15 @@ void sample_rows(const Kernels& kernels, const ChooseArgs& args) {
 } // namespace
 
 void write_pages(const PageWriteArgs& args) {
+    const TableView& pages = args.groups[0].pages;
     for (int64_t i = 0; i < args.count; ++i) {
-        if (!is_inside(args.slots[i], args.pages.rows)) out_of_range("slot");
-        if (!is_inside(args.indices[i], args.pages.width)) out_of_range("page index");
+        if (args.of != nullptr && !is_inside(args.of[i], args.num_groups)) out_of_range("group");
+        if (!is_inside(args.slots[i], pages.rows)) out_of_range("slot");
+        if (!is_inside(args.indices[i], pages.width)) out_of_range("page index");
     }
     for (int64_t i = 0; i < args.count; ++i) {
-        args.pages.row(args.slots[i])[args.indices[i]] = static_cast<int32_t>(args.ids[i]);
+        const PageGroup& group = args.groups[args.of == nullptr ? 0 : args.of[i]];
+        group.pages.row(args.slots[i])[args.indices[i]] = static_cast<int32_t>(args.ids[i]);
     }
 }
 
@@ -136,10 +148,10 @@ void flatten(const FlattenArgs& args) {
     for (int64_t row = 0; row < args.rows; ++row) {
         const int64_t slot = args.slots[row], end = args.starts[row] + args.lens[row];
         flatten_row(args, row, at);
+        for (int64_t group = 0; group < args.num_groups; ++group) place_row(args, args.groups[group], row, at);
         at += args.lens[row];
         args.cu_q_lens[row + 1] = static_cast<int32_t>(at);
         args.kv_lens[row] = static_cast<int32_t>(end);
-        std::memcpy(args.page_table.row(row), args.pages.row(slot), static_cast<size_t>(args.page_table.width) * 4);
         for (int64_t left = args.emits[row] - 1; left >= 0; --left) {
             args.last[emitting] = at - 1 - left;
             args.emit_slots[emitting] = slot;

@@ -17,9 +17,20 @@ struct TableView {
     int32_t* row(int64_t slot) const { return data + slot * stride; }
 };
 
-// table[slots[i], indices[i]] = ids[i], in order.
-struct PageWriteArgs {
+// The pages of one group of layers: those of the request table, and where a step's go. out_loc: a token's place in the
+// pools of these layers.
+struct PageGroup {
     TableView pages;
+    int64_t* out_loc;
+    TableView page_table;
+};
+
+// The pages of groups[of[i]]: table[slots[i], indices[i]] = ids[i], in order. of: null where all are of the first
+// group.
+struct PageWriteArgs {
+    const PageGroup* groups;
+    int64_t num_groups;
+    const int64_t* of;
     const int64_t* slots;
     const int64_t* indices;
     const int64_t* ids;
@@ -33,16 +44,16 @@ struct FlattenArgs {
     const int64_t* lens;
     const int64_t* emits;
     int64_t rows;
-    TableView tokens, pages;
+    TableView tokens;
+    PageGroup* groups; // their tables are of one size
+    int64_t num_groups;
     int64_t page_size;
 
     int64_t num_tokens, num_emitting; // what the outputs have room for, and the rows must add up to
     int64_t* input_ids;
     int64_t* positions;
-    int64_t* out_loc;
     int32_t* cu_q_lens;
     int32_t* kv_lens;
-    TableView page_table;
     int64_t* last; // [num_emitting], as the next two
     int64_t* emit_slots;
     int64_t* emit_ends;

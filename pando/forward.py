@@ -22,15 +22,16 @@ class ForwardBatch:
 
     input_ids [T] int64, positions [T] int64, out_loc [T] int64 (token slot = page * page_size + offset),
     cu_q_lens [R+1] int32, kv_lens [R] int32 (cached + this step), page_table [R, P] int32 (page ids),
-    logits_index [E] int64 (positions of T whose logits are wanted, ascending).
+    logits_index [E] int64 (positions of T whose logits are wanted, ascending). There is an out_loc and a page_table for
+    each page group of the pool; entries of pages that fell out of a window are stale.
     """
 
     input_ids: Tensor
     positions: Tensor
-    out_loc: Tensor
+    out_loc: tuple[Tensor, ...]
     cu_q_lens: Tensor
     kv_lens: Tensor
-    page_table: Tensor
+    page_table: tuple[Tensor, ...]
     logits_index: Tensor
     page_size: int
     max_q_len: int
@@ -74,7 +75,7 @@ class AttentionBackend(Protocol):
     pool: KVPool
 
     def store(self, layer: int, k_TKD: Tensor, v_TKD: Tensor, batch: ForwardBatch) -> None:
-        """Write this step's keys and values to `batch.out_loc` of the layer's cache."""
+        """Write this step's keys and values to `batch.out_loc` of the layer's group."""
 
     def attend(self, layer: int, q_THD: Tensor, params: AttentionParams, batch: ForwardBatch) -> Tensor:
         """Attention output [T, H, Dv] in the dtype of q."""

@@ -22,8 +22,10 @@ class PagedAttentionBackend:
         self._attend = ops.paged_attention
 
     def store(self, layer: int, k_TKD: Tensor, v_TKD: Tensor, batch: ForwardBatch) -> None:
-        """Write this step's keys and values to `batch.out_loc` of the layer's cache."""
-        self._store(k_TKD.contiguous(), v_TKD.contiguous(), self.pool.k[layer], self.pool.v[layer], batch.out_loc)
+        """Write this step's keys and values to `batch.out_loc` of the layer's group."""
+        pool = self.pool
+        where = batch.out_loc[pool.groups[layer]]
+        self._store(k_TKD.contiguous(), v_TKD.contiguous(), pool.k[layer], pool.v[layer], where)
 
     def attend(self, layer: int, q_THD: Tensor, params: AttentionParams, batch: ForwardBatch) -> Tensor:
         """Attention output [T, H, Dv] in the dtype of q. A batch may not change while it is attended."""
@@ -35,7 +37,7 @@ class PagedAttentionBackend:
             q_THD.contiguous(),
             self.pool.k[layer],
             self.pool.v[layer],
-            batch.page_table,
+            batch.page_table[self.pool.groups[layer]],
             batch.cu_q_lens,
             batch.kv_lens,
             page_size=self.pool.page_size,

@@ -14,9 +14,6 @@ from pando.cache.components import Receipt
 from pando.cache.key import TokenKey
 from pando.cache.node import Node
 
-FULL, WINDOW = 0, 1
-"""Groups of pages, in page-table writes: of full attention and latent layers, and of sliding windows."""
-
 PageWrite = tuple[int, int, int]
 """(group, page index, page id): this page of a request is at this id from now on."""
 

@@ -19,8 +19,6 @@ from pando.cache.admission import CheckpointPolicy, checkpoints_of
 from pando.cache.budget import CacheLayout
 from pando.cache.components import Pin, Receipt
 from pando.cache.handle import (
-    FULL,
-    WINDOW,
     CacheHandle,
     CacheStats,
     Denied,
@@ -36,6 +34,7 @@ from pando.cache.manager_eviction import Eviction
 from pando.cache.manager_insert import Insertion, forget
 from pando.cache.manager_store import Store
 from pando.cache.node import Node, pages_of
+from pando.cache.spec import FULL, WINDOW
 from pando.cache.value import Policy
 from pando.cache.value_flops import FlopProfile, LinearProfile
 

@@ -7,10 +7,11 @@ from array import array
 from pando.cache.components import Pin
 from pando.cache.components_state import Recurrent
 from pando.cache.components_window import WindowKV
-from pando.cache.handle import FULL, WINDOW, CacheHandle, PageWrite
+from pando.cache.handle import CacheHandle, PageWrite
 from pando.cache.key import common_prefix
 from pando.cache.manager_store import Store
 from pando.cache.node import Node, pages_of, slots_of
+from pando.cache.spec import FULL, WINDOW
 
 
 class Insertion:

@@ -8,7 +8,7 @@ import mmap
 import torch
 from torch import Tensor
 
-from pando.cache.spec import CachePlan, FullAttention, Latent, LayerSpec, SlidingWindow, State
+from pando.cache.spec import FULL, CachePlan, FullAttention, Latent, LayerSpec, SlidingWindow, State
 from pando.kernels import cpu
 from pando.kernels.int8_rows import SCALE_BYTES
 
@@ -16,6 +16,8 @@ from pando.kernels.int8_rows import SCALE_BYTES
 class KVPool:
     """k_cache [S, K, D] and v_cache [S, K, Dv] per layer, S = num_pages * page_size token slots; states per slot.
 
+    num_window_pages: pages of the layers with a sliding window, which are a page group of their own then; 0 = they keep
+    all tokens, like the others. groups[layer]: the page group of each layer, FULL or WINDOW.
     Token t of page p lives in slot p * page_size + t. Layers may differ in K, D and Dv. A latent layer has K = 1 and
     D = rank + rope_dim, and its values are a view of the keys' first `rank` dims. states[layer]: one tensor
     [num_states, *shape] per tensor of the layer's State spec; such a layer has no keys, and others no states.
@@ -30,16 +32,20 @@ class KVPool:
         device: torch.device | str,
         dtype: torch.dtype,
         *,
+        num_window_pages: int = 0,
         num_states: int = 0,
     ) -> None:
-        assert num_pages > 0 and page_size > 0, (num_pages, page_size)
+        assert num_pages + num_window_pages > 0 and page_size > 0, (num_pages, num_window_pages, page_size)
         self.plan = plan
-        self.num_pages = num_pages
+        self.num_pages = (num_pages, num_window_pages) if num_window_pages else (num_pages,)
         self.page_size = page_size
-        self.num_slots = num_pages * page_size
         self.num_states = num_states
+        self.groups: tuple[int, ...] = plan.groups if num_window_pages else (FULL,) * len(plan.layers)
         # Zeroed: a padded row may read a slot nothing was written to, and 0 * weight must not become NaN.
-        pairs = [self._keys_and_values(layer, dtype, device) for layer in plan.layers]
+        pairs = [
+            self._keys_and_values(layer, self.num_pages[group] * page_size, dtype, device)
+            for layer, group in zip(plan.layers, self.groups, strict=True)
+        ]
         self.k: tuple[Tensor, ...] = tuple(k for k, _ in pairs)
         self.v: tuple[Tensor, ...] = tuple(v for _, v in pairs)
         self.states: tuple[tuple[Tensor, ...], ...] = tuple(
@@ -48,6 +54,16 @@ class KVPool:
             else ()
             for layer in plan.layers
         )
+
+    @property
+    def num_groups(self) -> int:
+        """Page groups: a sequence has a page table of each."""
+        return len(self.num_pages)
+
+    @property
+    def num_slots(self) -> int:
+        """Tokens that every layer has room for."""
+        return min(self.num_pages[group] for group in set(self.groups) or {FULL}) * self.page_size
 
     def copy_states(self, source: Tensor, target: Tensor) -> None:
         """Copy the states of slots `source` [N] int64 to slots `target` [N], in every layer."""
@@ -67,15 +83,14 @@ class KVPool:
         return keys + values + sum(t.numel() * t.element_size() for layer in self.states for t in layer)
 
     def _keys_and_values(
-        self, layer: LayerSpec, dtype: torch.dtype, device: torch.device | str
+        self, layer: LayerSpec, num_slots: int, dtype: torch.dtype, device: torch.device | str
     ) -> tuple[Tensor, Tensor]:
         if isinstance(layer, FullAttention | SlidingWindow):
-            int8 = layer.dtype == "int8"
-            kept, more = (torch.int8, SCALE_BYTES) if int8 else (dtype, 0)
-            k = _zeros((self.num_slots, layer.kv_heads, layer.head_dim + more), kept, device)
-            return k, _zeros((self.num_slots, layer.kv_heads, layer.v_dim + more), kept, device)
+            kept, more = (torch.int8, SCALE_BYTES) if layer.dtype == "int8" else (dtype, 0)
+            k = _zeros((num_slots, layer.kv_heads, layer.head_dim + more), kept, device)
+            return k, _zeros((num_slots, layer.kv_heads, layer.v_dim + more), kept, device)
         if isinstance(layer, Latent):
-            latent = _zeros((self.num_slots, 1, layer.rank + layer.rope_dim), dtype, device)
+            latent = _zeros((num_slots, 1, layer.rank + layer.rope_dim), dtype, device)
             return latent, latent[..., : layer.rank]
         nothing = torch.empty((0, 1, 1), dtype=dtype, device=device)
         return nothing, nothing

@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+FULL, WINDOW = 0, 1
+"""Page groups: layers that keep all tokens, and layers that keep those of a sliding window."""
+
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "float8_e4m3fn": 1}
 
 INT8_SCALE_BYTES = DTYPE_BYTES["float32"]
@@ -109,6 +112,21 @@ class CachePlan:
     def bytes_per_token(self) -> int:
         """Bytes one token takes over all layers."""
         return sum(layer.bytes_per_token for layer in self.layers)
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Page group of each layer; FULL for layers without KV."""
+        return tuple(WINDOW if isinstance(layer, SlidingWindow) else FULL for layer in self.layers)
+
+    @property
+    def window(self) -> int:
+        """Tokens that layers with a sliding window read, the most of any; 0 = there are none."""
+        return max((layer.window for layer in self.layers if isinstance(layer, SlidingWindow)), default=0)
+
+    @property
+    def window_bytes_per_token(self) -> int:
+        """Bytes one token takes over all layers with a sliding window."""
+        return sum(layer.bytes_per_token for layer in self.layers if isinstance(layer, SlidingWindow))
 
     @property
     def bytes_per_state(self) -> int:

@@ -45,7 +45,8 @@ class Batch(msgspec.Struct):
     the row's last position yields a token. num_draft: trailing positions that hold drafts, guesses of the tokens to
     come: an emitting row with d of them yields a token at each of its last d + 1 positions, of which those after the
     first wrong guess are dropped. page_slot/page_index/page_id: page-table writes `table[page_slot, page_index] =
-    page_id`; token_slot/token_position/token_id: tokens that the host has chosen (forced by a grammar, or drafts) for
+    page_id`; page_group: the page group of each write (full attention, sliding windows), [] = all in the first one.
+    token_slot/token_position/token_id: tokens that the host has chosen (forced by a grammar, or drafts) for
     the history, `tokens[token_slot, token_position] = token_id`. Both are applied before the step, in order.
     save_row/save_position/save_slot: recurrent states to keep, that of row `save_row` after `save_position` tokens.
     """
@@ -67,6 +68,7 @@ class Batch(msgspec.Struct):
     save_row: list[int] = []
     save_position: list[int] = []
     save_slot: list[int] = []
+    page_group: list[int] = []
 
     @property
     def num_rows(self) -> int:

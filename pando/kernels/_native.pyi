@@ -245,7 +245,7 @@ def read_through(level: int, data: int, num_bytes: int, /) -> None: ...
 
 class Program:
     def __init__(self, level: int, dtype: int, width: int, /) -> None: ...
-    def bind(self, layers: list[tuple[int, int, int, int, int, int, bool]], num_slots: int, /) -> None: ...
+    def bind(self, layers: list[tuple[int, int, int, int, int, int, int, int, bool]], /) -> None: ...
     def buffer(self, width: int, /) -> int: ...
     def embed(self, rows: int, vocab: int, /) -> None: ...
     def norm(self, source: int, target: int, weight: int, eps: float, /) -> None: ...
@@ -289,12 +289,9 @@ class Program:
         tokens: int,
         rows: int,
         positions: int,
-        out_loc: int,
         cu_q_lens: int,
         kv_lens: int,
-        page_table: int,
-        table_stride: int,
-        table_width: int,
+        groups: list[tuple[int, int, int, int]],
         page_size: int,
         rotaries: list[tuple[int, int]],
         /,
@@ -311,7 +308,7 @@ class StepTable:
         self,
         level: int,
         tokens: _Table,
-        pages: _Table,
+        pages: list[_Table],
         page_size: int,
         temperature: int,
         top_k: int,
@@ -320,17 +317,18 @@ class StepTable:
         seed: int,
         /,
     ) -> None: ...
-    def write_pages(self, slots: Sequence[int], indices: Sequence[int], ids: Sequence[int], /) -> None: ...
+    def write_pages(
+        self, slots: Sequence[int], indices: Sequence[int], ids: Sequence[int], groups: Sequence[int], /
+    ) -> None: ...
     def bind(
         self,
         num_tokens: int,
         num_emitting: int,
         input_ids: int,
         positions: int,
-        out_loc: int,
+        groups: list[tuple[int, _Table]],
         cu_q_lens: int,
         kv_lens: int,
-        page_table: _Table,
         last: int,
         emit_slots: int,
         emit_ends: int,

@@ -77,14 +77,14 @@ class NativeProgram:
 
     def run(self, start: Tensor, step: StepTensors, rotaries: Sequence[Tensor]) -> Tensor:
         """Run all instructions on a step. Raises ValueError on an index out of range."""
-        tensors = (start, step.positions, step.out_loc, step.cu_q_lens, step.kv_lens, step.page_table, *rotaries)
+        tensors = (start, step.positions, step.cu_q_lens, step.kv_lens, *step.out_loc, *step.page_table, *rotaries)
         # The same memory serves step after step: it is looked at when it changes.
         same = len(tensors) == len(self._tensors) and all(map(is_, tensors, self._tensors))
         if not same or step.page_size != self._page_size:
             self._look_at(start, step, rotaries)
             self._tensors, self._page_size = tensors, step.page_size
         if self._bound[0] is not step.k_caches or self._bound[1] is not step.v_caches:
-            self._bind(step.k_caches, step.v_caches)
+            self._bind(step)
         result = torch.empty((start.shape[0], self._width), dtype=self._dtype)
         residual, input_ids = (0, start.data_ptr()) if self._embeds else (start.data_ptr(), 0)
         self._native.run(residual, input_ids, result.data_ptr())
@@ -95,34 +95,35 @@ class NativeProgram:
         tokens, rows = start.shape[0], step.kv_lens.shape[0]
         assert start.dtype is (torch.int64 if self._embeds else self._dtype) and start.is_contiguous(), start.dtype
         assert start.shape == ((tokens,) if self._embeds else (tokens, self._width)), start.shape
-        assert step.positions.shape == step.out_loc.shape == (tokens,), (step.positions.shape, tokens)
-        assert step.cu_q_lens.shape == (rows + 1,) and step.page_table.shape[0] == rows, (step.page_table.shape, rows)
-        ragged = (step.positions, step.out_loc, step.cu_q_lens, step.kv_lens)
-        assert all(tensor.is_contiguous() for tensor in ragged) and step.page_table.stride(1) == 1
+        assert all(tensor.shape == (tokens,) for tensor in (step.positions, *step.out_loc)), (step.positions, tokens)
+        assert step.cu_q_lens.shape == (rows + 1,), (step.cu_q_lens.shape, rows)
+        assert all(table.shape[0] == rows and table.stride(1) == 1 for table in step.page_table), step.page_table
+        ragged = (step.positions, *step.out_loc, step.cu_q_lens, step.kv_lens)
+        assert all(tensor.is_contiguous() for tensor in ragged)
         self._native.look_at(
             tokens,
             rows,
             step.positions.data_ptr(),
-            step.out_loc.data_ptr(),
             step.cu_q_lens.data_ptr(),
             step.kv_lens.data_ptr(),
-            step.page_table.data_ptr(),
-            step.page_table.stride(0),
-            step.page_table.shape[1],
+            [
+                (where.data_ptr(), table.data_ptr(), table.stride(0), table.shape[1])
+                for where, table in zip(step.out_loc, step.page_table, strict=True)
+            ],
             step.page_size,
             [(table.data_ptr(), table.shape[0]) for table in rotaries],
         )
 
-    def _bind(self, k_caches: tuple[Tensor, ...], v_caches: tuple[Tensor, ...]) -> None:
+    def _bind(self, step: StepTensors) -> None:
         kept = self._dtype, torch.int8
-        assert all(cache.dtype in kept and cache.stride(2) == 1 for cache in (*k_caches, *v_caches))
-        layers: list[tuple[int, int, int, int, int, int, bool]] = []
-        for k, v in zip(k_caches, v_caches, strict=True):
-            assert k.dtype is v.dtype, (k.dtype, v.dtype)
+        assert all(cache.dtype in kept and cache.stride(2) == 1 for cache in (*step.k_caches, *step.v_caches))
+        layers: list[tuple[int, int, int, int, int, int, int, int, bool]] = []
+        for k, v, group in zip(step.k_caches, step.v_caches, step.groups, strict=True):
+            assert k.dtype is v.dtype and len(k) == len(v), (k.dtype, v.dtype, k.shape, v.shape)
             strides = k.stride(0), k.stride(1), v.stride(0), v.stride(1)
-            layers.append((k.data_ptr(), v.data_ptr(), *strides, k.dtype is torch.int8))
-        self._native.bind(layers, min(cache.shape[0] for cache in (*k_caches, *v_caches)))
-        self._bound = k_caches, v_caches
+            layers.append((k.data_ptr(), v.data_ptr(), *strides, len(k), group, k.dtype is torch.int8))
+        self._native.bind(layers)
+        self._bound = step.k_caches, step.v_caches
 
     def _float_pointer(self, tensor: Tensor) -> int:
         kept = tensor.float().contiguous()

@@ -23,27 +23,33 @@ class NativeStepTable:
         self,
         level: int,
         tokens_NC: Tensor,
-        pages_NP: Tensor,
+        pages_GNP: Tensor,
         sampling: SamplingColumns,
         page_size: int,
         upload: Callable[[list[int]], Tensor],
     ) -> None:
         del upload  # host integers are read where they are
         columns = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.seed)
-        assert all(table.dtype is torch.int32 and table.stride(1) == 1 for table in (tokens_NC, pages_NP))
+        assert all(table.dtype is torch.int32 and table.stride(1) == 1 for table in (tokens_NC, *pages_GNP))
         assert all(column.shape == tokens_NC.shape[:1] and column.is_contiguous() for column in columns)
-        assert all(tensor.is_cpu for tensor in (tokens_NC, pages_NP, *columns))
-        self._kept = (tokens_NC, pages_NP, sampling)
+        assert all(tensor.is_cpu for tensor in (tokens_NC, pages_GNP, *columns))
+        self._kept = (tokens_NC, pages_GNP, sampling)
         self._native = _native.StepTable(
-            level, _view(tokens_NC), _view(pages_NP), page_size, *(column.data_ptr() for column in columns)
+            level,
+            _view(tokens_NC),
+            [_view(pages_NP) for pages_NP in pages_GNP],
+            page_size,
+            *(column.data_ptr() for column in columns),
         )
-        self._memory = StepMemory(tokens_NC.device)
+        self._memory = StepMemory(tokens_NC.device, pages_GNP.shape[0])
         self._inputs: StepInputs | None = None
         self._chosen = torch.empty((2, 0), dtype=torch.int64)
 
-    def write_pages(self, slots: Sequence[int], indices: Sequence[int], ids: Sequence[int]) -> None:
+    def write_pages(
+        self, slots: Sequence[int], indices: Sequence[int], ids: Sequence[int], groups: Sequence[int] = ()
+    ) -> None:
         """Page assignments, in order."""
-        self._native.write_pages(slots, indices, ids)
+        self._native.write_pages(slots, indices, ids, groups)
 
     def flatten(
         self,
@@ -70,10 +76,9 @@ class NativeStepTable:
             num_emitting,
             inputs.input_ids.data_ptr(),
             inputs.positions.data_ptr(),
-            inputs.out_loc.data_ptr(),
+            [(where.data_ptr(), _view(table)) for where, table in zip(inputs.out_loc, inputs.page_table, strict=True)],
             inputs.cu_q_lens.data_ptr(),
             inputs.kv_lens.data_ptr(),
-            _view(inputs.page_table),
             inputs.logits_index.data_ptr(),
             inputs.emit_slots.data_ptr(),
             inputs.emit_ends.data_ptr(),

@@ -170,16 +170,20 @@ class HeadsShape:
 
 @dataclass(frozen=True, slots=True)
 class StepTensors:
-    """What a program needs to know of a step; shapes and dtypes as for `PagedAttention`, positions and out_loc [T]."""
+    """What a program needs to know of a step; shapes and dtypes as for `PagedAttention`, positions and out_loc [T].
+
+    out_loc, page_table: one for each group of layers. groups: the group of each layer.
+    """
 
     positions: Tensor
-    out_loc: Tensor
+    out_loc: tuple[Tensor, ...]
     cu_q_lens: Tensor
     kv_lens: Tensor
-    page_table: Tensor
+    page_table: tuple[Tensor, ...]
     page_size: int
     k_caches: tuple[Tensor, ...]
     v_caches: tuple[Tensor, ...]
+    groups: tuple[int, ...]
 
 
 class Program(Protocol):
@@ -259,17 +263,18 @@ class SamplingColumns:
 class StepInputs:
     """A flattened step: R rows, T tokens, E of which yield a token. Ids, indices and positions int64, the rest int32.
 
-    input_ids, positions [T]; out_loc [T], the token's slot in the KV pool; cu_q_lens [R+1]; kv_lens [R], cached and
-    this step's; page_table [R, P]; logits_index [E + X], the indices into T of the tokens that yield one, then
-    X entries for the caller to fill; emit_slots [E]; emit_ends [E], the positions of the tokens they yield.
+    input_ids, positions [T]; out_loc, [T] of each page group, the token's slot in the KV of the group's layers;
+    cu_q_lens [R+1]; kv_lens [R], cached and this step's; page_table, [R, P] of each page group; logits_index [E + X],
+    the indices into T of the tokens that yield one, then X entries for the caller to fill; emit_slots [E]; emit_ends
+    [E], the positions of the tokens they yield.
     """
 
     input_ids: Tensor
     positions: Tensor
-    out_loc: Tensor
+    out_loc: tuple[Tensor, ...]
     cu_q_lens: Tensor
     kv_lens: Tensor
-    page_table: Tensor
+    page_table: tuple[Tensor, ...]
     logits_index: Tensor
     emit_slots: Tensor
     emit_ends: Tensor
@@ -278,12 +283,19 @@ class StepInputs:
 class StepTable(Protocol):
     """What happens around the model in a step, bound to one request table: N slots, C tokens and P pages each.
 
+    Layers that keep different tokens (full attention, sliding windows) are different page groups, G of them: each has
+    pages of its own for a slot's positions. An entry whose page was freed is stale: a valid id that nobody may read.
     Host integers come in, device tensors go out, and nothing waits for the device. The tensors of a step are memory of
     this object: they are overwritten by the next step, which runs behind it.
     """
 
-    def write_pages(self, slots: Sequence[int], indices: Sequence[int], ids: Sequence[int]) -> None:
-        """pages[slot, index] = id; of two writes to the same place the later one holds."""
+    def write_pages(
+        self, slots: Sequence[int], indices: Sequence[int], ids: Sequence[int], groups: Sequence[int] = ()
+    ) -> None:
+        """pages[group, slot, index] = id; of two writes to the same place the later one holds.
+
+        groups: () = all in the first.
+        """
         ...
 
     def flatten(
@@ -318,12 +330,12 @@ class MakeStepTable(Protocol):
     def __call__(
         self,
         tokens_NC: Tensor,
-        pages_NP: Tensor,
+        pages_GNP: Tensor,
         sampling: SamplingColumns,
         page_size: int,
         upload: Callable[[list[int]], Tensor],
     ) -> StepTable:
-        """tokens and pages int32: a slot's history, and the pages of its positions, page_size each.
+        """tokens and pages int32: a slot's history, and by group the pages of its positions, page_size each.
 
         upload: host integers as int64 on the tables' device, without waiting for it.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -20,22 +21,25 @@ class TorchStepTable:
         argmax: Callable[[Tensor], Tensor],
         finite: Callable[[Tensor], Tensor],
         tokens_NC: Tensor,
-        pages_NP: Tensor,
+        pages_GNP: Tensor,
         sampling: SamplingColumns,
         page_size: int,
         upload: Callable[[list[int]], Tensor],
     ) -> None:
         self._sample, self._argmax, self._finite = sample, argmax, finite
-        self._tokens_NC, self._pages_NP, self._sampling, self._page_size = tokens_NC, pages_NP, sampling, page_size
+        self._tokens_NC, self._pages_GNP, self._sampling, self._page_size = tokens_NC, pages_GNP, sampling, page_size
         self._upload = upload
-        self._memory = StepMemory(tokens_NC.device)
+        self._memory = StepMemory(tokens_NC.device, pages_GNP.shape[0])
 
-    def write_pages(self, slots: Sequence[int], indices: Sequence[int], ids: Sequence[int]) -> None:
+    def write_pages(
+        self, slots: Sequence[int], indices: Sequence[int], ids: Sequence[int], groups: Sequence[int] = ()
+    ) -> None:
         """One write for each place: the order of an indexed write is not defined on every device."""
-        writes = dict(zip(zip(slots, indices, strict=True), ids, strict=True))
-        columns = self._upload([*(slot for slot, _ in writes), *(index for _, index in writes), *writes.values()])
-        slot, index, page = columns.view(3, -1).unbind(0)
-        self._pages_NP.index_put_((slot, index), page.to(torch.int32))
+        places = zip(groups or (0,) * len(ids), slots, indices, strict=True)
+        writes = dict(zip(places, ids, strict=True))
+        columns = self._upload([*chain.from_iterable(zip(*writes, strict=True)), *writes.values()])
+        group, slot, index, page = columns.view(4, -1).unbind(0)
+        self._pages_GNP.index_put_((group, slot, index), page.to(torch.int32))
 
     def flatten(
         self,
@@ -60,8 +64,10 @@ class TorchStepTable:
         torch.add(torch.arange(num_tokens, device=row_T.device), shift_R[row_T], out=out.positions)
         slots_T, page = slots_R[row_T], self._page_size
         out.input_ids.copy_(self._tokens_NC[slots_T, out.positions])
-        out.out_loc.copy_(self._pages_NP[slots_T, out.positions // page].long() * page + out.positions % page)
-        out.page_table.copy_(self._pages_NP[slots_R, :num_pages])
+        pages_T, offset_T = out.positions // page, out.positions % page
+        for pages_NP, out_loc, page_table in zip(self._pages_GNP, out.out_loc, out.page_table, strict=True):
+            out_loc.copy_(pages_NP[slots_T, pages_T].long() * page + offset_T)
+            page_table.copy_(pages_NP[slots_R, :num_pages])
         row_E = torch.repeat_interleave(emits_R, output_size=num_emitting)
         # Entry e of a row whose last entry is number `after - 1` lies that far before the row's end.
         before_E = torch.cumsum(emits_R, 0)[row_E] - torch.arange(num_emitting, device=row_E.device) - 1

@@ -11,7 +11,8 @@ from pando.kernels.ops import StepInputs
 class StepMemory:
     """Hands out the tensors of a step."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, num_groups: int) -> None:
+        self._groups = num_groups
         self._longs = torch.zeros(1024, dtype=torch.int64, device=device)
         self._ints = torch.zeros(1024, dtype=torch.int32, device=device)
         self._shape = (-1,) * 5
@@ -23,14 +24,15 @@ class StepMemory:
     def carve(self, rows: int, tokens: int, emitting: int, extra: int, pages: int) -> StepInputs:
         """Tensors of these sizes: R, T, E, X and P of `StepInputs`. Those of an earlier call are no longer valid."""
         self._shape = (rows, tokens, emitting, extra, pages)
-        longs = (tokens, tokens, tokens, emitting + extra, emitting, emitting)
-        ints = (rows + 1, rows, rows * pages)
+        longs = (tokens, tokens, emitting + extra, emitting, emitting, *(tokens,) * self._groups)
+        ints = (rows + 1, rows, *(rows * pages,) * self._groups)
         self._longs = _at_least(self._longs, sum(longs))
         self._ints = _at_least(self._ints, sum(ints))
-        input_ids, positions, out_loc, logits_index, slots, ends = self._longs[: sum(longs)].split(longs)
-        cu_q_lens, kv_lens, table = self._ints[: sum(ints)].split(ints)
+        input_ids, positions, logits_index, slots, ends, *out_loc = self._longs[: sum(longs)].split(longs)
+        cu_q_lens, kv_lens, *tables = self._ints[: sum(ints)].split(ints)
+        page_table = tuple(table.view(rows, pages) for table in tables)
         return StepInputs(
-            input_ids, positions, out_loc, cu_q_lens, kv_lens, table.view(rows, pages), logits_index, slots, ends
+            input_ids, positions, tuple(out_loc), cu_q_lens, kv_lens, page_table, logits_index, slots, ends
         )
 
 

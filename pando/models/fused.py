@@ -46,6 +46,7 @@ class FusedLayers:
             batch.page_size,
             pool.k,
             pool.v,
+            pool.groups,
         )
         return self._program.run(batch.input_ids, step, [rotary.table for rotary in self._rotaries])
 

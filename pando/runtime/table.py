@@ -1,7 +1,7 @@
 """The device-side request table: one row per slot. Token history, page table, sampling state.
 
 Prompts are written once, sampled tokens are written by the sampler, pages as the scheduler assigns them; so a step
-names only slots and positions. Legend: N slots, C context length, P pages per sequence.
+names only slots and positions. Legend: N slots, C context length, P pages per sequence, G page groups.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ INT32_MAX = 2**31 - 1
 class RequestTable:
     """All per-sequence state on the device, addressed by slot."""
 
-    def __init__(self, num_slots: int, context_length: int, page_size: int, device: Device, ops: OpTable) -> None:
+    def __init__(
+        self, num_slots: int, context_length: int, page_size: int, device: Device, ops: OpTable, num_groups: int = 1
+    ) -> None:
         self.device = device
         self.page_size = page_size
         self.context_length = context_length
@@ -26,7 +28,7 @@ class RequestTable:
         # One more column than the context: the last sampled token of a full sequence is written behind it.
         self.tokens_NC = torch.zeros(num_slots, context_length + 1, dtype=torch.int32, device=where)
         self.num_pages = (context_length + page_size - 1) // page_size
-        self.pages_NP = torch.zeros(num_slots, self.num_pages, dtype=torch.int32, device=where)
+        self.pages_GNP = torch.zeros(num_groups, num_slots, self.num_pages, dtype=torch.int32, device=where)
         self.prompt_len = torch.zeros(num_slots, dtype=torch.int64, device=where)
         self.sampling = SamplingColumns(
             temperature=torch.zeros(num_slots, dtype=torch.float32, device=where),
@@ -35,7 +37,7 @@ class RequestTable:
             min_p=torch.zeros(num_slots, dtype=torch.float32, device=where),
             seed=torch.zeros(num_slots, dtype=torch.int64, device=where),
         )
-        self.step = ops.step_table(self.tokens_NC, self.pages_NP, self.sampling, page_size, device.upload)
+        self.step = ops.step_table(self.tokens_NC, self.pages_GNP, self.sampling, page_size, device.upload)
         self.states: list[int] = [0] * num_slots
         """Host-side: the recurrent-state slot that each slot was given."""
         self.entries: list[NewSlot | None] = [None] * num_slots
@@ -51,7 +53,7 @@ class RequestTable:
         for entry in batch.new_slots:
             self._enter(entry)
         if batch.page_slot:
-            self.step.write_pages(batch.page_slot, batch.page_index, batch.page_id)
+            self.step.write_pages(batch.page_slot, batch.page_index, batch.page_id, batch.page_group)
         if batch.token_slot:
             columns = self.device.upload([*batch.token_slot, *batch.token_position, *batch.token_id])
             slots, positions, tokens = columns.view(3, -1).unbind(0)

@@ -32,8 +32,11 @@ def _fitting(num_tokens: int, runner: Runner, pool: KVPool) -> int:
 
 def _prefill(runner: Runner, pool: KVPool, num: int, device: Device) -> float:
     pages = list(range(-(-num // pool.page_size)))
+    groups = [group for group in range(pool.num_groups) for _ in pages]
     entry = NewSlot(0, [1] * num, num, SamplingParams(temperature=0), 0, None, [], state=0)
-    batch = Batch(-1, [0], [0], [num], [1], [0], [entry], [], [0] * len(pages), list(pages), pages)
+    everywhere = pages * pool.num_groups
+    writes = [0] * len(everywhere), list(everywhere), everywhere
+    batch = Batch(-1, [0], [0], [num], [1], [0], [entry], [], *writes, page_group=groups)
     device.synchronize()
     started = time.perf_counter()
     step = runner.launch(batch)

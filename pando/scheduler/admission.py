@@ -13,8 +13,9 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pando.cache.handle import FULL, PageWrite
+from pando.cache.handle import PageWrite
 from pando.cache.manager import CacheManager
+from pando.cache.spec import FULL
 from pando.core.batch import Batch, NewSlot
 from pando.scheduler.policy import WaitingQueue
 from pando.scheduler.request import Request, State

@@ -27,10 +27,10 @@ def batch_of(lengths: list[int], page_size: int) -> ForwardBatch:
     return ForwardBatch(
         input_ids=torch.zeros(sum(lengths), dtype=torch.int64),
         positions=torch.cat([torch.arange(n) for n in lengths]),
-        out_loc=torch.tensor(where),
+        out_loc=(torch.tensor(where),),
         cu_q_lens=cu.to(torch.int32),
         kv_lens=torch.tensor(lengths, dtype=torch.int32),
-        page_table=table,
+        page_table=(table,),
         logits_index=cu[1:] - 1,
         page_size=page_size,
         max_q_len=max(lengths),

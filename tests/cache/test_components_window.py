@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pando.cache.budget import CacheLayout
-from pando.cache.handle import WINDOW
 from pando.cache.key import TokenKey
 from pando.cache.manager import CacheManager
+from pando.cache.spec import WINDOW
 from tests.cache.requests import admit, cached, serve
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pando.cache.handle import FULL
 from pando.cache.key import TokenKey, tokens_to_bytes
+from pando.cache.spec import FULL
 from tests.cache.requests import admit, cached, full_cache, serve
 
 

@@ -24,7 +24,7 @@ native_tables = pytest.mark.parametrize("ops", TABLES[1:], ids=lambda ops: ops.n
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request table with everything in it, and the ops bound to it."""
+    """A request table with everything in it, and the ops bound to it. pages: [groups, slots, pages]."""
 
     tokens: Tensor
     pages: Tensor
@@ -36,7 +36,7 @@ def upload(values: list[int]) -> Tensor:
     return torch.tensor(values, dtype=torch.int64)
 
 
-def request_table(ops: OpTable, page_size: int, seed: int = 0) -> Request:
+def request_table(ops: OpTable, page_size: int, seed: int = 0, groups: int = 2) -> Request:
     generator = torch.Generator().manual_seed(seed)
 
     def numbers(most: int, *shape: int) -> Tensor:
@@ -44,7 +44,7 @@ def request_table(ops: OpTable, page_size: int, seed: int = 0) -> Request:
 
     num_pages = -(-CONTEXT // page_size)
     tokens = numbers(5000, SLOTS, CONTEXT + 1).int()
-    pages = torch.randperm(SLOTS * num_pages, generator=generator).view(SLOTS, num_pages).int()
+    pages = torch.randperm(groups * SLOTS * num_pages, generator=generator).view(groups, SLOTS, num_pages).int()
     sampling = SamplingColumns(
         temperature=numbers(3, SLOTS) / 2.0,
         top_k=numbers(20, SLOTS).int() - 1,
@@ -74,21 +74,28 @@ def flatten(step: StepTable, rows: list[Row], extra: int = 0, pages: int = 3) ->
     return step.flatten(*columns, num_extra=extra, num_pages=pages)
 
 
+def tensors(inputs: StepInputs, name: str) -> tuple[Tensor, ...]:
+    found = getattr(inputs, name)
+    return found if isinstance(found, tuple) else (found,)
+
+
 @every_table
+@pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("page_size", [1, 3, 16])
 @pytest.mark.parametrize("rows", BATCHES, ids=lambda rows: f"{len(rows)} rows {sum(row[2] for row in rows)} tokens")
-def test_flatten_against_plain_python(ops: OpTable, page_size: int, rows: list[Row]) -> None:
-    table = request_table(ops, page_size)
+def test_flatten_against_plain_python(ops: OpTable, page_size: int, rows: list[Row], groups: int) -> None:
+    table = request_table(ops, page_size, groups=groups)
     found = flatten(table.step, rows, extra=2)
     at = [(slot, position) for slot, start, num, _ in rows for position in range(start, start + num)]
     ends = [sum(row[2] for row in rows[: i + 1]) for i in range(len(rows))]
     assert found.input_ids.tolist() == [int(table.tokens[slot, position]) for slot, position in at]
     assert found.positions.tolist() == [position for _, position in at]
-    expected = [int(table.pages[slot, p // page_size]) * page_size + p % page_size for slot, p in at]
-    assert found.out_loc.tolist() == expected
+    assert len(found.out_loc) == len(found.page_table) == groups
+    for pages, out_loc, page_table in zip(table.pages, found.out_loc, found.page_table, strict=True):
+        assert out_loc.tolist() == [int(pages[slot, p // page_size]) * page_size + p % page_size for slot, p in at]
+        assert page_table.tolist() == [pages[slot, :3].tolist() for slot, *_ in rows]
     assert found.cu_q_lens.tolist() == [0, *ends]
     assert found.kv_lens.tolist() == [start + num for _, start, num, _ in rows]
-    assert found.page_table.tolist() == [table.pages[slot, :3].tolist() for slot, *_ in rows]
     yielding = [(i, before) for i, row in enumerate(rows) for before in reversed(range(row[3]))]
     assert found.logits_index[: len(yielding)].tolist() == [ends[i] - 1 - before for i, before in yielding]
     assert len(found.logits_index) == len(yielding) + 2
@@ -97,7 +104,8 @@ def test_flatten_against_plain_python(ops: OpTable, page_size: int, rows: list[R
     integers = {"cu_q_lens", "kv_lens", "page_table"}
     for field in fields(found):
         wanted = torch.int32 if field.name in integers else torch.int64
-        assert getattr(found, field.name).dtype is wanted, field.name
+        for tensor in tensors(found, field.name):
+            assert tensor.dtype is wanted, field.name
 
 
 @native_tables
@@ -105,30 +113,43 @@ def test_flatten_against_plain_python(ops: OpTable, page_size: int, rows: list[R
 def test_random_steps_one_after_the_other_equal_the_reference(ops: OpTable, page_size: int) -> None:
     rng = random.Random(page_size)
     native, torch_ = request_table(ops, page_size), request_table(REFERENCE, page_size)
-    width = native.pages.shape[1]
+    width = native.pages.shape[2]
     for _ in range(60):
         rows = []
         for slot in rng.sample(range(SLOTS), rng.randrange(SLOTS + 1)):
             num = rng.choice([1, 1, 1, 0, rng.randrange(CONTEXT)])
             rows.append((slot, rng.randrange(CONTEXT - num + 1), num, rng.randrange(min(num, 4) + 1)))
-        writes = [(rng.randrange(SLOTS), rng.randrange(width), rng.randrange(999)) for _ in range(rng.randrange(5))]
-        pages, extra = rng.randrange(1, width + 1), rng.randrange(2)
+        writes = [
+            (rng.randrange(SLOTS), rng.randrange(width), rng.randrange(999), rng.randrange(2))
+            for _ in range(rng.randrange(5))
+        ]
+        pages, extra, columns = rng.randrange(1, width + 1), rng.randrange(2), rng.choice([3, 4])
         seen = []
         for table in (native, torch_):
-            table.step.write_pages(*([write[i] for write in writes] for i in range(3)))
+            table.step.write_pages(*([write[i] for write in writes] for i in range(columns)))
             found = flatten(table.step, rows, extra, pages)
             found.logits_index[len(found.emit_slots) :] = 7
             seen.append(found)
         assert torch.equal(native.pages, torch_.pages)
         for field in fields(StepInputs):
-            assert torch.equal(getattr(seen[0], field.name), getattr(seen[1], field.name)), field.name
+            pairs = zip(tensors(seen[0], field.name), tensors(seen[1], field.name), strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs), field.name
 
 
 @every_table
 def test_the_later_of_two_writes_to_a_page_holds(ops: OpTable) -> None:
     table = request_table(ops, 1)
     table.step.write_pages([3, 3, 0, 3], [5, 6, 5, 5], [71, 72, 73, 74])
-    assert (int(table.pages[3, 5]), int(table.pages[3, 6]), int(table.pages[0, 5])) == (74, 72, 73)
+    assert (int(table.pages[0, 3, 5]), int(table.pages[0, 3, 6]), int(table.pages[0, 0, 5])) == (74, 72, 73)
+
+
+@every_table
+def test_a_write_goes_to_the_table_of_its_group(ops: OpTable) -> None:
+    table = request_table(ops, 1)
+    before = table.pages.clone()
+    table.step.write_pages([3, 3, 3], [5, 5, 6], [71, 72, 73], [1, 0, 1])
+    before[1, 3, 5], before[0, 3, 5], before[1, 3, 6] = 71, 72, 73
+    assert torch.equal(table.pages, before)
 
 
 @every_table
@@ -174,6 +195,9 @@ def test_what_leaves_the_table_is_refused_and_nothing_is_written(ops: OpTable) -
     for write in ((SLOTS, 0, 1), (-1, 0, 1), (0, 5, 1), (0, -1, 1)):
         with pytest.raises(ValueError, match="out of range"):
             table.step.write_pages([0, write[0]], [1, write[1]], [9, write[2]])
+    for group in (2, -1):
+        with pytest.raises(ValueError, match="group out of range"):
+            table.step.write_pages([0, 1], [1, 1], [9, 9], [0, group])
     for slot, end in ((SLOTS, 0), (-1, 0), (0, CONTEXT + 1), (0, -1)):
         with pytest.raises(ValueError, match="out of range"):
             table.step.choose(torch.zeros(2, 9), torch.tensor([1, slot]), torch.tensor([1, end]), greedy=True)

@@ -24,7 +24,7 @@ def batch_of(*lengths: int, states: StateBatch | None = None) -> ForwardBatch:
     tokens, lens = torch.arange(total), torch.tensor(lengths, dtype=torch.int32)
     table = torch.arange(total, dtype=torch.int32).repeat(len(lengths), 1)
     return ForwardBatch(
-        tokens, tokens, tokens, cu.int(), lens, table, cu[1:] - 1, 1, max(lengths), max(lengths), states
+        tokens, tokens, (tokens,), cu.int(), lens, (table,), cu[1:] - 1, 1, max(lengths), max(lengths), states
     )
 
 

@@ -71,10 +71,10 @@ class PagedLoop:
         batch = ForwardBatch(
             input_ids=torch.tensor(ids),
             positions=torch.tensor(positions),
-            out_loc=torch.tensor(locations),
+            out_loc=(torch.tensor(locations),),
             cu_q_lens=torch.tensor(cu, dtype=torch.int32),
             kv_lens=torch.tensor(lens, dtype=torch.int32),
-            page_table=table,
+            page_table=(table,),
             logits_index=torch.tensor(cu[1:]) - 1,
             page_size=size,
             max_q_len=max(counts),

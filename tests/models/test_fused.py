@@ -100,10 +100,10 @@ def test_a_step_out_of_range_raises_and_the_next_one_runs() -> None:
     program.attend(qkv, 1, 0, shape, 1.0, 0, 0.0, None)
     caches, zero, one = (torch.zeros(4, 1, 8),), torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int32)
     starts, table = torch.tensor([0, 1], dtype=torch.int32), torch.zeros(1, 1, dtype=torch.int32)
-    good = StepTensors(zero, zero, starts, one, table, 1, caches, (torch.zeros(4, 1, 8),))
+    good = StepTensors(zero, (zero,), starts, one, (table,), 1, caches, (torch.zeros(4, 1, 8),), (0,))
     x, rotaries = torch.randn(1, 8), [torch.zeros(2, 8)]
     expected = program.run(x.clone(), good, rotaries)
-    wrong = {"out_loc": zero + 4, "positions": zero + 2, "page_table": table + 9, "kv_lens": one + 1}
+    wrong = {"out_loc": (zero + 4,), "positions": zero + 2, "page_table": (table + 9,), "kv_lens": one + 1}
     for name, value in wrong.items():
         with pytest.raises(ValueError, match=name):
             program.run(x.clone(), replace(good, **{name: value}), rotaries)
@@ -122,7 +122,7 @@ def test_a_program_that_embeds(dtype: torch.dtype) -> None:
     cache, rows = (torch.zeros(4, 1, 8, dtype=dtype),), torch.zeros(1, 1, dtype=torch.int32)
     ids, positions = torch.tensor([39, 0, 7]), torch.arange(3)
     ragged = torch.tensor([0, 3], dtype=torch.int32), torch.tensor([3], dtype=torch.int32)
-    step = StepTensors(positions, positions, *ragged, rows, 4, cache, cache)
+    step = StepTensors(positions, (positions,), *ragged, (rows,), 4, cache, cache, (0,))
     for values in ([39, 0, 7], [1, 1, 2]):  # in place: the memory of a step serves the next one
         ids[:] = torch.tensor(values)
         assert torch.equal(program.run(ids, step, []), OPS.rms_norm(embed(ids), weight, 1e-6))

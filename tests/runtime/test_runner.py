@@ -51,13 +51,15 @@ def test_flattening_of_random_mixed_batches(page_size: int) -> None:
         launched = runner.launch(step)
         seen = model.seen[-1]
         for name, values in expected_inputs(rows, tokens, pages, page_size).items():
-            assert getattr(seen, name).tolist() == values, name
-        assert seen.cu_q_lens.dtype == seen.kv_lens.dtype == seen.page_table.dtype == torch.int32
-        assert seen.input_ids.dtype == seen.positions.dtype == seen.out_loc.dtype == torch.int64
+            tensor = seen.out_loc[0] if name == "out_loc" else getattr(seen, name)
+            assert tensor.tolist() == values, name
+        (table,) = seen.page_table
+        assert seen.cu_q_lens.dtype == seen.kv_lens.dtype == table.dtype == torch.int32
+        assert seen.input_ids.dtype == seen.positions.dtype == seen.out_loc[0].dtype == torch.int64
         longest = max(start + num for _, start, num, _ in rows)
         assert (seen.page_size, seen.max_q_len, seen.max_kv_len) == (page_size, max(r[2] for r in rows), longest)
-        assert -(-longest // page_size) <= seen.page_table.shape[1] <= per_row
-        for found, (slot, start, num, _) in zip(seen.page_table.tolist(), rows, strict=True):
+        assert -(-longest // page_size) <= table.shape[1] <= per_row
+        for found, (slot, start, num, _) in zip(table.tolist(), rows, strict=True):
             held = -(-(start + num) // page_size)
             assert found[:held] == pages[slot][:held]
         runner.sample(launched, None)
@@ -81,7 +83,7 @@ def test_a_step_of_the_same_shape_reads_its_own_inputs_and_a_larger_one_follows(
         seen = model.seen[-1]
         assert seen.input_ids.tolist() == [token for slot in slots for token in tokens[slot][start : start + num]]
         end = start + num
-        assert seen.page_table[:, :end].tolist() == [list(range(300 * slot, 300 * slot + end)) for slot in slots]
+        assert seen.page_table[0][:, :end].tolist() == [list(range(300 * slot, 300 * slot + end)) for slot in slots]
         assert seen.logits_index.tolist() == [num - 1, 2 * num - 1] and seen.kv_lens.tolist() == [end, end]
     assert seen.input_ids.data_ptr() == memory, "the memory of the steps is kept"
 

@@ -21,11 +21,11 @@ def test_a_new_sequence_brings_tokens_and_parameters() -> None:
 
 def test_page_writes_reach_their_rows_only() -> None:
     table = RequestTable(3, 9, 3, CPU, REFERENCE)
-    assert table.pages_NP.shape == (3, 3)
+    assert table.pages_GNP.shape == (1, 3, 3)
     table.apply(batch_of([(0, 0, 1, 1)], pages=[(0, 0, 4), (0, 2, 9), (2, 1, 5)]))
-    assert table.pages_NP.tolist() == [[4, 0, 9], [0, 0, 0], [0, 5, 0]]
+    assert table.pages_GNP.tolist() == [[[4, 0, 9], [0, 0, 0], [0, 5, 0]]]
     table.apply(batch_of([(0, 1, 1, 1)], pages=[(0, 0, 7)]))
-    assert table.pages_NP[0].tolist() == [7, 0, 9]
+    assert table.pages_GNP[0, 0].tolist() == [7, 0, 9]
 
 
 def test_a_slot_freed_and_given_away_in_one_step() -> None:

@@ -30,4 +30,4 @@ def test_warm_up_fits(context: int, num_pages: int, page_size: int, expected: in
     first_pass(runner, pool, CPU)
     few = min(FIRST_TOKENS, expected)
     assert [len(batch.input_ids) for batch in model.seen] == [few, expected, few]
-    assert max(int(batch.out_loc.max()) for batch in model.seen) < pool.num_slots
+    assert max(int(batch.out_loc[0].max()) for batch in model.seen) < pool.num_slots

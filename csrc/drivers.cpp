@@ -127,6 +127,27 @@ void run_store(const Kernels& kernels, const StoreArgs& args, int64_t tokens) {
     });
 }
 
+void run_normalize(const Kernels& kernels, const NormalizeArgs& args, int64_t rows) {
+    over_rows(rows, args.groups * args.size, [&](int64_t begin, int64_t end) { kernels.normalize(args, begin, end); });
+}
+
+void run_modulate(const Kernels& kernels, const ModulateArgs& args, int64_t rows) {
+    over_rows(rows, args.size, [&](int64_t begin, int64_t end) { kernels.modulate(args, begin, end); });
+}
+
+void run_gated_norm(const Kernels& kernels, const GatedNormArgs& args, int64_t rows) {
+    over_rows(rows, args.groups * args.size, [&](int64_t begin, int64_t end) { kernels.gated_norm(args, begin, end); });
+}
+
+void run_gates(const Kernels& kernels, const GatesArgs& args, int64_t rows) {
+    over_rows(rows, args.size * 8, [&](int64_t begin, int64_t end) { kernels.gates(args, begin, end); });
+}
+
+void run_route(const Kernels& kernels, const RouteArgs& args, int64_t rows) {
+    over_rows(rows, args.shape.experts * (args.shape.top_k + 1),
+              [&](int64_t begin, int64_t end) { kernels.route(args, begin, end); });
+}
+
 void run_sample(const Kernels& kernels, const SampleArgs& args, int64_t rows) {
     const size_t bytes = static_cast<size_t>(kernels.sample_scratch(args));
     for_each(rows, rows * args.vocab < SMALL_SAMPLE,

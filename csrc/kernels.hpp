@@ -223,6 +223,13 @@ struct PanelKernels {
     void (*multiply)(const PanelArgs&, const PanelTask&, char* scratch);
 };
 
+// mixing.hpp has the types.
+struct NormalizeArgs;
+struct ModulateArgs;
+struct GatedNormArgs;
+struct GatesArgs;
+struct RouteArgs;
+
 // recurrent.hpp has the types.
 struct ConvArgs;
 struct DeltaArgs;
@@ -247,6 +254,13 @@ struct Kernels {
     void (*scan)(const ScanArgs&, int64_t begin, int64_t end);
     void (*mask)(const MaskArgs&, int64_t begin, int64_t end);
     void (*logprob)(const LogprobArgs&, int64_t begin, int64_t end);
+
+    // mixing.cpp
+    void (*normalize)(const NormalizeArgs&, int64_t begin, int64_t end);
+    void (*modulate)(const ModulateArgs&, int64_t begin, int64_t end);
+    void (*gated_norm)(const GatedNormArgs&, int64_t begin, int64_t end);
+    void (*gates)(const GatesArgs&, int64_t begin, int64_t end);
+    void (*route)(const RouteArgs&, int64_t begin, int64_t end);
 
     // recurrent_conv.cpp, recurrent_delta.cpp, recurrent_space.cpp; scratch: bytes one call needs
     void (*conv)(const ConvArgs&, const RecurrentTask&);

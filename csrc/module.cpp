@@ -6,6 +6,7 @@
 #include "bind_step.hpp"
 #include "checksum.hpp"
 #include "drivers.hpp"
+#include "experts.hpp"
 #include "isa.hpp"
 #include "linear_int.hpp"
 #include "threads.hpp"
@@ -221,10 +222,6 @@ PackedWeight make_weight(int kind, int64_t n, int64_t k, int64_t group, int acti
             at<const float>(scale),
             has_offsets};
 }
-
-struct PackedExperts {
-    std::vector<PackedWeight> gate_up, down;
-};
 
 PackedExperts make_experts(const std::vector<const PackedWeight*>& gate_up,
                            const std::vector<const PackedWeight*>& down) {

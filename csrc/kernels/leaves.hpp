@@ -34,6 +34,13 @@ void scan(const ScanArgs&, int64_t begin, int64_t end);
 void mask(const MaskArgs&, int64_t begin, int64_t end);
 void logprob(const LogprobArgs&, int64_t begin, int64_t end);
 
+// mixing.cpp
+void normalize(const NormalizeArgs&, int64_t begin, int64_t end);
+void modulate(const ModulateArgs&, int64_t begin, int64_t end);
+void gated_norm(const GatedNormArgs&, int64_t begin, int64_t end);
+void gates(const GatesArgs&, int64_t begin, int64_t end);
+void route(const RouteArgs&, int64_t begin, int64_t end);
+
 // recurrent_conv.cpp
 void conv(const ConvArgs&, const RecurrentTask&);
 

@@ -251,6 +251,80 @@ class Program:
     def norm(self, source: int, target: int, weight: int, eps: float, /) -> None: ...
     def linear(self, source: int, target: int, weight: Weight, accumulate: bool, /) -> None: ...
     def add(self, source: int, target: int, /) -> None: ...
+    def normalize(
+        self,
+        source: int,
+        source_offset: int,
+        target: int,
+        target_offset: int,
+        groups: int,
+        size: int,
+        weight: int,
+        bias: int,
+        weight_stride: int,
+        eps: float,
+        centered: bool,
+        /,
+    ) -> None: ...
+    def modulate(self, source: int, offset: int, target: int, kind: int, broadcast: bool, /) -> None: ...
+    def mixture(
+        self,
+        source: int,
+        logits: int,
+        target: int,
+        experts: Experts,
+        num_experts: int,
+        top_k: int,
+        score: int,
+        correction: int,
+        groups: int,
+        top_groups: int,
+        group_scores: int,
+        renormalise: bool,
+        scale: float,
+        /,
+    ) -> None: ...
+    def gated_norm(
+        self, y: int, z: int, offset: int, size: int, weight: int, weight_stride: int, eps: float, gate_first: bool, /
+    ) -> None: ...
+    def conv(
+        self, source: int, offset: int, target: int, state: int, taps: int, weight: int, bias: int, silu: bool, /
+    ) -> None: ...
+    def delta(
+        self,
+        qkv: int,
+        gates: int,
+        target: int,
+        state: int,
+        key_heads: int,
+        value_heads: int,
+        key_dim: int,
+        value_dim: int,
+        rate: int,
+        dt_bias: int,
+        scale: float,
+        /,
+    ) -> None: ...
+    def space(
+        self,
+        xbc: int,
+        projected: int,
+        target: int,
+        state: int,
+        heads: int,
+        groups: int,
+        head_dim: int,
+        state_size: int,
+        dt_offset: int,
+        a: int,
+        d: int,
+        dt_bias: int,
+        low: float,
+        high: float,
+        /,
+    ) -> None: ...
+    def bind_states(self, tensors: list[tuple[int, int, int]], /) -> None: ...
+    def look_at_states(self, slots: int, fresh: int, save_token: int, save_slot: int, num_saves: int, /) -> None: ...
     def scale(self, buffer: int, factor: float, /) -> None: ...
     def heads(
         self,

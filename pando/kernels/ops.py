@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pando.kernels.mixing import MixingProgram
 from pando.kernels.recurrent import CausalConv, GatedDelta, SelectiveScan, StateSpace
 from pando.kernels.weights import Weight
 
@@ -168,11 +169,21 @@ class HeadsShape:
     norm_after_rope: bool
 
 
+class StateRows(Protocol):
+    """Recurrent states of a step's rows, as `pando.forward.StateBatch` holds them."""
+
+    slots: Tensor
+    fresh: Tensor
+    save_token: Tensor
+    save_slot: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class StepTensors:
     """What a program needs to know of a step; shapes and dtypes as for `PagedAttention`, positions and out_loc [T].
 
-    out_loc, page_table: one for each group of layers. groups: the group of each layer.
+    out_loc, page_table: one for each group of layers. groups: the group of each layer. states: the tensors of each
+    layer's recurrent state; state_rows None: the model has none.
     """
 
     positions: Tensor
@@ -184,9 +195,11 @@ class StepTensors:
     k_caches: tuple[Tensor, ...]
     v_caches: tuple[Tensor, ...]
     groups: tuple[int, ...]
+    states: tuple[tuple[Tensor, ...], ...] = ()
+    state_rows: StateRows | None = None
 
 
-class Program(Protocol):
+class Program(MixingProgram, Protocol):
     """A model's layers as one list of instructions over numbered buffers [T, width], run with one call per step.
 
     Buffer 0 is the residual stream, buffer 1 the result, both of the model's width. Instructions run in the order they

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from pando.core.config import BUILTIN_MODELS, Config
 from pando.core.info import EngineInfo
 from pando.core.messages import ControlReply, Failure, Load
 from pando.device import Device, resolve_device
-from pando.errors import PandoError
+from pando.errors import ConfigError, PandoError
 from pando.grammar.deferred import DeferredBackend
 from pando.grammar.guidance import GuidanceBackend
 from pando.grammar.manager import GrammarManager
@@ -123,6 +123,7 @@ def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
         context_length=config.context_length,
         packed=packed,
     )
+    model.cache_plan = _cache_plan(config, model, ops)
     on_phase(Load("warmup", 0.0, "first pass"))
     plan = _plan(config, model, device, ops)
     on_phase(Load("memory", 1.0, f"KV pool of {plan.total_tokens:,} tokens"))
@@ -158,6 +159,24 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def _cache_plan(config: Config, model: DecoderModel, ops: OpTable) -> CachePlan:
+    """What the model's layers keep, in the dtype asked for. Raises ConfigError if that can not be had."""
+    if config.kv_cache_dtype == "int8":
+        if not ops.int8_kv:
+            raise ConfigError(
+                f"the kernels {ops.name} have no attention over keys and values in int8; use --kv-cache-dtype auto",
+                param="kv_cache_dtype",
+            )
+        return model.cache_plan.in_int8()
+    if config.kv_cache_dtype == "bf16" and model.dtype is not torch.bfloat16:
+        raise ConfigError(
+            f"kv_cache_dtype is 'bf16', the model's dtype {dtype_name(model.dtype)}; "
+            "use --dtype bfloat16, or --kv-cache-dtype auto",
+            param="kv_cache_dtype",
+        )
+    return model.cache_plan
+
+
 def _plan(config: Config, model: DecoderModel, device: Device, ops: OpTable) -> MemoryPlan:
     """The memory plan; on a CPU the prefill rate is measured first, because the token budget follows from it."""
     on_cpu = not device.asynchronous
@@ -168,6 +187,7 @@ def _plan(config: Config, model: DecoderModel, device: Device, ops: OpTable) -> 
     facts = ModelFacts.of(
         ModelSize.of(model.spec), dtype_name(model.dtype), matrix_bits(config.quantization, model.config_dict)
     )
+    facts = replace(facts, kv_bytes_per_token=model.cache_plan.bytes_per_token)
     return plan_memory(config, facts, device.free_bytes(), on_cpu=on_cpu, tokens_per_second=rate)
 
 

@@ -59,7 +59,6 @@ NOT_HERE: dict[str, str] = {
     "--dp-size": _ONE_DEVICE,
     "--dp": _ONE_DEVICE,
     "--pipeline-parallel-size": _ONE_DEVICE,
-    "--kv-cache-dtype": "the KV cache has the dtype of the model (--dtype)",
     "--trust-remote-code": "Pando never runs code that comes with a checkpoint",
     "--disable-overlap-schedule": "overlap is chosen with --overlap auto|on|off",
     "--no-async-scheduling": "overlap is chosen with --overlap auto|on|off",

@@ -50,6 +50,9 @@ class Config:
     """auto | cpu | cuda."""
     dtype: str = "auto"
     """auto (the checkpoint's) | float32 | bfloat16 | float16."""
+    kv_cache_dtype: str = "auto"
+    """auto (the model's) | bf16 (only if the model is) | int8: keys and values in half the memory, with a scale per
+    token and head."""
     kernels: str = "auto"
     """auto | native | reference."""
     num_threads: int | None = None
@@ -140,6 +143,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "load_format": ("auto", "dummy"),
     "device": ("auto", "cpu", "cuda"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "kv_cache_dtype": ("auto", "bf16", "int8"),
     "kernels": ("auto", "native", "reference"),
     "overlap": ("auto", "on", "off"),
     "schedule_policy": ("lpm", "fcfs", "priority"),

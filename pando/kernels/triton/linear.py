@@ -122,29 +122,19 @@ def _case(name: str, weight: Weight, rows: int, activation: str | None = None) -
     return CompileCase(name, call)
 
 
-LLAMA = {"qkv": (6144, 4096), "gate-up": (28672, 4096), "down": (4096, 14336)}
-"""Of Llama 3 8B: outputs and inputs."""
-
-
-def _cases() -> list[CompileCase]:
-    cases = [_case(f"bf16-{name}", meta(*shape), 3, _gated(name)) for name, shape in LLAMA.items()]
-    cases.append(_case("bf16-qwen3-0.6b-o", meta(1024, 2048), 1))
-    n, k = LLAMA["gate-up"]
-    for rows in (1, 32, 64, 256):
-        cases.append(_case(f"int8-{rows}", quantized_meta(n, k, 8, k, False, 16), rows, "silu"))
-        cases.append(_case(f"int4-{rows}", quantized_meta(n, k, 4, 64, True, 8), rows, "silu"))
-        cases.append(_case(f"w8a8-{rows}", quantized_meta(n, k, 8, k, False, 8), rows, "silu"))
-    n, k = LLAMA["qkv"]
-    cases.append(_case("int4-qkv", quantized_meta(n, k, 4, 64, True, 8), 1))
-    cases.append(_case("int4-128-qkv", quantized_meta(n, k, 4, 128, False, 8), 1))
-    cases.append(_case("int8-32-qkv", quantized_meta(n, k, 8, 32, False, 16), 1))
-    cases.append(_case("int8-qkv-300", quantized_meta(n, k, 8, k, False, 16), 300))
-    cases.append(_case("int4-qkv-300", quantized_meta(n, k, 4, 64, True, 8), 300))
-    return cases
-
-
-def _gated(name: str) -> str | None:
-    return "silu" if name == "gate-up" else None
-
-
-COMPILE_CASES = tuple(_cases())
+_LLAMA_UP, _LLAMA_QKV, _LLAMA_DOWN = (28672, 4096), (6144, 4096), (4096, 14336)
+COMPILE_CASES = (
+    _case("bf16-up", meta(*_LLAMA_UP), 3, "silu"),
+    _case("bf16-down", meta(*_LLAMA_DOWN), 3),
+    _case("bf16-in-pieces", meta(1024, 2048), 1),
+    _case("int8-up-1", quantized_meta(*_LLAMA_UP, 8, 4096, False, 16), 1, "silu"),
+    _case("int8-up-256", quantized_meta(*_LLAMA_UP, 8, 4096, False, 16), 256, "silu"),
+    _case("w8a8-up-32", quantized_meta(*_LLAMA_UP, 8, 4096, False, 8), 32, "silu"),
+    _case("w8a8-up-256", quantized_meta(*_LLAMA_UP, 8, 4096, False, 8), 256, "silu"),
+    _case("int4-up-1", quantized_meta(*_LLAMA_UP, 4, 64, True, 8), 1, "silu"),
+    _case("int4-up-32", quantized_meta(*_LLAMA_UP, 4, 64, True, 8), 32, "silu"),
+    _case("int4-up-64", quantized_meta(*_LLAMA_UP, 4, 64, True, 8), 64, "silu"),
+    _case("int4-128-qkv-1", quantized_meta(*_LLAMA_QKV, 4, 128, False, 8), 1),
+    _case("int8-32-qkv-1", quantized_meta(*_LLAMA_QKV, 8, 32, False, 16), 1),
+    _case("int4-qkv-300", quantized_meta(*_LLAMA_QKV, 4, 64, True, 8), 300),
+)

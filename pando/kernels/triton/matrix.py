@@ -202,19 +202,20 @@ def tiles_for(matrix: Matrix, x: Tensor, num_rows: int, gated: bool, routed: boo
 
 
 def pack(weights: Sequence[Weight], bias: Tensor | None = None) -> Matrix:
-    """Weights of one shape and scheme. bias [E, N]. Schemes without kernels are expanded to the bias's or 16-bit floats."""
+    """Weights of one shape. bias [E, N]. Schemes without kernels, and several beside each other, become bfloat16."""
     bias = None if bias is None else bias.float().contiguous()
-    first = weights[0]
-    assert not isinstance(first, UnroundedWeight), "only a table that rounds takes it"
-    if isinstance(first, QuantizedWeight):
-        quantized = [weight for weight in weights if isinstance(weight, QuantizedWeight)]
-        assert len(quantized) == len(weights), "experts of one projection have one scheme"
-        if _half(first):
-            return _pack_quantized(quantized, bias)
-        weights = [weight.dequantize().bfloat16() for weight in quantized]
-    dense = [weight for weight in weights if isinstance(weight, Tensor)]
+    quantized = [weight for weight in weights if isinstance(weight, QuantizedWeight)]
+    schemes = {(each.bits, each.group_size, each.activation_bits) for each in quantized}
+    if len(quantized) == len(weights) and len(schemes) == 1 and _half(quantized[0]):
+        return _pack_quantized(quantized, bias)
+    dense = [_floats(weight) for weight in weights]
     values = dense[0].unsqueeze(0) if len(dense) == 1 else torch.stack(dense)
     return Matrix(DENSE, values.shape[2], values.contiguous(), bias=bias)
+
+
+def _floats(weight: Weight) -> Tensor:
+    assert not isinstance(weight, UnroundedWeight), "only a table that rounds takes it"
+    return weight if isinstance(weight, Tensor) else weight.dequantize().bfloat16()
 
 
 def _half(weight: QuantizedWeight) -> int:

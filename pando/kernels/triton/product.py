@@ -88,9 +88,7 @@ def finish(acc, line, factor_ptr, bias_ptr, row_scale, FACTORS: tl.constexpr, RO
 
 
 @triton.jit
-def row_places(
-    tile_ptr, pair_ptr, num_rows, choices, GATHER: tl.constexpr, SCATTER: tl.constexpr, BM: tl.constexpr
-):
+def row_places(tile_ptr, pair_ptr, num_rows, choices, GATHER: tl.constexpr, SCATTER: tl.constexpr, BM: tl.constexpr):
     """A tile's expert (-1: nothing to do), and of its rows: where they are read, where written, which exist.
 
     Rows behind the last are read as the last and not written. GATHER: row p reads the token of pair p of the sorted
@@ -102,7 +100,8 @@ def row_places(
         place = tl.minimum(row, num_rows - 1).to(tl.int64)
         return 0, place, place, row < num_rows
     else:
-        expert, first, end = (tl.load(tile_ptr + 3 * tile), tl.load(tile_ptr + 3 * tile + 1), tl.load(tile_ptr + 3 * tile + 2))
+        expert, first = tl.load(tile_ptr + 3 * tile), tl.load(tile_ptr + 3 * tile + 1)
+        end = tl.load(tile_ptr + 3 * tile + 2)
         row = first + tl.arange(0, BM)
         place = tl.minimum(row, tl.maximum(end - 1, 0))
         pair = tl.load(pair_ptr + place)

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from pando.kernels.ops import OpTable
 from pando.kernels.reference import REFERENCE
-from pando.kernels.triton import activation, linear, logits, norm, rotary, store
+from pando.kernels.triton import activation, linear, logits, moe, norm, rotary, sampling, store
 
-MODULES = ("activation", "linear", "logits", "norm", "rotary", "store")
+MODULES = ("activation", "linear", "logits", "moe", "norm", "rotary", "routing", "sampling", "store")
 """Modules of this package with `COMPILE_CASES`."""
 
 
@@ -20,11 +20,13 @@ def table() -> OpTable:
         REFERENCE,
         name="triton",
         pack_linear=linear.pack_linear,
+        pack_experts=moe.pack_experts,
         rms_norm=norm.rms_norm,
         add_rms_norm=norm.add_rms_norm,
         rope_=rotary.rope_,
         store_kv=store.store_kv,
         gated_activation=activation.gated_activation,
+        sample=sampling.sample,
         argmax=logits.argmax,
         finite=logits.finite,
         apply_token_mask_=logits.apply_token_mask_,

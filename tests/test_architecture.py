@@ -257,6 +257,21 @@ def test_torch_stays_in_its_rooms() -> None:
     assert not faults, "\n".join(faults)
 
 
+TRITON_ROOM = "pando.kernels.triton"
+"""The only place that imports triton; the table in it is loaded by `pando.kernels.select` alone."""
+
+
+def test_triton_stays_in_its_room() -> None:
+    faults = []
+    for module, path in modules().items():
+        inside = module == TRITON_ROOM or module.startswith(f"{TRITON_ROOM}.")
+        for target, line, _ in package_imports(module):
+            may = inside or (target == f"{TRITON_ROOM}.table" and module == "pando.kernels.select")
+            if not may and (target.split(".")[0] == "triton" or target.startswith(TRITON_ROOM)):
+                faults.append(f"{where(path, line)}: {module} imports {target}")
+    assert not faults, "\n".join(faults)
+
+
 def run_python(code: str) -> str:
     """What a fresh interpreter says about `code` on standard error; empty if it ends well."""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -1,0 +1,19 @@
+"""The op table of the Triton kernels: the reference's, with what has a kernel put in its place."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+from pando.kernels.ops import OpTable
+from pando.kernels.reference import REFERENCE
+from pando.kernels.triton import norm
+
+MODULES = ("norm",)
+"""Modules of this package with `COMPILE_CASES`."""
+
+
+@functools.cache
+def table() -> OpTable:
+    """The table named "triton"; made once."""
+    return replace(REFERENCE, name="triton", rms_norm=norm.rms_norm, add_rms_norm=norm.add_rms_norm)

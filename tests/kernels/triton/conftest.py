@@ -1,0 +1,47 @@
+"""Triton kernels run on the GPU where there is one, and in Triton's interpreter on the CPU where there is none."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import pytest
+import torch
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+collect_ignore_glob = [] if HAS_TRITON else ["test_*.py"]
+
+
+def round_in_the_interpreter() -> None:
+    """Make the interpreter round float32 to bfloat16 and to 8 bits as GPUs do, to nearest, ties to even.
+
+    As it comes it cuts bits off for bfloat16, and lets a carry run over for 8 bits.
+    """
+    import numpy
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    convert = interpreter._convert_float
+    rounded = {tl.bfloat16: (torch.bfloat16, torch.int16), tl.float8e4nv: (torch.float8_e4m3fn, torch.uint8)}
+
+    def convert_float(data, source, target, rounding_mode):  # type: ignore[no-untyped-def]
+        if source != tl.float32 or target not in rounded:
+            return convert(data, source, target, rounding_mode)
+        dtype, bits = rounded[target]
+        flat = torch.from_numpy(numpy.ascontiguousarray(data).reshape(-1).copy())
+        return flat.to(dtype).view(bits).numpy().reshape(data.shape)
+
+    interpreter._convert_float = convert_float
+
+
+if not torch.cuda.is_available() and HAS_TRITON:
+    # Before any kernel is imported: decorators look at it.
+    os.environ["TRITON_INTERPRET"] = "1"
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+    round_in_the_interpreter()
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """Where the tensors of a kernel test live."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

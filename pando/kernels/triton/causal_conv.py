@@ -54,7 +54,9 @@ def _window(x, past, at_c, at_y, done, begin, remembered, x_token, C: tl.constex
     """The last KEPT inputs of a row after `done` of its tokens in this step, [C, Y]."""
     inside = (at_c < C)[:, None] & (at_y < KEPT)[None, :]
     source = (done - KEPT + at_y).to(tl.int64)  # below 0: of earlier steps
-    new = tl.load(x + (begin + source)[None, :] * x_token + at_c[:, None], mask=inside & (source >= 0)[None, :], other=0.0)
+    new = tl.load(
+        x + (begin + source)[None, :] * x_token + at_c[:, None], mask=inside & (source >= 0)[None, :], other=0.0
+    )
     older = inside & ((source < 0) & (source >= -remembered))[None, :]
     old = tl.load(past + at_c[:, None] * KEPT + (KEPT + source)[None, :], mask=older, other=0.0)
     return tl.where((source >= 0)[None, :], new, old.to(new.dtype))

@@ -22,11 +22,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pando.kernels.triton.launch import CompileCase, meta
-from pando.kernels.triton.rows import CHUNK, SAVES, first_save, in_chunks, num_saves, precision_of, tile_row
+from pando.kernels.triton.launch import CompileCase, capability, meta
+from pando.kernels.triton.rows import SAVES, first_save, in_chunks, num_saves, precision_of, tile_row
+
+CHUNK = 64
+"""Tokens that are taken as one matrix; with keys beyond 128, half as many."""
 
 STATE_TILE = 4096
-"""Elements of a state that a program holds."""
+"""Elements of a state that a program holds; half of it in chunks before Hopper, whose products need fewer registers."""
 
 
 @triton.jit
@@ -102,7 +105,7 @@ def _inverses(
         k_tk = _unit(
             tl.load(k + t[:, None] * k_token + (head // REPEATS) * k_head + at_k[None, :], mask=seen, other=0.0),
             NORMALIZE,
-        )
+        ).to(k.dtype.element_ty)
         since = tl.cumsum(tl.load(log_decay + t * decay_token + head * decay_head, mask=in_t, other=0.0), 0)
         strength = tl.load(beta + t * beta_token + head, mask=in_t, other=0.0)
         below = at_t[:, None] > at_t[None, :]
@@ -114,7 +117,7 @@ def _inverses(
             factors = tl.sum(tl.where(at_i, lower, 0.0), 0)  # row i of L; rows before it are solved
             solved = solved - tl.where(at_i, tl.sum(factors[:, None] * solved, 0)[None, :], 0.0)
         out = inverse + (t[:, None] * HEADS + head) * CHUNK + at_t[None, :]
-        tl.store(out, solved, mask=in_t[:, None])
+        tl.store(out, solved.to(k.dtype.element_ty), mask=in_t[:, None])
 
 
 @triton.jit
@@ -138,6 +141,7 @@ def _by_chunk(
         if tl.load(fresh + row).to(tl.int32) == 0:
             s = tl.load(own, mask=inside, other=0.0)
         shared = head // REPEATS
+        kind = k.dtype.element_ty  # of the factors of products; sums and the state are float32
         causal = at_t[:, None] >= at_t[None, :]
         saves = num_saves(save_token, count, begin, end, SAVES)
         first = begin
@@ -151,13 +155,23 @@ def _by_chunk(
             base = first.to(tl.int64)
             seen = in_t[:, None] & in_k[None, :]
             here = in_t[:, None] & in_v[None, :]
-            since = tl.cumsum(tl.load(log_decay + base * decay_token + head * decay_head + at_t * decay_token, mask=in_t, other=0.0), 0)
+            since = tl.cumsum(
+                tl.load(log_decay + base * decay_token + head * decay_head + at_t * decay_token, mask=in_t, other=0.0),
+                0,
+            )
             before = tl.exp(since)
             k_tk = _unit(
-                tl.load(k + base * k_token + shared * k_head + (at_t[:, None] * k_token + at_k[None, :]), mask=seen, other=0.0), NORMALIZE
+                tl.load(
+                    k + base * k_token + shared * k_head + (at_t[:, None] * k_token + at_k[None, :]),
+                    mask=seen,
+                    other=0.0,
+                ),
+                NORMALIZE,
+            ).to(kind)
+            v_tv = tl.load(
+                v + base * v_token + head * v_head + (at_t[:, None] * v_token + at_v[None, :]), mask=here, other=0.0
             )
-            v_tv = tl.load(v + base * v_token + head * v_head + (at_t[:, None] * v_token + at_v[None, :]), mask=here, other=0.0)
-            rest = v_tv.to(tl.float32) - tl.dot(k_tk, s, input_precision=PRECISION) * before[:, None]
+            rest = v_tv.to(tl.float32) - tl.dot(k_tk, s.to(kind), input_precision=PRECISION) * before[:, None]
             rest *= tl.load(beta + base * beta_token + head + at_t * beta_token, mask=in_t, other=0.0)[:, None]
             # The inverse's blocks on the diagonal are the inverses of the matrix's.
             solve = tl.load(
@@ -165,19 +179,24 @@ def _by_chunk(
                 mask=in_t[:, None] & in_t[None, :],
                 other=0.0,
             )
-            u_tv = tl.dot(solve, rest, input_precision=PRECISION)
+            u_tv = tl.dot(solve, rest.to(kind), input_precision=PRECISION).to(kind)
             q_tk = _unit(
-                tl.load(q + base * q_token + shared * q_head + (at_t[:, None] * q_token + at_k[None, :]), mask=seen, other=0.0), NORMALIZE
-            )
+                tl.load(
+                    q + base * q_token + shared * q_head + (at_t[:, None] * q_token + at_k[None, :]),
+                    mask=seen,
+                    other=0.0,
+                ),
+                NORMALIZE,
+            ).to(kind)
             weight = tl.where(causal, tl.exp(tl.where(causal, since[:, None] - since[None, :], 0.0)), 0.0)
             weight *= tl.dot(q_tk, tl.trans(k_tk), input_precision=PRECISION)
-            o_tv = tl.dot(q_tk, s, input_precision=PRECISION) * before[:, None]
-            o_tv += tl.dot(weight, u_tv, input_precision=PRECISION)
+            o_tv = tl.dot(q_tk, s.to(kind), input_precision=PRECISION) * before[:, None]
+            o_tv += tl.dot(weight.to(kind), u_tv, input_precision=PRECISION)
             out = o + base * o_token + head * o_head + (at_t[:, None] * o_token + at_v[None, :])
             tl.store(out, (o_tv * scale).to(o.dtype.element_ty), mask=here)
             last = tl.sum(tl.where(at_t == CHUNK - 1, since, 0.0), 0)
             left = tl.exp(tl.minimum(last - since, 0.0))
-            s = s * tl.exp(last) + tl.dot(tl.trans(k_tk * left[:, None]), u_tv, input_precision=PRECISION)
+            s = s * tl.exp(last) + tl.dot(tl.trans((k_tk * left[:, None]).to(kind)), u_tv, input_precision=PRECISION)
             if saves > 0:
                 for i in range(count):
                     if tl.load(save_token + i) == stop - 1:
@@ -212,7 +231,8 @@ def gated_delta_by_token(
     per_channel = log_decay.dim() == 3
     num_rows = slots.shape[0]
     block_k = max(16, triton.next_power_of_2(key_dim))
-    block_v = min(max(16, triton.next_power_of_2(value_dim)), max(16, STATE_TILE // block_k))
+    tile = STATE_TILE if not chunked or capability(q_THK.device) >= 90 else STATE_TILE // 2
+    block_v = min(max(16, triton.next_power_of_2(value_dim)), max(16, tile // block_k))
     grid = (num_rows, heads, triton.cdiv(value_dim, block_v))
     keys = (k_THK.stride(0), k_THK.stride(1))
     decays = (log_decay.stride(0), log_decay.stride(1), beta_TG.stride(0))
@@ -229,14 +249,15 @@ def gated_delta_by_token(
         )  # fmt: skip
         return o_TGV
     precision = precision_of(q_THK)
-    inverse = torch.empty((num_tokens, heads, CHUNK), dtype=torch.float32, device=q_THK.device)
-    _inverses[num_tokens // CHUNK + num_rows, heads](
+    chunk = CHUNK if block_k <= 128 else CHUNK // 2
+    inverse = torch.empty((num_tokens, heads, chunk), dtype=q_THK.dtype, device=q_THK.device)
+    _inverses[num_tokens // chunk + num_rows, heads](
         k_THK, log_decay, beta_TG, inverse, cu_q_lens, num_rows, *keys, *decays, repeats, key_dim, heads, normalize,
-        block_k, CHUNK, precision, num_warps=4,
+        block_k, chunk, precision, num_warps=4,
     )  # fmt: skip
     _by_chunk[grid](
         q_THK, k_THK, v_TGV, log_decay, beta_TG, o_TGV, state_SGKV, inverse, *ragged, *strides, repeats, key_dim,
-        value_dim, heads, normalize, block_k, block_v, SAVES, CHUNK, precision, num_warps=8,
+        value_dim, heads, normalize, block_k, block_v, SAVES, chunk, precision, num_warps=8,
     )  # fmt: skip
     return o_TGV
 

@@ -12,9 +12,6 @@ from torch import Tensor
 SAVES = 64
 """Saves that are looked at together."""
 
-CHUNK = 64
-"""Tokens that a chunked kernel takes as one matrix; their products with each other then cost as much as with a state."""
-
 LONG_ROWS = 4
 """With more tokens per row than this, on average, rows are followed in chunks."""
 

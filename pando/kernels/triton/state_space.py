@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pando.kernels.triton.launch import CompileCase, meta
-from pando.kernels.triton.rows import CHUNK, SAVES, first_save, in_chunks, num_saves, precision_of
+from pando.kernels.triton.launch import CompileCase, capability, meta
+from pando.kernels.triton.rows import SAVES, first_save, in_chunks, num_saves, precision_of
 
 STATE_TILE = {False: 4096, True: 8192}
 """Elements of a state that a program holds, by token and in chunks: 32 registers a thread of 4 and 8 warps."""
@@ -74,7 +74,8 @@ def _by_chunk(
         at_n, at_t = tl.arange(0, BLOCK_N), tl.arange(0, CHUNK)
         in_p, in_n = at_p < P, at_n < N
         inside = in_p[:, None] & in_n[None, :]
-        place = (head * P + at_p[:, None]) * N + at_n[None, :]
+        place = at_p[:, None] * N + at_n[None, :]
+        state += head * (P * N)
         own = state + tl.load(slots + row) * (HEADS * P * N) + place
         s = tl.zeros((BLOCK_P, BLOCK_N), tl.float32)
         if tl.load(fresh + row).to(tl.int32) == 0:
@@ -90,27 +91,33 @@ def _by_chunk(
             stop = tl.minimum(first + CHUNK, end)
             if saves > 0:
                 stop = tl.minimum(stop, first_save(save_token, count, first, stop, SAVES) + 1)
-            t = (first + at_t).to(tl.int64)
-            in_t = t < stop
-            step = tl.load(dt + t * dt_token + head, mask=in_t, other=0.0)
+            in_t = first + at_t < stop
+            base = first.to(tl.int64)
+            step = tl.load(dt + base * dt_token + head + at_t * dt_token, mask=in_t, other=0.0)
             since = tl.cumsum(step * decay, 0)  # log of what is left, after each token, of the state before the chunk
             x_tp = tl.load(
-                x + t[:, None] * x_token + head * x_head + at_p[None, :], mask=in_t[:, None] & in_p[None, :], other=0.0
+                x + base * x_token + head * x_head + (at_t[:, None] * x_token + at_p[None, :]),
+                mask=in_t[:, None] & in_p[None, :],
+                other=0.0,
             ).to(tl.float32)
             seen = in_t[:, None] & in_n[None, :]
-            b_tn = tl.load(b + t[:, None] * b_token + group * b_group + at_n[None, :], mask=seen, other=0.0)
-            c_tn = tl.load(c + t[:, None] * c_token + group * c_group + at_n[None, :], mask=seen, other=0.0)
-            b_tn, c_tn = b_tn.to(tl.float32), c_tn.to(tl.float32)
+            b_tn = tl.load(
+                b + base * b_token + group * b_group + (at_t[:, None] * b_token + at_n[None, :]), mask=seen, other=0.0
+            )
+            c_tn = tl.load(
+                c + base * c_token + group * c_group + (at_t[:, None] * c_token + at_n[None, :]), mask=seen, other=0.0
+            )
             weight = tl.where(causal, tl.exp(tl.where(causal, since[:, None] - since[None, :], 0.0)), 0.0)
             weight *= tl.dot(c_tn, tl.trans(b_tn), input_precision=PRECISION)
             wide = x_tp * step[:, None]
-            y_tp = tl.dot(c_tn, tl.trans(s), input_precision=PRECISION) * tl.exp(since)[:, None]
-            y_tp += tl.dot(weight, wide, input_precision=PRECISION) + x_tp * skip
-            out = y + t[:, None] * y_token + head * y_head + at_p[None, :]
+            kind = x.dtype.element_ty  # of the factors of products; sums and the state are float32
+            y_tp = tl.dot(c_tn, tl.trans(s.to(kind)), input_precision=PRECISION) * tl.exp(since)[:, None]
+            y_tp += tl.dot(weight.to(kind), wide.to(kind), input_precision=PRECISION) + x_tp * skip
+            out = y + base * y_token + head * y_head + (at_t[:, None] * y_token + at_p[None, :])
             tl.store(out, y_tp.to(y.dtype.element_ty), mask=in_t[:, None] & in_p[None, :])
             last = tl.sum(tl.where(at_t == CHUNK - 1, since, 0.0), 0)
             left = tl.exp(tl.minimum(last - since, 0.0))
-            s = s * tl.exp(last) + tl.dot(tl.trans(wide * left[:, None]), b_tn, input_precision=PRECISION)
+            s = s * tl.exp(last) + tl.dot(tl.trans((wide * left[:, None]).to(kind)), b_tn, input_precision=PRECISION)
             if saves > 0:
                 for i in range(count):
                     if tl.load(save_token + i) == stop - 1:
@@ -141,6 +148,7 @@ def state_space_by_token(
     y_THP = torch.empty(x_THP.shape, dtype=x_THP.dtype, device=x_THP.device)
     if not num_tokens:
         return y_THP
+    hopper = capability(x_THP.device) >= 90  # its products read shared memory and leave registers to spare
     block_n = max(16, triton.next_power_of_2(size))
     block_p = min(max(16, triton.next_power_of_2(head_dim)), max(16, STATE_TILE[chunked] // block_n))
     grid = (slots.shape[0], heads, triton.cdiv(head_dim, block_p))
@@ -152,7 +160,7 @@ def state_space_by_token(
         heads // groups, head_dim, size, heads, d_H is not None, block_p, block_n, SAVES,
     )  # fmt: skip
     if chunked:
-        _by_chunk[grid](*arguments, CHUNK, precision_of(x_THP), num_warps=8)
+        _by_chunk[grid](*arguments, 64 if hopper and block_n <= 128 else 32, precision_of(x_THP), num_warps=8)
     else:
         _by_token[grid](*arguments, num_warps=4)
     return y_THP
@@ -196,6 +204,6 @@ def _case(name: str, tokens: int, heads: int, groups: int, head_dim: int, size: 
 
 COMPILE_CASES = tuple(
     _case(f"{name}-{kind}", tokens, *shape)
-    for name, shape in {"nemotron-h": (128, 8, 64, 128), "granite-4": (128, 1, 64, 256)}.items()
+    for name, shape in {"nemotron-h": (128, 8, 64, 128), "falcon-h1": (24, 1, 64, 256)}.items()
     for kind, tokens in {"decode": 2, "prefill": 300}.items()
 )

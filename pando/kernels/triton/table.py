@@ -7,9 +7,16 @@ from dataclasses import replace
 
 from pando.kernels.ops import OpTable
 from pando.kernels.reference import REFERENCE
-from pando.kernels.triton import causal_conv, gated_delta, norm, selective_scan, state_space
+from pando.kernels.triton import activation, linear, logits, norm, rotary, store
+from pando.kernels.triton.causal_conv import causal_conv
+from pando.kernels.triton.gated_delta import gated_delta
+from pando.kernels.triton.selective_scan import selective_scan
+from pando.kernels.triton.state_space import state_space
 
-MODULES = ("norm", "causal_conv", "gated_delta", "selective_scan", "state_space")
+MODULES = (
+    *("activation", "linear", "logits", "norm", "rotary", "store"),
+    *("causal_conv", "gated_delta", "selective_scan", "state_space"),
+)
 """Modules of this package with `COMPILE_CASES`."""
 
 
@@ -19,10 +26,19 @@ def table() -> OpTable:
     return replace(
         REFERENCE,
         name="triton",
+        pack_linear=linear.pack_linear,
         rms_norm=norm.rms_norm,
         add_rms_norm=norm.add_rms_norm,
-        causal_conv=causal_conv.causal_conv,
-        gated_delta=gated_delta.gated_delta,
-        state_space=state_space.state_space,
-        selective_scan=selective_scan.selective_scan,
+        rope_=rotary.rope_,
+        store_kv=store.store_kv,
+        gated_activation=activation.gated_activation,
+        argmax=logits.argmax,
+        finite=logits.finite,
+        apply_token_mask_=logits.apply_token_mask_,
+        apply_penalties_=logits.apply_penalties_,
+        logprobs=logits.logprobs,
+        causal_conv=causal_conv,
+        gated_delta=gated_delta,
+        state_space=state_space,
+        selective_scan=selective_scan,
     )

@@ -13,18 +13,20 @@ from pando.kernels.ops import OpTable
 from pando.kernels.reference import REFERENCE
 from pando.kernels.triton import gated_delta, state_space
 from pando.kernels.triton.table import table
-from tests.kernels.cases import DTYPES
 from tests.kernels.recurrent_cases import BASE, CASES, OPS, Case, Inputs, make_inputs, run_cut
 
 TOLERANCE = {torch.float32: (1e-4, 1e-5), torch.bfloat16: (1e-2, 1e-3), torch.float16: (2e-3, 2e-4)}
 CHUNKED = ("gated_delta", "state_space")
+TABLE = [
+    replace(case, rows=(5, 1, 0, 9)) if case.rows == BASE[case.op].rows and case.inputs == 1.0 else case
+    for case in CASES
+]
+"""The shared table with shorter rows: the interpreter takes a millisecond for a token of a head."""
 
 
 def by_token() -> OpTable:
     """The table whose recurrences all go token by token."""
-    return replace(
-        table(), gated_delta=gated_delta.gated_delta_by_token, state_space=state_space.state_space_by_token
-    )
+    return replace(table(), gated_delta=gated_delta.gated_delta_by_token, state_space=state_space.state_space_by_token)
 
 
 def in_chunks() -> OpTable:
@@ -49,27 +51,44 @@ def check(ops: OpTable, case: Case, dtype: torch.dtype, device: str, slack: floa
     rtol, atol = TOLERANCE[dtype]
     torch.testing.assert_close(out, expected, rtol=rtol * slack, atol=atol * slack * max(case.inputs, 1e-30))
     rtol, atol = (0.0, 0.0) if case.op == "causal_conv" else TOLERANCE[torch.float32]
-    torch.testing.assert_close(state, expected_state, rtol=rtol, atol=atol * case.inputs, equal_nan=True)
+    torch.testing.assert_close(
+        state, expected_state, rtol=rtol * slack, atol=atol * slack * case.inputs, equal_nan=True
+    )
 
 
-@pytest.mark.parametrize("case", CASES, ids=Case.id)
+@pytest.mark.parametrize("case", TABLE, ids=Case.id)
 def test_against_the_reference(case: Case, device: str) -> None:
     check(table() if case.op not in CHUNKED else by_token(), case, torch.float32, device)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.op in CHUNKED and not case.per_channel], ids=Case.id)
+@pytest.mark.parametrize("case", [case for case in TABLE if case.op in CHUNKED and not case.per_channel], ids=Case.id)
 def test_chunks_against_the_reference(case: Case, device: str) -> None:
     # Differences of summed logarithms: the larger the decays, the fewer digits are left.
     check(in_chunks(), case, torch.float32, device, slack=1.0 if case.decay < 30 else 200.0)
 
 
-LONG = [replace(BASE[op], rows=(150, 1, 64, 0, 65)) for op in OPS]
+SMALL = {
+    "gated_delta": {"heads": 1, "groups": 2},
+    "state_space": {"heads": 2, "groups": 1},
+    "selective_scan": {},
+    "causal_conv": {},
+}
+LONG = [replace(BASE[op], rows=(70, 1, 64, 0), **SMALL[op]) for op in OPS]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", LONG, ids=Case.id)
-def test_rows_of_several_chunks(case: Case, dtype: torch.dtype, device: str) -> None:
-    check(table(), case, dtype, device)
+def test_rows_of_several_chunks(case: Case, device: str) -> None:
+    check(table(), case, torch.float32, device)
+
+
+@pytest.mark.parametrize("case", LONG, ids=Case.id)
+def test_rows_of_16_bits(case: Case, device: str) -> None:
+    """The factors of a chunk's products have 16 bits: its error is that of a few roundings, not of one."""
+    inputs = on(device, make_inputs(case, torch.bfloat16))
+    for actual, expected in zip(inputs.run(table()), inputs.run(REFERENCE), strict=True):
+        assert torch.equal(actual.isnan(), expected.isnan())
+        actual, expected = actual.nan_to_num().double(), expected.nan_to_num().double()
+        assert (actual - expected).norm() <= 2**-7 * expected.norm()
 
 
 @pytest.mark.parametrize("op", OPS)

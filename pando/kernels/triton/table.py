@@ -8,8 +8,15 @@ from dataclasses import replace
 from pando.kernels.ops import OpTable
 from pando.kernels.reference import REFERENCE
 from pando.kernels.triton import activation, linear, logits, moe, norm, rotary, sampling, store
+from pando.kernels.triton.causal_conv import causal_conv
+from pando.kernels.triton.gated_delta import gated_delta
+from pando.kernels.triton.selective_scan import selective_scan
+from pando.kernels.triton.state_space import state_space
 
-MODULES = ("activation", "linear", "logits", "moe", "norm", "rotary", "routing", "sampling", "store")
+MODULES = (
+    *("activation", "linear", "logits", "moe", "norm", "rotary", "routing", "sampling", "store"),
+    *("causal_conv", "gated_delta", "selective_scan", "state_space"),
+)
 """Modules of this package with `COMPILE_CASES`."""
 
 
@@ -32,4 +39,8 @@ def table() -> OpTable:
         apply_token_mask_=logits.apply_token_mask_,
         apply_penalties_=logits.apply_penalties_,
         logprobs=logits.logprobs,
+        causal_conv=causal_conv,
+        gated_delta=gated_delta,
+        state_space=state_space,
+        selective_scan=selective_scan,
     )

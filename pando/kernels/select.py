@@ -30,8 +30,8 @@ _warned: set[str] = set()
 class Explanation:
     """What `pando doctor` shows of the kernels.
 
-    isa: the level or GPU architecture chosen for native ops, None if there is none. levels: every level with why it is or is not usable.
-    ops: the implementation of each op of the table by name, with the reason where it is not native.
+    isa: the level or GPU architecture chosen for native ops, None if there is none. levels: every level with why it is
+    or is not usable. ops: the implementation of each op of the table by name, with the reason where it is not native.
     """
 
     table: str
@@ -49,8 +49,9 @@ class Explanation:
 def op_table(device_type: str, prefer: Literal["auto", "native", "reference"] | str = "auto") -> OpTable:
     """The ops for tensors on `device_type` ("cpu", "cuda"...).
 
-    auto: native where there is one (compiled for the CPU, Triton for "cuda"), else the reference with one warning. native: ConfigError where there is none, with
-    the remedy. reference: plain torch. PANDO_ISA caps the level of the CPU kernels (ConfigError if it names none).
+    auto: native where there is one (compiled for the CPU, Triton for "cuda"), else the reference with one warning.
+    native: ConfigError where there is none, with the remedy. reference: plain torch.
+    PANDO_ISA caps the level of the CPU kernels (ConfigError if it names none).
     """
     if prefer not in ("auto", "native", "reference"):
         raise ConfigError(f"kernels is {prefer!r}; choose one of auto, native, reference", param="kernels")

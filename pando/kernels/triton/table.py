@@ -7,13 +7,26 @@ from dataclasses import replace
 
 from pando.kernels.ops import OpTable
 from pando.kernels.reference import REFERENCE
-from pando.kernels.triton import norm
+from pando.kernels.triton import activation, logits, norm, rotary, store
 
-MODULES = ("norm",)
+MODULES = ("activation", "logits", "norm", "rotary", "store")
 """Modules of this package with `COMPILE_CASES`."""
 
 
 @functools.cache
 def table() -> OpTable:
     """The table named "triton"; made once."""
-    return replace(REFERENCE, name="triton", rms_norm=norm.rms_norm, add_rms_norm=norm.add_rms_norm)
+    return replace(
+        REFERENCE,
+        name="triton",
+        rms_norm=norm.rms_norm,
+        add_rms_norm=norm.add_rms_norm,
+        rope_=rotary.rope_,
+        store_kv=store.store_kv,
+        gated_activation=activation.gated_activation,
+        argmax=logits.argmax,
+        finite=logits.finite,
+        apply_token_mask_=logits.apply_token_mask_,
+        apply_penalties_=logits.apply_penalties_,
+        logprobs=logits.logprobs,
+    )

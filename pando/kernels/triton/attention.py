@@ -210,11 +210,12 @@ class Tiling:
 def split_tiling(dtype: torch.dtype, width: int, device_capability: int) -> Tiling:
     """Of short rows, for keys or values of `width` dims."""
     if dtype == torch.float32:
-        return Tiling(16, 32, 4, 1, 4) if width <= 128 else Tiling(16, 16, 8, 1, 2)
+        return Tiling(16, 16, 4, 1, 4) if width <= 128 else Tiling(16, 16, 8, 1, 2)
+    hopper = device_capability >= 90
     if width <= 128:
-        return Tiling(64, 64, 4, 3, 2)
+        return Tiling(64, 64 if hopper else 32, 4, 3, 2)
     if width <= 256:
-        return Tiling(64, 32, 4, 3, 2)
+        return Tiling(64, 32, 8 if hopper else 4, 3, 2)
     return Tiling(64, 32, 8, 3, 1)
 
 
@@ -222,10 +223,11 @@ def extend_tiling(dtype: torch.dtype, width: int, device_capability: int) -> Til
     """Of long rows."""
     if dtype == torch.float32:
         return Tiling(16, 32, 4, 1) if width <= 128 else Tiling(16, 16, 8, 1)
+    hopper = device_capability >= 90
     if width <= 128:
-        return Tiling(128, 64, 8, 3)
+        return Tiling(128, 64 if hopper else 32, 8, 3)
     if width <= 256:
-        return Tiling(128, 32, 8, 3)
+        return Tiling(128 if hopper else 64, 32, 8, 3)
     return Tiling(64, 32, 8, 3)
 
 

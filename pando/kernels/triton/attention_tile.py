@@ -68,14 +68,15 @@ def sweep(
     log_scale * tanh(cap_in / (2 log2 e) * q k) with HAS_CAP. `total` is the sum of 2 ** (score - most).
     """
     acc1, acc2, most, total = state
+    # Pages are looked up one block ahead: the loads of a block then depend on nothing that is still under way.
+    key = begin + tl.arange(0, BLOCK_N)
+    page = tl.load(table_ptr + key // PAGE, mask=(key >= low) & (key < high), other=0)
     for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
         key = start + tl.arange(0, BLOCK_N)
         inside = (key >= low) & (key < high)
-        if MASKED:
-            page = tl.load(table_ptr + key // PAGE, mask=inside, other=0)
-        else:
-            page = tl.load(table_ptr + key // PAGE)
         slot = page.to(tl.int64) * PAGE + key % PAGE
+        ahead = key + BLOCK_N
+        page = tl.load(table_ptr + ahead // PAGE, mask=(ahead >= low) & (ahead < high), other=0)
         k1 = load_kv(k_ptr, slot, k_stride, inside, 0, D1, D, q1.dtype, MASKED)
         score = tl.dot(q1, tl.trans(k1), input_precision="ieee")
         if D2 > 0:
@@ -131,7 +132,7 @@ def attend(
         state = sweep(
             state, q1, q2, position, begin, middle, low, high,
             table_ptr, k_ptr, v_ptr, k_stride, v_stride, log_scale, cap_in, window, mask_ptr, step_start, num_queries,
-            PAGE, BLOCK_N, D, D1, D2, DV, V1, V2, LATENT, HAS_CAP, HAS_WINDOW, HAS_TREE, True, 1,
+            PAGE, BLOCK_N, D, D1, D2, DV, V1, V2, LATENT, HAS_CAP, HAS_WINDOW, HAS_TREE, True, STAGES,
         )  # fmt: skip
     state = sweep(
         state, q1, q2, position, middle if HAS_WINDOW else begin, late, low, high,
@@ -141,6 +142,6 @@ def attend(
     state = sweep(
         state, q1, q2, position, late, high, low, high,
         table_ptr, k_ptr, v_ptr, k_stride, v_stride, log_scale, cap_in, window, mask_ptr, step_start, num_queries,
-        PAGE, BLOCK_N, D, D1, D2, DV, V1, V2, LATENT, HAS_CAP, HAS_WINDOW, HAS_TREE, True, 1,
+        PAGE, BLOCK_N, D, D1, D2, DV, V1, V2, LATENT, HAS_CAP, HAS_WINDOW, HAS_TREE, True, STAGES,
     )  # fmt: skip
     return state

@@ -17,7 +17,8 @@ collect_ignore_glob = [] if HAS_TRITON else ["test_*.py"]
 def round_in_the_interpreter() -> None:
     """Make the interpreter round float32 to bfloat16 and to 8 bits as GPUs do, to nearest, ties to even.
 
-    As it comes it cuts bits off for bfloat16, and lets a carry run over for 8 bits.
+    As it comes it cuts bits off for bfloat16, lets a carry run over for 8 bits, and multiplies the bits of bfloat16
+    tiles as if they were integers.
     """
     import triton.language as tl
     from triton.runtime import interpreter
@@ -32,7 +33,18 @@ def round_in_the_interpreter() -> None:
         flat = torch.from_numpy(numpy.ascontiguousarray(data).reshape(-1).copy())
         return flat.to(dtype).view(bits).numpy().reshape(data.shape)
 
+    dot = interpreter.InterpreterBuilder.create_dot
+
+    def wide(handle):  # type: ignore[no-untyped-def]
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        return interpreter.TensorHandle((handle.data.astype(numpy.uint32) << 16).view(numpy.float32), tl.float32)
+
+    def create_dot(self, a, b, *rest):  # type: ignore[no-untyped-def]
+        return dot(self, wide(a), wide(b), *rest)
+
     interpreter._convert_float = convert_float
+    interpreter.InterpreterBuilder.create_dot = create_dot
 
 
 if not torch.cuda.is_available() and HAS_TRITON:

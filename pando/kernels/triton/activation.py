@@ -54,16 +54,20 @@ def activation_code(kind: str) -> int:
 
 def gated_activation(gate_up: Tensor, kind: str) -> Tensor:
     """`OpTable.gated_activation`."""
-    code = activation_code(kind)
+    out = torch.empty((*gate_up.shape[:-1], gate_up.shape[-1] // 2), dtype=gate_up.dtype, device=gate_up.device)
+    activate(gate_up, activation_code(kind), out)
+    return out
+
+
+def activate(gate_up: Tensor, code: int, out: Tensor) -> None:
+    """`gated_activation` by the kind's code into out [T, I] of any float dtype."""
     rows = gate_up.reshape(-1, gate_up.shape[-1])
     rows = rows if rows.stride(-1) == 1 else rows.contiguous()
     width = rows.shape[1] // 2
-    out = torch.empty((*gate_up.shape[:-1], width), dtype=gate_up.dtype, device=gate_up.device)
     if out.numel():
         block = min(BLOCK, triton.next_power_of_2(width))
         grid = (rows.shape[0], triton.cdiv(width, block))
         _gated_kernel[grid](rows, out, width, rows.stride(0), KIND=code, BLOCK=block, num_warps=4)
-    return out
 
 
 COMPILE_CASES = tuple(

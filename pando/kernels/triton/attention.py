@@ -13,7 +13,7 @@ KV may be stored in another dtype than the queries (float8 e4m3 without scales):
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -208,27 +208,41 @@ class Tiling:
 
 
 def split_tiling(dtype: torch.dtype, width: int, device_capability: int) -> Tiling:
-    """Of short rows, for keys or values of `width` dims."""
+    """Of short rows, for keys or values of `width` dims.
+
+    What a multiprocessor must keep under way is bandwidth * latency: 4.8 TB/s * 0.8 us / 132 = 29 KB on an H200, 11 KB
+    on an A100. A block of keys and values is 2 * block_n * width * 2 bytes, and of `stages` buffers one is being used:
+    64 x 128 is 32 KB, so that even one program would do, and two (242 registers * 128 threads, 112 KB each) cover each
+    other's softmax. A tile has 64 rows though a row alone fills 4 or 8 of them: wgmma takes no fewer, 64 x 64 x 128 is
+    a third of the time its 32 KB take to arrive, and one tile for all is what makes sharing change no bit.
+    256 dims: 64 rows in 4 warps spill, and 8 warps on 64 rows would do the first product twice: 128 rows.
+    576: 64 x 512 sums are half the registers there are; the values are read with the keys, 36 KB a block.
+    Before Hopper products take their second operand from registers: shorter blocks.
+    """
     if dtype == torch.float32:
-        return Tiling(16, 16, 4, 1, 4) if width <= 128 else Tiling(16, 16, 8, 1, 2)
+        return Tiling(16, 32 if width <= 128 else 16, 4 if width <= 256 else 8, 2, 2)
     hopper = device_capability >= 90
     if width <= 128:
         return Tiling(64, 64 if hopper else 32, 4, 3, 2)
     if width <= 256:
-        return Tiling(64, 32, 8 if hopper else 4, 3, 2)
-    return Tiling(64, 32, 8, 3, 1)
+        return Tiling(128 if hopper else 64, 32, 8, 3)
+    return Tiling(64, 32 if hopper else 16, 8, 3)
 
 
 def extend_tiling(dtype: torch.dtype, width: int, device_capability: int) -> Tiling:
-    """Of long rows."""
+    """Of long rows: as many query rows as registers hold sums for, because keys are read once per tile.
+
+    128 x 128 sums and 128 x 64 scores are 64 and 32 registers of each of 256 threads; with the addresses of two blocks
+    184 in all, one program of 8 warps per multiprocessor and 128 KB of buffers.
+    """
     if dtype == torch.float32:
-        return Tiling(16, 32, 4, 1) if width <= 128 else Tiling(16, 16, 8, 1)
+        return Tiling(16, 32 if width <= 128 else 16, 4 if width <= 256 else 8, 2)
     hopper = device_capability >= 90
     if width <= 128:
         return Tiling(128, 64 if hopper else 32, 8, 3)
     if width <= 256:
         return Tiling(128 if hopper else 64, 32, 8, 3)
-    return Tiling(64, 32, 8, 3)
+    return Tiling(64, 32 if hopper else 16, 8, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,3 +398,56 @@ def paged_attention(
         _attend_long(call, extend, work, (cu_q_lens, kv_lens), sinks, out, short)
     return out
 
+
+def _case(
+    name: str,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    *,
+    tokens: int = 64,
+    rank: int = 0,
+    dtypes: tuple[torch.dtype, torch.dtype] = (torch.bfloat16, torch.bfloat16),
+    sinks: bool = False,
+    tree: bool = False,
+    options: dict[str, int | float] | None = None,
+    **checks: bool | int | tuple[str, ...],
+) -> CompileCase:
+    """4 rows of 8,192 tokens; one query in all, which leaves the extend kernel out, where tokens is 1."""
+    k_cache = meta(1 << 16, kv_heads, dim, dtype=dtypes[1])
+    call = partial(
+        paged_attention,
+        meta(tokens, heads, dim, dtype=dtypes[0]),
+        k_cache,
+        k_cache[..., :rank] if rank else torch.empty_like(k_cache),
+        meta(4, 512, dtype=torch.int32),
+        meta(5, dtype=torch.int32),
+        meta(4, dtype=torch.int32),
+        page_size=16,
+        scale=dim**-0.5,
+        sinks=meta(heads, dtype=torch.float32) if sinks else None,
+        tree_mask=meta(64, dtype=torch.uint8) if tree else None,
+        **(options or {}),  # type: ignore[arg-type]
+    )
+    return CompileCase(name, call, **checks)  # type: ignore[arg-type]
+
+
+_FLOAT32 = (torch.float32, torch.float32)
+_FLOAT8 = (torch.bfloat16, torch.float8_e4m3fn)
+
+COMPILE_CASES = (
+    _case("llama-3-8b", 32, 8, 128),
+    _case("qwen3-0.6b", 16, 8, 128, tokens=1),
+    _case("qwen3-30b-a3b", 32, 4, 128, tokens=1),
+    _case("gemma-3", 16, 8, 256, options={"window": 1024, "softcap": 50.0}),
+    _case("gpt-oss", 64, 8, 64, sinks=True, options={"window": 128}),
+    _case("phi-3", 32, 32, 96, tokens=1),
+    _case("tree", 32, 8, 128, tokens=1, tree=True),
+    # Half of the registers are sums. What is kept in local memory are about ten addresses that do not change, read
+    # again once per block of 32 keys; nothing is written there inside a loop.
+    _case("deepseek-mla", 128, 1, 576, rank=512, may_spill=("_split_kernel", "_extend_kernel")),
+    _case("float8", 32, 8, 128, tokens=1, dtypes=_FLOAT8, oldest=90),
+    _case("float32", 32, 8, 128, tokens=1, dtypes=_FLOAT32, tensor_cores=False),
+    _case("gemma-3-float32", 16, 8, 256, tokens=1, dtypes=_FLOAT32, tensor_cores=False, options={"window": 1024}),
+    _case("mla-float32", 128, 1, 576, rank=512, tokens=1, dtypes=_FLOAT32, tensor_cores=False),
+)

@@ -56,8 +56,8 @@ def _row_facts(cu_q_ptr, kv_lens_ptr, row, inside, window, SHORT: tl.constexpr, 
 @triton.jit
 def _is_full(split, size, queries, keys, window):
     """Whether every query of a row sees all keys of the split."""
-    seen = (window <= 0) | (split * size >= keys - window)
-    return ((split + 1) * size <= keys - queries + 1) & seen
+    hidden = tl.where(window > 0, keys - window, 0)
+    return ((split + 1) * size <= keys - queries + 1) & (split * size >= hidden)
 
 
 @triton.jit

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from pando.kernels.ops import OpTable
 from pando.kernels.reference import REFERENCE
-from pando.kernels.triton import activation, logits, norm, rotary, store
+from pando.kernels.triton import activation, linear, logits, norm, rotary, store
 
-MODULES = ("activation", "logits", "norm", "rotary", "store")
+MODULES = ("activation", "linear", "logits", "norm", "rotary", "store")
 """Modules of this package with `COMPILE_CASES`."""
 
 
@@ -19,6 +19,7 @@ def table() -> OpTable:
     return replace(
         REFERENCE,
         name="triton",
+        pack_linear=linear.pack_linear,
         rms_norm=norm.rms_norm,
         add_rms_norm=norm.add_rms_norm,
         rope_=rotary.rope_,

@@ -14,11 +14,11 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 collect_ignore_glob = [] if HAS_TRITON else ["test_*.py"]
 
 
-def round_in_the_interpreter() -> None:
-    """Make the interpreter round float32 to bfloat16 and to 8 bits as GPUs do, to nearest, ties to even.
+def mend_the_interpreter() -> None:
+    """Make the interpreter round float32 to bfloat16 and to 8 bits as GPUs do, and multiply matrices of bfloat16.
 
-    As it comes it cuts bits off for bfloat16, lets a carry run over for 8 bits, and multiplies the bits of bfloat16
-    tiles as if they were integers.
+    As it comes it cuts bits off for bfloat16, lets a carry run over for 8 bits, and takes integers for the bits of
+    bfloat16, and those for integers in products.
     """
     import triton.language as tl
     from triton.runtime import interpreter
@@ -33,25 +33,29 @@ def round_in_the_interpreter() -> None:
         flat = torch.from_numpy(numpy.ascontiguousarray(data).reshape(-1).copy())
         return flat.to(dtype).view(bits).numpy().reshape(data.shape)
 
-    dot = interpreter.InterpreterBuilder.create_dot
+    create_dot = interpreter.InterpreterBuilder.create_dot
 
-    def wide(handle):  # type: ignore[no-untyped-def]
-        if handle.dtype.scalar != tl.bfloat16:
-            return handle
-        return interpreter.TensorHandle((handle.data.astype(numpy.uint32) << 16).view(numpy.float32), tl.float32)
+    def dot(self, a, b, *rest):  # type: ignore[no-untyped-def]
+        wide = (self.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
+        return create_dot(self, *wide, *rest)
 
-    def create_dot(self, a, b, *rest):  # type: ignore[no-untyped-def]
-        return dot(self, wide(a), wide(b), *rest)
+    cast = interpreter.InterpreterBuilder.cast_impl
+
+    def cast_impl(self, source, target):  # type: ignore[no-untyped-def]
+        if target.scalar == tl.bfloat16 and source.dtype.scalar.is_int():
+            source = cast(self, source, tl.float32)
+        return cast(self, source, target)
 
     interpreter._convert_float = convert_float
-    interpreter.InterpreterBuilder.create_dot = create_dot
+    interpreter.InterpreterBuilder.cast_impl = cast_impl
+    interpreter.InterpreterBuilder.create_dot = dot
 
 
 if not torch.cuda.is_available() and HAS_TRITON:
     # Before any kernel is imported: decorators look at it.
     os.environ["TRITON_INTERPRET"] = "1"
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
-    round_in_the_interpreter()
+    mend_the_interpreter()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Paged attention: long rows tile by tile, short rows split by split with what they share read once.
 
-`attention_plan` says how a step is cut; `attention_tile` is the inside of both kernels. Three launches, two where no row
-can be long:
+`attention_plan` says how a step is cut; `attention_tile` is the inside of both kernels. Three launches, two where no
+row can be long:
 
     split    persistent programs take (item, KV head) after (item, KV head); partial results [token, split]
     merge    the partial results of a short token, weighted and summed in the order of the splits
@@ -207,39 +207,41 @@ class Tiling:
     programs: int = 1
 
 
-def split_tiling(dtype: torch.dtype, width: int, device_capability: int) -> Tiling:
-    """Of short rows, for keys or values of `width` dims.
+def split_tiling(dtype: torch.dtype, width: int, device_capability: int, crowded: bool) -> Tiling:
+    """Of short rows, for keys or values of `width` dims. crowded: in two parts, or with a tree mask.
 
     What a multiprocessor must keep under way is bandwidth * latency: 4.8 TB/s * 0.8 us / 132 = 29 KB on an H200, 11 KB
     on an A100. A block of keys and values is 2 * block_n * width * 2 bytes, and of `stages` buffers one is being used:
     64 x 128 is 32 KB, so that even one program would do, and two (242 registers * 128 threads, 112 KB each) cover each
     other's softmax. A tile has 64 rows though a row alone fills 4 or 8 of them: wgmma takes no fewer, 64 x 64 x 128 is
     a third of the time its 32 KB take to arrive, and one tile for all is what makes sharing change no bit.
-    256 dims: 64 rows in 4 warps spill, and 8 warps on 64 rows would do the first product twice: 128 rows.
+    Crowded, it is half the block: the addresses of more loads do not fit.
+    256 dims: 4 warps spill. 8 warps on 64 rows do the first product twice, which takes 3/4 of the time of the bytes.
     576: 64 x 512 sums are half the registers there are; the values are read with the keys, 36 KB a block.
     Before Hopper products take their second operand from registers: shorter blocks.
     """
     if dtype == torch.float32:
-        return Tiling(16, 32 if width <= 128 else 16, 4 if width <= 256 else 8, 2, 2)
+        return Tiling(16, 16, 8, 1, 2) if width > 256 else Tiling(16, 32 if width <= 128 else 16, 4, 2, 2)
     hopper = device_capability >= 90
     if width <= 128:
-        return Tiling(64, 64 if hopper else 32, 4, 3, 2)
+        return Tiling(64, 64 if hopper and not crowded else 32, 4, 3, 2)
     if width <= 256:
-        return Tiling(128 if hopper else 64, 32, 8, 3)
+        return Tiling(64, 32, 8, 3)
     return Tiling(64, 32 if hopper else 16, 8, 3)
 
 
-def extend_tiling(dtype: torch.dtype, width: int, device_capability: int) -> Tiling:
-    """Of long rows: as many query rows as registers hold sums for, because keys are read once per tile.
+def extend_tiling(dtype: torch.dtype, width: int, device_capability: int, crowded: bool) -> Tiling:
+    """Of long rows, arguments as for `split_tiling`.
 
-    128 x 128 sums and 128 x 64 scores are 64 and 32 registers of each of 256 threads; with the addresses of two blocks
-    184 in all, one program of 8 warps per multiprocessor and 128 KB of buffers.
+    As many query rows as registers hold sums for, because keys are read once per tile. 128 x 128 sums and 128 x 64
+    scores are 64 and 32 registers of each of 256 threads; with the addresses of two blocks 194 in all, one program of
+    8 warps per multiprocessor and 128 KB of buffers.
     """
     if dtype == torch.float32:
-        return Tiling(16, 32 if width <= 128 else 16, 4 if width <= 256 else 8, 2)
+        return Tiling(16, 16, 8, 1) if width > 256 else Tiling(16, 32 if width <= 128 else 16, 4, 2)
     hopper = device_capability >= 90
     if width <= 128:
-        return Tiling(128, 64 if hopper else 32, 8, 3)
+        return Tiling(128, 64 if hopper and not crowded else 32, 8, 3)
     if width <= 256:
         return Tiling(128 if hopper else 64, 32, 8, 3)
     return Tiling(64, 32 if hopper else 16, 8, 3)
@@ -345,7 +347,13 @@ def _attend_short(call: _Call, tiling: Tiling, work: Work, sinks: Tensor | None,
 
 
 def _attend_long(
-    call: _Call, tiling: Tiling, work: Work, ragged: tuple[Tensor, Tensor], sinks: Tensor | None, out: Tensor, short: int
+    call: _Call,
+    tiling: Tiling,
+    work: Work,
+    ragged: tuple[Tensor, Tensor],
+    sinks: Tensor | None,
+    out: Tensor,
+    short: int,
 ) -> None:
     """The extend kernel, with room for as many tiles as the queries could make."""
     heads, tokens, parts = call.packing(tiling)
@@ -384,11 +392,11 @@ def paged_attention(
     assert scale > 0, scale
     assert isinstance(plan, Plan | None), "the plan of another op table"
     assert q_THD.stride(2) == k_cache_SKD.stride(2) == v_cache_SKD.stride(2) == page_table_RP.stride(1) == 1
-    call = _prepare(
-        q_THD, k_cache_SKD, v_cache_SKD, page_table_RP, tree_mask, page_size, (scale, softcap, window)
-    )
+    call = _prepare(q_THD, k_cache_SKD, v_cache_SKD, page_table_RP, tree_mask, page_size, (scale, softcap, window))
     width, chip = max(dim, out.shape[2]), capability(q_THD.device)
-    split, extend = split_tiling(q_THD.dtype, width, chip), extend_tiling(q_THD.dtype, width, chip)
+    crowded = tree_mask is not None or call.constants["D2"] + call.constants["V2"] > 0
+    split = split_tiling(q_THD.dtype, width, chip, crowded)
+    extend = extend_tiling(q_THD.dtype, width, chip, crowded)
     item_tokens = call.packing(split)[1]
     short = min(SHORT, item_tokens)
     kind = Kind(page_size, window, call.packing(extend)[1], item_tokens, short, SHARE and item_tokens > 1)

@@ -34,14 +34,16 @@ MAX_SPLITS = 32
 """Splits of a row; beyond SPLIT * MAX_SPLITS tokens the splits grow, which bounds the memory of partial results."""
 
 ITEM_FIELDS = 8
-"""Of an item: row, first key, end of keys, first and end of the keys all see, tokens, first query's position, queries."""
+"""Of an item: row, first key, end of keys, first and end of those all see, tokens, first query's position, queries."""
 
 BLOCK = 256
 """Rows or pages looked at together by the planning kernels."""
 
 
 @triton.jit
-def _row_facts(cu_q_ptr, kv_lens_ptr, row, inside, window, SHORT: tl.constexpr, FIRST: tl.constexpr, MOST: tl.constexpr):
+def _row_facts(
+    cu_q_ptr, kv_lens_ptr, row, inside, window, SHORT: tl.constexpr, FIRST: tl.constexpr, MOST: tl.constexpr
+):
     """(queries, keys, first key seen, split size, whether short) of rows; no queries outside."""
     begin = tl.load(cu_q_ptr + row, mask=inside, other=0)
     queries = tl.load(cu_q_ptr + row + 1, mask=inside, other=0) - begin
@@ -130,9 +132,7 @@ def _leaders_kernel(
     if row == num_rows:
         _count_rows(cu_q_ptr, kv_lens_ptr, sums_ptr, squares_ptr, counter_ptr, num_rows, SHORT, TILE_TOKENS, BLOCK)
     else:
-        queries, keys, low, size, is_short = _row_facts(
-            cu_q_ptr, kv_lens_ptr, row, True, window, SHORT, FIRST, MOST
-        )
+        queries, keys, low, size, is_short = _row_facts(cu_q_ptr, kv_lens_ptr, row, True, window, SHORT, FIRST, MOST)
         split = low // size + local
         leader = row
         if SHARE:
@@ -183,7 +183,19 @@ def _items_kernel(
         total = 0
         for start in range(row, end, BLOCK):
             _, _, its_queries, _ = _followers(
-                leaders_ptr, cu_q_ptr, kv_lens_ptr, start, end, row, split, num_splits, window, SHORT, FIRST, MOST, BLOCK
+                leaders_ptr,
+                cu_q_ptr,
+                kv_lens_ptr,
+                start,
+                end,
+                row,
+                split,
+                num_splits,
+                window,
+                SHORT,
+                FIRST,
+                MOST,
+                BLOCK,
             )
             total += tl.sum(its_queries, 0)
         num_items = (total + ITEM_TOKENS - 1) // ITEM_TOKENS
@@ -191,7 +203,19 @@ def _items_kernel(
         done = 0
         for start in range(row, end, BLOCK):
             other, its_local, its_queries, its_keys = _followers(
-                leaders_ptr, cu_q_ptr, kv_lens_ptr, start, end, row, split, num_splits, window, SHORT, FIRST, MOST, BLOCK
+                leaders_ptr,
+                cu_q_ptr,
+                kv_lens_ptr,
+                start,
+                end,
+                row,
+                split,
+                num_splits,
+                window,
+                SHORT,
+                FIRST,
+                MOST,
+                BLOCK,
             )
             rank = done + tl.cumsum(its_queries, 0) - its_queries
             begin = tl.load(cu_q_ptr + other, mask=its_queries > 0, other=0)
@@ -305,7 +329,7 @@ class Plan:
     __slots__ = ("_works",)
 
     def __init__(self) -> None:
-        self._works: dict[Kind, Work] = {}
+        self._works: dict[tuple[Kind, int], Work] = {}
 
     def reset(self) -> None:
         """Forget the step."""
@@ -313,7 +337,9 @@ class Plan:
 
     def work(self, kind: Kind, page_table: Tensor, cu_q_lens: Tensor, kv_lens: Tensor, num_tokens: int) -> Work:
         """The work of a kind of layer in this step."""
-        found = self._works.get(kind)
+        # Layers with a window may have a page table of their own.
+        key = kind, page_table.data_ptr()
+        found = self._works.get(key)
         if found is None:
-            found = self._works[kind] = make_work(kind, page_table, cu_q_lens, kv_lens, num_tokens)
+            found = self._works[key] = make_work(kind, page_table, cu_q_lens, kv_lens, num_tokens)
         return found

@@ -84,9 +84,7 @@ def sweep(
             score = tl.dot(q2, tl.trans(k2), score, input_precision="ieee")
         score = score * log_scale if not HAS_CAP else log_scale * (1 - 2 / (1 + tl.exp2(score * cap_in)))
         if MASKED:
-            seen = visible(
-                position, key, low, high, window, mask_ptr, step_start, num_queries, HAS_WINDOW, HAS_TREE
-            )
+            seen = visible(position, key, low, high, window, mask_ptr, step_start, num_queries, HAS_WINDOW, HAS_TREE)
             score = tl.where(seen, score, float("-inf"))
         higher = tl.maximum(most, tl.max(score, 1))
         # A query that has seen nothing yet: its weights must come out as 0, not as -inf - -inf.
@@ -117,8 +115,8 @@ def attend(
 ):  # fmt: skip
     """State of a tile after the keys low .. high - 1, of which all queries see seen_from .. seen_to - 1.
 
-         low    seen_from               seen_to   high
-          |-masked-|------- no masks -------|-masked-|      borders of the middle moved inwards to whole blocks
+    low    seen_from               seen_to   high
+     |-masked-|------- no masks -------|-masked-|      borders of the middle moved inwards to whole blocks
     """
     begin = low // BLOCK_N * BLOCK_N
     middle = tl.maximum((seen_from + BLOCK_N - 1) // BLOCK_N * BLOCK_N, begin)

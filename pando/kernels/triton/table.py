@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from pando.kernels.ops import OpTable
 from pando.kernels.reference import REFERENCE
-from pando.kernels.triton import activation, linear, logits, norm, rotary, store
+from pando.kernels.triton import activation, attention, attention_plan, linear, logits, norm, rotary, store
 
-MODULES = ("activation", "linear", "logits", "norm", "rotary", "store")
+MODULES = ("activation", "attention", "linear", "logits", "norm", "rotary", "store")
 """Modules of this package with `COMPILE_CASES`."""
 
 
@@ -25,6 +25,8 @@ def table() -> OpTable:
         rope_=rotary.rope_,
         store_kv=store.store_kv,
         gated_activation=activation.gated_activation,
+        paged_attention=attention.paged_attention,
+        attention_plan=attention_plan.Plan,
         argmax=logits.argmax,
         finite=logits.finite,
         apply_token_mask_=logits.apply_token_mask_,

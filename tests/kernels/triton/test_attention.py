@@ -165,7 +165,9 @@ def test_rows_share_the_splits_whose_pages_are_the_same(device: str) -> None:
     batch = batch_of(paths, [(1, 140), (1, 130), (1, 129), (2, 140), (1, 129)], device)
     work = work_of(batch)
     own = {(128, 140, 0), (128, 130, 1), (128, 129, 2), (128, 140, 3, 4), (128, 129, 5)}
-    assert items_of(work) == {(0, 64, 0, 1, 2, 3), (0, 64, 4, 5), (64, 128, 0, 1, 2, 3), (64, 128, 4), (64, 128, 5)} | own
+    assert (
+        items_of(work) == {(0, 64, 0, 1, 2, 3), (0, 64, 4, 5), (64, 128, 0, 1, 2, 3), (64, 128, 4), (64, 128, 5)} | own
+    )
     assert work.tokens.tolist() == [[0, 1, 2, 3, 4, 5], [3] * 6]
     assert len(items_of(work_of(batch, share=False))) == 3 * 5
 
@@ -259,9 +261,7 @@ def test_latent(dtype: torch.dtype, device: str) -> None:
 def test_keys_and_values_in_float8_are_widened_as_they_are_read(device: str) -> None:
     rows = [(1, 70), (11, 40)]
     batch = batch_of(apart(rows), rows, device, dtype=torch.bfloat16)
-    small = replace(
-        batch, k_cache=batch.k_cache.to(torch.float8_e4m3fn), v_cache=batch.v_cache.to(torch.float8_e4m3fn)
-    )
+    small = replace(batch, k_cache=batch.k_cache.to(torch.float8_e4m3fn), v_cache=batch.v_cache.to(torch.float8_e4m3fn))
     wide = replace(batch, k_cache=small.k_cache.to(torch.bfloat16), v_cache=small.v_cache.to(torch.bfloat16))
     assert torch.equal(small.run(OPS), wide.run(OPS))
 
@@ -294,7 +294,9 @@ def test_parts_of_a_head_dim_hold_it_with_little_room_to_spare(dim: int) -> None
     assert all(part in (0, 16, 32, 64, 128, 256, 512) for part in (first, rest)) and (rest == 0 or first <= dim)
 
 
-@pytest.mark.parametrize("shapes", [[(5, 9)], [(200, 200), (17, 30), (9, 9), (8, 8)], [(1, 3)] * 40, [(0, 3), (129, 130)]])
+@pytest.mark.parametrize(
+    "shapes", [[(5, 9)], [(200, 200), (17, 30), (9, 9), (8, 8)], [(1, 3)] * 40, [(0, 3), (129, 130)]]
+)
 def test_the_grid_has_room_for_every_tile_and_item(shapes: list[tuple[int, int]], device: str) -> None:
     batch = batch_of(apart(shapes), shapes, device)
     work = work_of(batch, item_tokens=8, short=8)

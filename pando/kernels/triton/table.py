@@ -7,14 +7,14 @@ from dataclasses import replace
 
 from pando.kernels.ops import OpTable
 from pando.kernels.reference import REFERENCE
-from pando.kernels.triton import activation, linear, logits, moe, norm, rotary, sampling, store
+from pando.kernels.triton import activation, attention, attention_plan, linear, logits, moe, norm, rotary, sampling, store
 from pando.kernels.triton.causal_conv import causal_conv
 from pando.kernels.triton.gated_delta import gated_delta
 from pando.kernels.triton.selective_scan import selective_scan
 from pando.kernels.triton.state_space import state_space
 
 MODULES = (
-    *("activation", "linear", "logits", "moe", "norm", "rotary", "routing", "sampling", "store"),
+    *("activation", "attention", "linear", "logits", "moe", "norm", "rotary", "routing", "sampling", "store"),
     *("causal_conv", "gated_delta", "selective_scan", "state_space"),
 )
 """Modules of this package with `COMPILE_CASES`."""
@@ -33,6 +33,8 @@ def table() -> OpTable:
         rope_=rotary.rope_,
         store_kv=store.store_kv,
         gated_activation=activation.gated_activation,
+        paged_attention=attention.paged_attention,
+        attention_plan=attention_plan.Plan,
         sample=sampling.sample,
         argmax=logits.argmax,
         finite=logits.finite,

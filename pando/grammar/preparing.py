@@ -52,7 +52,7 @@ class Preparer:
     deadline_s: of one source; its process is ended then.
     """
 
-    def __init__(self, limits: Limits, markers: dict[str, int], deadline_s: float = 5.0) -> None:
+    def __init__(self, limits: Limits, markers: dict[str, int], deadline_s: float = 15.0) -> None:
         self._limits = limits
         self._markers = markers
         self._deadline_s = deadline_s

@@ -45,6 +45,10 @@ class Eviction:
         num_bytes = budget.lacking_bytes(need) if budget.binds else 0
         if short is None and num_bytes <= 0:
             return False
+        states = self._states
+        if states is not None and states.guests and (num_bytes > 0 or short is states):
+            self._free(states, states.take_guest())
+            return True
         record = self._order.pop_below(worth, None if short is None else short.index)
         if record is None:
             return False
@@ -114,8 +118,11 @@ class Eviction:
         """Remove `node` and what is above it as long as they are unlocked leaves that hold nothing. True if it went."""
         gone = False
         while self._may_prune and self._holds_nothing(node):
+            num_pages = num_pages_of(node, self._page_size)
             if self._events.active:
-                self._events.removed(node, num_pages_of(node, self._page_size))
+                self._events.removed(node, num_pages)
+            if self._states is not None:
+                self._free(self._states, self._states.trim(node, num_pages))
             parent = self._tree.detach(node)
             gone = True
             if parent.parent is None:

@@ -77,7 +77,7 @@ class Config:
     """Share no prefixes (for comparison)."""
     radix_eviction_policy: str = "reuse"
     """What the prefix cache forgets first: reuse | lru | lru_leaf | marconi:ALPHA | gdsf:BETA."""
-    state_checkpoints: str = "branch+last"
+    state_checkpoints: str = "branch+last+room"
     """Which recurrent states the prefix cache keeps: branch+last | branch | last | prompt | every:TOKENS, or
     several of these joined by +. prompt pays where the same prompts come again."""
     overlap: str = "auto"

@@ -58,8 +58,9 @@ def reuse(family: str, page_size: int, overlap: bool) -> None:
 
 
 def test_the_same_prompt_again() -> None:
-    """By default the third time resumes before the prompt's last token; with `prompt` the second does."""
-    for admission, expected in (("branch+last", [0, 0, 40]), ("branch+last+prompt", [0, 40, 40])):
+    """The second time resumes before the prompt's last token; without `room` and `prompt` the third does."""
+    cases = (("branch+last", [0, 0, 40]), ("branch+last+room", [0, 40, 40]), ("branch+last+prompt", [0, 40, 40]))
+    for admission, expected in cases:
         engine = tiny_engine(FAMILIES[0], num_states=24)
         engine.cache.admission = checkpoints_of(admission)
         for rid in ("0", "1", "2"):
@@ -67,6 +68,28 @@ def test_the_same_prompt_again() -> None:
             engine.run()
         assert [engine.ended[rid].cached_tokens for rid in ("0", "1", "2")] == expected
         assert_oracle(engine, FAMILIES[0], {"0": A, "1": A, "2": A})
+
+
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_equal_prompts_at_once_cost_one_prefill(page_size: int, overlap: bool) -> None:
+    """The others wait one step for the first one's state, also where the pool is full and room has to be made."""
+    engine = tiny_engine(FAMILIES[0], page_size=page_size, overlap=overlap, num_states=12, max_running=4)
+    for seed in range(12):
+        ask(engine, f"filler {seed}", prompt_ids(30, seed=20 + seed))
+    engine.run()
+    assert engine.cache.stats().by_component["state"].num_evicted > 0
+    before = engine.scheduler.stats.step_tokens
+    rids = [f"choice {index}" for index in range(4)]
+    for rid in rids:
+        ask(engine, rid, A)
+    ask(engine, "other", B)
+    engine.run()
+    known = 40 // page_size * page_size
+    assert [engine.ended[rid].cached_tokens for rid in rids] == [0, known, known, known]
+    spent = engine.scheduler.stats.step_tokens - before - 5 * (NEW - 1)
+    assert spent == len(A) + 3 * (len(A) - known) + len(B)
+    assert_oracle(engine, FAMILIES[0], dict.fromkeys(rids, A) | {"other": B})
 
 
 def mixed(family: str, page_size: int, overlap: bool) -> None:

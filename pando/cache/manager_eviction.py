@@ -25,6 +25,10 @@ class Eviction:
 
     def make_room(self, need: Sequence[int]) -> None:
         """Evict until `need[i]` slots of each component are free, within the budget. The caller knows that it works."""
+        if len(need) == 1 and not self._store.budget.binds:  # pages alone, and only their ids can be short
+            while (lacking := need[0] - self._kv.allocator.num_free) > 0:
+                self._evict(self._order.pop(), lacking)
+            return
         while self._step(need, math.inf):
             pass
 
@@ -46,7 +50,7 @@ class Eviction:
         if short is None and num_bytes <= 0:
             return False
         states = self._states
-        if states is not None and states.guests and (num_bytes > 0 or short is states):
+        if states is not None and (num_bytes > 0 or short is states) and states.guests:
             self._free(states, states.take_guest())
             return True
         record = self._order.pop_below(worth, None if short is None else short.index)

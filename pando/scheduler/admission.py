@@ -379,7 +379,9 @@ class Admission:
         if blocked is request and self.running and self.cache.budget.available_bytes < wanted + kept_bytes:
             return False
         # Those who wait with the same prompt resume before its last token, so there has to be a state.
-        hints = (needed - 1,) if self.cache.states is not None and self.waiting.repeated(request) else ()
+        hints = request.breakpoints
+        if self.cache.states is not None and self.waiting.repeated(request):
+            hints = [*hints, needed - 1]
         step, limit = self.limits.token_budget, request.reusable
         handle = self.cache.admit(
             request.key, request.namespace, needed, limit=limit, keep=keep, hints=hints, step=step

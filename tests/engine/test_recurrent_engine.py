@@ -96,6 +96,16 @@ def test_equal_prompts_at_once_cost_one_prefill(page_size: int, overlap: bool) -
     assert_oracle(engine, FAMILIES[0], dict.fromkeys(rids, A) | {"other": B})
 
 
+def test_a_breakpoint_serves_the_second_request_of_a_branch() -> None:
+    engine = tiny_engine(FAMILIES[0], num_states=24)
+    engine.add("first", BRANCHES[0], NEW, ignore_eos=True, cache_breakpoints=[32])
+    engine.run()
+    ask(engine, "second", BRANCHES[1])
+    engine.run()
+    assert engine.ended["second"].cached_tokens == 32
+    assert_oracle(engine, FAMILIES[0], {"first": BRANCHES[0], "second": BRANCHES[1]})
+
+
 def mixed(family: str, page_size: int, overlap: bool) -> None:
     """Prompts in chunks of several sizes beside running sequences; one is aborted."""
     for budget in (5, 19, 64):

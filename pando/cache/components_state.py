@@ -73,12 +73,6 @@ class Recurrent:
             self.order.touch(node)
             self.put(node, slot)
 
-    def put_guest(self, node: Node, position: int, slot: int) -> bool:
-        """`node` gets a guest at `position`; False if a state is there already."""
-        known = position == node.depth and self.slot(node) >= 0 or not self.guests.put(node, position, slot)
-        self.num_slots += not known
-        return not known
-
     def take_guest(self) -> array[int]:
         """Take the guest that goes first off the tree."""
         self.num_slots -= 1

@@ -168,8 +168,10 @@ class Insertion:
             node = handle.node
             while node.parent is not None and node.start >= position:
                 node = node.parent
-            known = node.live and position <= node.depth
-            if not known or not states.put_guest(node, position, slot):
+            known = position == node.depth and states.slot(node) >= 0
+            if not known and node.live and position <= node.depth and states.guests.put(node, position, slot):
+                states.num_slots += 1
+            else:
                 states.allocator.retire(array("i", [slot]))
 
     def drop_guest(self, handle: CacheHandle) -> None:

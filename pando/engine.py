@@ -259,7 +259,7 @@ def _grammar_gate(info: EngineInfo, tokenizer: Tokenizer, stats: Stats) -> Gramm
 
 def _cache(config: Config, plan: MemoryPlan, model: DecoderModel) -> CacheManager:
     kept, page = model.cache_plan, config.page_size
-    num_pages = _num_pages(plan, page)
+    num_pages = _num_pages(plan, page) if kept.bytes_per_token else [0]
     size = ModelSize.of(model.spec)
     return CacheManager(
         cache_layout(kept, page, windows=plan.windows is not None),
@@ -277,7 +277,7 @@ def cache_layout(kept: CachePlan, page_size: int, *, windows: bool) -> CacheLayo
     inside = kept.window_bytes_per_token if windows else 0
     return CacheLayout(
         page_size,
-        kept.bytes_per_token - inside if inside else max(1, kept.bytes_per_token),
+        kept.bytes_per_token - inside,
         window=kept.window if windows else 0,
         window_bytes_per_token=inside,
         state_bytes=kept.bytes_per_state,

@@ -76,10 +76,10 @@ class Config:
     disable_radix_cache: bool = False
     """Share no prefixes (for comparison)."""
     radix_eviction_policy: str = "reuse"
-    """What the prefix cache forgets first: reuse | lru | lru_leaf | marconi:ALPHA | gdsf:BETA."""
-    state_checkpoints: str = "branch+last"
-    """Which recurrent states the prefix cache keeps: branch+last | branch | last | prompt | every:TOKENS, or
-    several of these joined by +. prompt pays where the same prompts come again."""
+    """What the prefix cache forgets first: reuse | lru | lru_leaf | marconi:ALPHA | gdsf:BETA | tuned."""
+    state_checkpoints: str = "branch+last+room"
+    """Which recurrent states the prefix cache keeps: branch | last | room | prompt | every:TOKENS, or several of these
+    joined by +. room: before a prompt's last token while room is free; prompt: always."""
     overlap: str = "auto"
     """Plan the next step while one runs: on | off | auto (on for a GPU; on a CPU both want the same cores)."""
     random_seed: int | None = None

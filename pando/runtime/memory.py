@@ -134,7 +134,7 @@ def plan_memory(
     workspace = _workspace_bytes(facts, budget)
     pool_bytes = _pool_bytes(config, facts, free_bytes - workspace, on_cpu, reasons)
     page = config.page_size
-    total = (pool_bytes // facts.kv_bytes_per_token) // page * page
+    total = _pool_tokens(config, facts, pool_bytes, reasons) // page * page
     if config.max_total_tokens is not None:
         total = -(-config.max_total_tokens // page) * page
         if total < 2 * page:
@@ -218,15 +218,25 @@ def _with_windows(
     return total
 
 
+def _pool_tokens(config: Config, facts: ModelFacts, pool_bytes: int, reasons: list[str]) -> int:
+    """Tokens that the pool holds; of a model without KV, as many as can run."""
+    if facts.kv_bytes_per_token:
+        return pool_bytes // facts.kv_bytes_per_token
+    reasons.append("no keys and values: what a request keeps does not depend on its length")
+    return (config.max_running_requests or MAX_RUNNING) * (config.context_length or facts.max_position)
+
+
 def _states(config: Config, facts: ModelFacts, pool_bytes: int, kv_bytes: int, reasons: list[str]) -> tuple[int, int]:
     """Slots for recurrent states, and the bytes that KV and states share.
 
-    The slots take at most half of the pool, and no more than the largest batch can make use of. On a CPU memory is
-    taken when it is first written, so both pools may be as large as their share of the common budget can grow.
+    The slots take at most half of the pool, or all of it where there is no KV, and no more than the largest batch can
+    make use of. On a CPU memory is taken when it is first written, so both pools may be as large as their share of the
+    common budget can grow.
     """
     cache_bytes = pool_bytes if config.max_total_tokens is None else kv_bytes + pool_bytes // 2
     running = config.max_running_requests or MAX_RUNNING
-    num_states = min(cache_bytes // 2 // facts.state_bytes, STATES_PER_SEQUENCE * running)
+    share = cache_bytes // 2 if facts.kv_bytes_per_token else cache_bytes
+    num_states = min(share // facts.state_bytes, STATES_PER_SEQUENCE * running)
     if num_states < 4:
         raise ConfigError(
             f"no room for recurrent states: one takes {_gib(facts.state_bytes)}, the pool has {_gib(cache_bytes)}; "

@@ -26,7 +26,7 @@ Item = tuple[str, str, bytes]
 MIXES = ("full", "full+window", "full+state", "full+window+state", "state")
 PAGE_SIZES = (1, 4, 16)
 POLICIES = ("reuse", "lru", "gdsf:0.25", "lru_leaf", "marconi:0.5")
-ADMISSIONS = ("branch+last", "branch+last", "every:5", "last", "branch", "every:7+branch+last")
+ADMISSIONS = ("branch+last+room", "branch+last", "last+room", "every:5", "last", "branch", "every:7+branch+last")
 
 
 class Quadratic:
@@ -304,6 +304,9 @@ class Traffic:
                 slots = node.records[component.index].slots.tolist()
                 for offset, slot in enumerate(reversed(slots)):
                     found[component.name, node.namespace, data[: len(data) - offset * width]] = slot
+            if self.cache.states is not None:
+                for position, slot in self.cache.states.guests.of(node):
+                    found["state", node.namespace, data[: position * TOKEN_BYTES]] = slot
         return found
 
     def _brute_match(self, namespace: str, tokens: list[int]) -> tuple[int, int]:

@@ -44,7 +44,7 @@ def hybrid_cache(
     layout = CacheLayout(page_size, kv_bytes, state_bytes=10, grid=grid)
     slots = [1000 * (kv_bytes > 0), num_states]
     size = sum(n * b for n, b in zip(slots, layout.slot_bytes, strict=True))
-    return CacheManager(layout, size, num_slots=slots, **{"policy": "lru", **options})
+    return CacheManager(layout, size, num_slots=slots, **{"policy": "lru", "admission": "branch+last", **options})
 
 
 def run_hybrid(manager: CacheManager, tokens: list[int], namespace: str = "") -> int:

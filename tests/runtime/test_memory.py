@@ -194,3 +194,11 @@ def test_a_model_of_windows_alone_has_no_other_pool() -> None:
     assert windows is not None and windows.full_bytes_per_token == 0
     assert found.context_length == 65_536, "the pool does not bound the context"
     assert found.concurrency(65_536) == found.concurrency(700) == windows.tokens // windows.held
+
+
+def test_without_keys_and_values_states_take_the_pool() -> None:
+    facts = replace(FACTS, kv_bytes_per_token=0, state_bytes=4 << 20)
+    found = plan(facts=facts)
+    pool = (4 * GIB - workspace(2048)) // 2
+    assert found.num_states == pool // (4 << 20) and found.cache_bytes == pool and found.kv_bytes == 0
+    assert found.context_length == 8192 and found.max_running == min(256, found.num_states // 2)

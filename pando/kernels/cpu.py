@@ -86,14 +86,18 @@ if env.read("PANDO_SHARED_PREFIX") == "0":
     set_shared_prefix(False)
 
 
-def table(isa: str) -> OpTable:
-    """The op table of one level. Raises ConfigError if this machine does not have it."""
+def table(isa: str, *, deterministic: bool = False) -> OpTable:
+    """The op table of one level. Raises ConfigError if this machine does not have it.
+
+    deterministic: a token's result does not depend on how many tokens its step brought, either: long rows are not split
+    over threads, shared prefixes are read by each row.
+    """
     found = levels()
     obstacle = found.get(isa, "there is no such level")
     if obstacle:
         raise ConfigError(f"instruction set {isa!r} can not be used: {obstacle}", param="isa")
     level = list(found).index(isa)
-    ops = _Ops(level)
+    ops = _Ops(level, deterministic)
     packer = cpu_linear.Packer(level)
     recurrent = cpu_recurrent.RecurrentOps(level)
     return OpTable(
@@ -106,7 +110,7 @@ def table(isa: str) -> OpTable:
         store_kv=ops.store_kv,
         gated_activation=ops.gated_activation,
         paged_attention=ops.paged_attention,
-        attention_plan=_native.AttentionPlan,
+        attention_plan=partial(_native.AttentionPlan, deterministic),
         causal_conv=recurrent.causal_conv,
         gated_delta=recurrent.gated_delta,
         state_space=recurrent.state_space,
@@ -118,7 +122,8 @@ def table(isa: str) -> OpTable:
         apply_penalties_=apply_penalties_,
         logprobs=ops.logprobs,
         step_table=partial(cpu_step.NativeStepTable, level),
-        program=partial(cpu_program.NativeProgram, level),
+        program=partial(cpu_program.NativeProgram, level, deterministic),
+        deterministic=deterministic,
         int8_kv=True,
         rounds=True,
     )
@@ -240,8 +245,9 @@ def _attention_code(
 class _Ops:
     """The ops that differ between levels; contracts are those of `pando.kernels.ops`."""
 
-    def __init__(self, level: int) -> None:
+    def __init__(self, level: int, deterministic: bool) -> None:
         self._level = level
+        self._deterministic = deterministic
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """RMS norm of rows that may be strided in up to two outer dims."""
@@ -394,6 +400,8 @@ class _Ops:
                 sinks=sinks,
                 tree_mask=tree_mask,
             )
+        if plan is None and self._deterministic:
+            plan = _native.AttentionPlan(True)
         assert plan is None or isinstance(plan, _native.AttentionPlan), plan
         tokens, heads, head_dim = q_THD.shape
         (slots, kv_heads, _), v_dim = v_cache_SKD.shape, row_size(v_cache_SKD)

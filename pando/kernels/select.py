@@ -40,19 +40,28 @@ class Explanation:
         return [head, *levels, *(f"  op {name}: {how}" for name, how in self.ops.items())]
 
 
-def op_table(device_type: str, prefer: Literal["auto", "native", "reference"] | str = "auto") -> OpTable:
+def op_table(
+    device_type: str, prefer: Literal["auto", "native", "reference"] | str = "auto", *, deterministic: bool = False
+) -> OpTable:
     """The ops for tensors on `device_type` ("cpu", "cuda"...).
 
     auto: native where there is one, else the reference with one warning. native: ConfigError where there is none, with
-    the remedy. reference: plain torch. PANDO_ISA caps the level of the CPU kernels (ConfigError if it names none).
+    the remedy. reference: plain torch. deterministic: a table that promises it (see `OpTable`), ConfigError if there is
+    none. PANDO_ISA caps the level of the CPU kernels (ConfigError if it names none).
     """
     if prefer not in ("auto", "native", "reference"):
         raise ConfigError(f"kernels is {prefer!r}; choose one of auto, native, reference", param="kernels")
+    missing = _missing(device_type)
+    if deterministic and (prefer == "reference" or missing is not None):
+        why = "were asked for" if missing is None else f"are all there is: {missing}"
+        raise ConfigError(
+            f"enable_deterministic_inference needs native kernels, but the reference ones {why}",
+            param="enable_deterministic_inference",
+        )
     if prefer == "reference":
         return REFERENCE
-    missing = _missing(device_type)
     if missing is None:
-        return cpu.table(cpu.best_isa(os.environ.get("PANDO_ISA")))
+        return cpu.table(cpu.best_isa(os.environ.get("PANDO_ISA")), deterministic=deterministic)
     if prefer == "native":
         raise ConfigError(f"native kernels were asked for, but {missing}", param="kernels")
     if device_type == "cpu" and missing not in _warned:

@@ -388,6 +388,7 @@ NB_MODULE(_native, m) {
     m.def("levels", &levels, "(name, why it can not be used or '') of every level, lowest first");
     m.def("num_threads", &num_threads);
     m.def("set_num_threads", &set_num_threads);
+    m.def("set_aside", &set_aside);
     m.def("norm", &norm);
     m.def("rope", &rope);
     m.def("activation", &activation);

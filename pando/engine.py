@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import os
 import select
@@ -10,9 +12,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -33,7 +36,8 @@ from pando.grammar.deferred import DeferredBackend
 from pando.grammar.guidance import GuidanceBackend
 from pando.grammar.manager import GrammarManager
 from pando.grammar.vocabulary import Vocabulary
-from pando.kernels import set_num_threads
+from pando.grammar.wrappers import ReasoningWrap
+from pando.kernels import set_aside, set_num_threads
 from pando.kernels.ops import OpTable
 from pando.kernels.packed_cache import PackedCache, default_folder
 from pando.kernels.select import op_table
@@ -207,10 +211,17 @@ def _runner(
     config: Config, plan: MemoryPlan, model: DecoderModel, device: Device, ops: OpTable
 ) -> tuple[Runner, KVPool]:
     page = config.page_size
+    num_pages = _num_pages(plan, page)
     pool = KVPool(
-        model.cache_plan, -(-plan.total_tokens // page), page, device.name, model.dtype, num_states=plan.num_states
+        model.cache_plan,
+        num_pages[0],
+        page,
+        device.name,
+        model.dtype,
+        num_window_pages=sum(num_pages[1:]),
+        num_states=plan.num_states,
     )
-    table = RequestTable(plan.max_running, plan.context_length, page, device, ops)
+    table = RequestTable(plan.max_running, plan.context_length, page, device, ops, pool.num_groups)
     return Runner(model, PagedAttentionBackend(pool, ops), table, Sampler(ops, table), device), pool
 
 
@@ -235,29 +246,66 @@ def _scheduler(
         info=msgspec.to_builtins(info),
     )
     admission = Admission(cache, waiting_queue(config.schedule_policy, cache), limits, stats)
-    return Scheduler(executor, admission, inbox, Gates([_grammar_gate(info, tokenizer)]), stats, rules)
+    return Scheduler(executor, admission, inbox, Gates([_grammar_gate(info, tokenizer, stats)]), stats, rules)
 
 
-def _grammar_gate(info: EngineInfo, tokenizer: Tokenizer) -> GrammarGate:
+SHORT_STEP_SECONDS = 0.008
+
+
+@contextlib.contextmanager
+def _processor_aside(stats: Stats) -> Iterator[None]:
+    """Leave a processor to a compile while steps are short: without it they take a little longer, but none waits for a
+    turn of the system's scheduler. Long steps lose more by the missing processor than by such turns."""
+    change = int(stats.forward_seconds < SHORT_STEP_SECONDS * stats.steps)
+    set_aside(change)
+    try:
+        yield
+    finally:
+        set_aside(-change)
+
+
+def _grammar_gate(info: EngineInfo, tokenizer: Tokenizer, stats: Stats) -> GrammarGate:
     def backend() -> GuidanceBackend:
-        return GuidanceBackend(Vocabulary.of(tokenizer, info.eos_token_ids, info.vocab_size))
+        return GuidanceBackend(Vocabulary.of(tokenizer, info.eos_token_ids, info.vocab_size), apart=True)
 
-    return GrammarGate(GrammarManager(DeferredBackend(backend)))
+    width = max(tokenizer.vocab_size, info.vocab_size)
+    wrap = ReasoningWrap(tokenizer.vocab_size, width, info.eos_token_ids)
+    return GrammarGate(GrammarManager(DeferredBackend(backend), around=partial(_processor_aside, stats)), wrap=wrap)
 
 
 def _cache(config: Config, plan: MemoryPlan, model: DecoderModel) -> CacheManager:
     kept, page = model.cache_plan, config.page_size
-    num_pages = plan.total_tokens // page
+    num_pages = _num_pages(plan, page)
     size = ModelSize.of(model.spec)
     return CacheManager(
-        CacheLayout(page, max(1, kept.bytes_per_token), state_bytes=kept.bytes_per_state),
-        max(plan.cache_bytes, num_pages * page * kept.bytes_per_token),
-        num_slots=[num_pages, plan.num_states] if kept.bytes_per_state else [num_pages],
+        cache_layout(kept, page, windows=plan.windows is not None),
+        max(plan.cache_bytes, plan.kv_bytes),
+        num_slots=[*num_pages, plan.num_states] if kept.bytes_per_state else num_pages,
         policy=config.radix_eviction_policy,
         admission=config.state_checkpoints,
         profile=_Flops(size),
         sharing=not config.disable_radix_cache,
     )
+
+
+def cache_layout(kept: CachePlan, page_size: int, *, windows: bool) -> CacheLayout:
+    """What the cache accounts for; windows: layers with a sliding window have pages of their own."""
+    inside = kept.window_bytes_per_token if windows else 0
+    return CacheLayout(
+        page_size,
+        kept.bytes_per_token - inside if inside else max(1, kept.bytes_per_token),
+        window=kept.window if windows else 0,
+        window_bytes_per_token=inside,
+        state_bytes=kept.bytes_per_state,
+    )
+
+
+def _num_pages(plan: MemoryPlan, page: int) -> list[int]:
+    """Pages of each group; none of the first if all layers have a window of their own pages."""
+    if plan.windows is None:
+        return [-(-plan.total_tokens // page)]
+    full = plan.total_tokens // page if plan.windows.full_bytes_per_token else 0
+    return [full, plan.windows.tokens // page]
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,9 +425,21 @@ def main(fd: int) -> int:
         _log.exception("the engine could not start")
         inbox.send([Failure(rid="", code="internal_error", message=f"the engine could not start: {error!r}")])
         return 1
+    settle()
     inbox.send([ControlReply(0, msgspec.to_builtins(core.info))])
     core.run()
     return 0
+
+
+def settle() -> None:
+    """Make this process one that serves: short turns of the interpreter, and no collection of what is there already.
+
+    The loop gives the interpreter up in every native call, and waits at most this long to have it back from a thread
+    that reads a grammar, instead of 5 ms.
+    """
+    sys.setswitchinterval(0.0002)
+    gc.collect()
+    gc.freeze()
 
 
 def _end_with_parent(sock: socket.socket) -> None:

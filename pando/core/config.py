@@ -40,6 +40,12 @@ class Config:
     """Names answered in the API; empty = the model path's last part."""
     chat_template: str | None = None
     """File with a Jinja chat template that replaces the model's own."""
+    tool_call_parser: str = "auto"
+    """How the model writes tool calls: auto (as its chat template tells) | none | a format of docs/tools.md, also by
+    the names that SGLang and vLLM give them."""
+    reasoning_parser: str = "auto"
+    """How the model marks its reasoning: auto (as its chat template tells) | none | think | deepseek_r1 | qwen3 |
+    kimi | mistral | seed_oss | harmony, also by the names that SGLang and vLLM give them."""
     device: str = "auto"
     """auto | cpu | cuda."""
     dtype: str = "auto"

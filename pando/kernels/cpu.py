@@ -70,6 +70,12 @@ def set_num_threads(n: int) -> None:
         _native.set_num_threads(n)
 
 
+def set_aside(change: int) -> None:
+    """Take so many processors from the native kernels, or give them back (negative): other work needs them. Adds up."""
+    if LOAD_ERROR is None:
+        _native.set_aside(change)
+
+
 def ask_for_huge_pages(memory: Tensor) -> None:
     """For memory that nothing has touched yet: let huge pages back it. A matter of speed only."""
     if LOAD_ERROR is None:

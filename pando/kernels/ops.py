@@ -311,6 +311,10 @@ class StepTable(Protocol):
         """
         ...
 
+    def write_tokens(self, slots: Sequence[int], positions: Sequence[int], ids: Sequence[int]) -> None:
+        """tokens[slot, position] = id: what the host has chosen. No place is written twice."""
+        ...
+
     def flatten(
         self,
         slots: Sequence[int],
@@ -328,11 +332,21 @@ class StepTable(Protocol):
         """
         ...
 
-    def choose(self, logits_EV: Tensor, slots_E: Tensor, ends_E: Tensor, *, greedy: bool) -> Tensor:
+    def choose(
+        self,
+        logits_EV: Tensor,
+        slots_E: Tensor,
+        ends_E: Tensor,
+        *,
+        greedy: bool,
+        masks_MW: Tensor | None = None,
+        masked: Sequence[int] = (),
+    ) -> Tensor:
         """[2, E] int64: a token for each row, and 1 where its logits are all finite, else 0 (the token is any then).
 
         Tokens are those of `Sample` with the parameters of the rows' slots, which are those of `argmax` where all rows
-        are greedy: say so if it is known. tokens[slot, end] is set to the row's token.
+        are greedy: say so if it is known. tokens[slot, end] is set to the row's token. masks [M, ceil(V/32)] int32, as
+        `apply_token_mask_` reads them: only these tokens may come in the rows `masked` (ascending); 0 if none may.
         """
         ...
 

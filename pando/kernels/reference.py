@@ -24,7 +24,7 @@ from pando.errors import ConfigError
 from pando.kernels.int8_rows import expand_rows, round_rows, row_size
 from pando.kernels.ops import AttentionPlan, OpTable, PackedLinear, PackLinear
 from pando.kernels.reference_recurrent import causal_conv, gated_delta, selective_scan, state_space
-from pando.kernels.reference_step import TorchStepTable
+from pando.kernels.reference_step import TorchStepTable, apply_token_mask_
 from pando.kernels.weights import QuantizedWeight, UnroundedWeight, Weight
 
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu2", "swiglu_oai")
@@ -389,13 +389,6 @@ def argmax(logits: Tensor) -> Tensor:
 def finite(logits: Tensor) -> Tensor:
     """Whether each row holds only finite numbers: a NaN or an infinity makes the sum of 0 * x a NaN."""
     return (logits * 0.0).sum(dim=-1) == 0.0
-
-
-def apply_token_mask_(logits: Tensor, mask: Tensor) -> None:
-    """-inf where a token's bit is not set."""
-    bits = torch.arange(32, dtype=torch.int32, device=mask.device)
-    allowed = (mask.unsqueeze(-1) >> bits & 1).flatten(1)[:, : logits.shape[1]]
-    logits.masked_fill_(allowed == 0, float("-inf"))
 
 
 def logprobs(logits: Tensor, token_ids: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def test_the_plain_table_does_not_promise_it() -> None:
 @pytest.mark.parametrize(
     ("family", "kernels", "match"),
     [
-        ("qwen3", "reference", "needs native kernels"),
+        ("qwen3", "reference", "needs the native kernels of a CPU"),
         ("deepseek_v2", "auto", "no instructions"),
         ("gemma2", "auto", "caps its logits"),
     ],

@@ -255,6 +255,12 @@ class _Ops:
         self._level = level
         self._deterministic = deterministic
 
+    def _plan(self, plan: AttentionPlan | None) -> _native.AttentionPlan | None:
+        if plan is None:
+            return _native.AttentionPlan(True) if self._deterministic else None
+        assert isinstance(plan, _native.AttentionPlan), plan
+        return plan
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """RMS norm of rows that may be strided in up to two outer dims."""
         code = _CODES.get(x.dtype)
@@ -406,9 +412,6 @@ class _Ops:
                 sinks=sinks,
                 tree_mask=tree_mask,
             )
-        if plan is None and self._deterministic:
-            plan = _native.AttentionPlan(True)
-        assert plan is None or isinstance(plan, _native.AttentionPlan), plan
         tokens, heads, head_dim = q_THD.shape
         (slots, kv_heads, _), v_dim = v_cache_SKD.shape, row_size(v_cache_SKD)
         out = torch.empty((tokens, heads, v_dim), dtype=q_THD.dtype)
@@ -435,7 +438,7 @@ class _Ops:
             softcap,
             0 if sinks is None else sinks.data_ptr(),
             *((0, 0) if tree_mask is None else (tree_mask.data_ptr(), tree_mask.numel())),
-            plan,
+            self._plan(plan),
         )
         return out
 

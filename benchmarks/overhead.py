@@ -1,6 +1,6 @@
 """Engine overhead: the share of a decode step that is not spent in the model (forward and logits).
 
-    python benchmarks/overhead.py [--model aspen|FOLDER] [--shape 0.6b] [--batch 1 8 32]
+    python benchmarks/overhead.py [--model aspen|FOLDER] [--shape 0.6b] [--batch 1 8 32] [--op-by-op]
 
 The bounds of the project: 5 % on a model of the 0.6 B Qwen3 shape, 35 % on the built-in one. Everything else counts as
 overhead: the scheduler, building inputs, sampling, reading tokens, replies.
@@ -20,6 +20,7 @@ from pando.core.config import Config
 from pando.core.messages import Generate
 from pando.core.sampling import SamplingParams
 from pando.engine import EngineCore, build_engine
+from pando.models import build
 from pando.models.decoder import DecoderModel
 from pando.models.load import resolve_model_path
 from pando.transport import LocalTransport
@@ -104,7 +105,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--kernels", default="auto")
+    parser.add_argument("--op-by-op", action="store_true", help="without the program of native instructions")
     args = parser.parse_args()
+    if args.op_by_op:
+        build.fuse = lambda *_, **__: None  # type: ignore[assignment]
     folder = str(dummy_folder()) if args.shape else args.model
     config = Config(
         model_path=folder,

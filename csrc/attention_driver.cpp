@@ -33,25 +33,33 @@ struct Kind {
     const void *page_table, *cu_q_lens, *kv_lens;
     int64_t rows, tokens, heads, kv_heads, v_dim, window, page_size, table_stride;
     int64_t threads;
-    bool shared, tree;
+    bool shared, tree, whole;
 
     bool operator==(const Kind& other) const {
         return page_table == other.page_table && cu_q_lens == other.cu_q_lens && kv_lens == other.kv_lens &&
                rows == other.rows && tokens == other.tokens && heads == other.heads && kv_heads == other.kv_heads &&
                v_dim == other.v_dim && window == other.window && page_size == other.page_size &&
                table_stride == other.table_stride && threads == other.threads && shared == other.shared &&
-               tree == other.tree;
+               tree == other.tree && whole == other.whole;
     }
 };
 
-Kind kind_of(const AttentionArgs& args) {
-    return {args.page_table,   args.cu_q_lens,
-            args.kv_lens,      args.num_rows,
-            args.num_tokens,   args.heads,
-            args.kv_heads,     args.v_dim,
-            args.window,       args.page_size,
-            args.table_stride, num_threads(),
-            sharing.load(),    args.tree_mask != nullptr};
+Kind kind_of(const AttentionArgs& args, bool whole) {
+    return {args.page_table,
+            args.cu_q_lens,
+            args.kv_lens,
+            args.num_rows,
+            args.num_tokens,
+            args.heads,
+            args.kv_heads,
+            args.v_dim,
+            args.window,
+            args.page_size,
+            args.table_stride,
+            num_threads(),
+            sharing.load(),
+            args.tree_mask != nullptr,
+            whole};
 }
 
 // Rows of a batch, or parts of rows, that one task may serve.
@@ -81,7 +89,7 @@ struct AttentionPlan::Cut {
     size_t open_size = 0;
     int64_t partial_floats = 0, work = 0, keys_read = 0, keys_seen = 0;
 
-    void build(const AttentionArgs& args);
+    void build(const AttentionArgs& args, bool whole);
 
   private:
     void add_row(const AttentionArgs& args, int64_t row, int64_t mask);
@@ -90,6 +98,7 @@ struct AttentionPlan::Cut {
     void add_shared(const AttentionArgs& args, size_t begin, size_t end, int32_t part_begin, int32_t part_end);
     void add_own(const AttentionArgs& args, int64_t row);
     void add_tasks(const AttentionArgs& args);
+    int32_t begin_of(const AttentionArgs& args, int64_t position) const;
 };
 
 namespace {
@@ -123,8 +132,8 @@ int compare_pages(const AttentionArgs& args, int32_t a, int32_t b, int32_t part)
 
 } // namespace
 
-void AttentionPlan::Cut::build(const AttentionArgs& args) {
-    kind = kind_of(args);
+void AttentionPlan::Cut::build(const AttentionArgs& args, bool whole) {
+    kind = kind_of(args, whole);
     valid = false;
     partial_floats = work = keys_read = keys_seen = 0;
     members.clear();
@@ -162,7 +171,8 @@ void AttentionPlan::Cut::add_row(const AttentionArgs& args, int64_t row, int64_t
     members.push_back({static_cast<int32_t>(row), static_cast<int32_t>(begin), static_cast<int32_t>(queries), own, own,
                        static_cast<int32_t>(queries), mask, 0});
     const int64_t group = args.heads / args.kv_heads, low = first_key(args, own);
-    if (queries == 0 || (queries > 1 && queries * group > ATTENTION_QUERY_ROWS) || keys - low <= ATTENTION_SPLIT)
+    if (kind.whole || queries == 0 || (queries > 1 && queries * group > ATTENTION_QUERY_ROWS) ||
+        keys - low <= ATTENTION_SPLIT)
         return;
     parts[row] = static_cast<int32_t>(round_up_div(keys, ATTENTION_SPLIT) - low / ATTENTION_SPLIT);
     members.back().partial = partial_floats;
@@ -220,6 +230,12 @@ void AttentionPlan::Cut::add_shared(const AttentionArgs& args, size_t begin, siz
     }
 }
 
+// Where the keys a query sees begin; where all walk whole, the block that they begin in.
+int32_t AttentionPlan::Cut::begin_of(const AttentionArgs& args, int64_t position) const {
+    const int64_t first = first_key(args, position);
+    return static_cast<int32_t>(kind.whole ? first / ATTENTION_KEY_BLOCK * ATTENTION_KEY_BLOCK : first);
+}
+
 void AttentionPlan::Cut::add_own(const AttentionArgs& args, int64_t row) {
     const AttentionMember& whole = members[row];
     if (whole.queries == 0) return;
@@ -228,7 +244,7 @@ void AttentionPlan::Cut::add_own(const AttentionArgs& args, int64_t row) {
         add_long_row(args, whole);
         return;
     }
-    const int32_t low = static_cast<int32_t>(first_key(args, whole.own));
+    const int32_t low = begin_of(args, whole.own);
     const int32_t high = static_cast<int32_t>(whole.own + whole.own_queries);
     const int32_t first_part = static_cast<int32_t>(low / ATTENTION_SPLIT);
     keys_seen += high - low;
@@ -252,7 +268,7 @@ void AttentionPlan::Cut::add_long_row(const AttentionArgs& args, const Attention
         member.position += from;
         member.queries = static_cast<int32_t>(std::min<int64_t>(per_task, whole.queries - from));
         member.mask += static_cast<int64_t>(from) * whole.own_queries;
-        const int32_t low = static_cast<int32_t>(first_key(args, member.position));
+        const int32_t low = begin_of(args, member.position);
         const int32_t high = static_cast<int32_t>(end_key(args, member));
         segments.push_back({static_cast<int32_t>(members.size()), 1,
                             static_cast<int32_t>(member.queries * (args.heads / args.kv_heads)), 0, 1, 0, low, high,
@@ -295,7 +311,7 @@ void AttentionPlan::Cut::add_tasks(const AttentionArgs& args) {
     }
 }
 
-AttentionPlan::AttentionPlan() = default;
+AttentionPlan::AttentionPlan(bool whole) : whole_(whole) {}
 AttentionPlan::~AttentionPlan() = default;
 
 void AttentionPlan::reset() {
@@ -309,13 +325,13 @@ int64_t AttentionPlan::keys_read() const { return cuts_[0] && cuts_[0]->valid ? 
 int64_t AttentionPlan::keys_seen() const { return cuts_[0] && cuts_[0]->valid ? cuts_[0]->keys_seen : 0; }
 
 const AttentionPlan::Cut& AttentionPlan::cut(const AttentionArgs& args) {
-    const Kind kind = kind_of(args);
+    const Kind kind = kind_of(args, whole_);
     for (const std::unique_ptr<Cut>& cut : cuts_) {
         if (cut && cut->valid && cut->kind == kind) return *cut;
     }
     std::unique_ptr<Cut>& place = cuts_[used_++ % KINDS];
     if (!place) place.reset(new Cut);
-    place->build(args);
+    place->build(args, whole_);
     return *place;
 }
 

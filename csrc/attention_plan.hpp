@@ -12,7 +12,9 @@ namespace pando {
 // allocated once it has seen its largest step. Not for two threads at once.
 class AttentionPlan {
   public:
-    AttentionPlan();
+    // whole: every query walks its keys from the first to the last in blocks at fixed positions, nothing is split or
+    // shared. Then a token's result does not depend on how many tokens its step brought, either.
+    explicit AttentionPlan(bool whole = false);
     ~AttentionPlan();
     AttentionPlan(const AttentionPlan&) = delete;
     AttentionPlan& operator=(const AttentionPlan&) = delete;
@@ -31,6 +33,7 @@ class AttentionPlan {
     friend void run_attention(const Kernels&, const AttentionArgs&, AttentionPlan&);
     const Cut& cut(const AttentionArgs&);
 
+    const bool whole_;
     static constexpr int KINDS = 4; // more kinds of layers than this take turns
     std::unique_ptr<Cut> cuts_[KINDS];
     int used_ = 0;

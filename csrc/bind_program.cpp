@@ -31,8 +31,8 @@ struct BoundProgram {
     std::vector<LayerState> states;
     StepArgs step{};
 
-    BoundProgram(int level, int dtype, int64_t width)
-        : program(level_kernels(level), static_cast<DType>(dtype), width) {}
+    BoundProgram(int level, int dtype, int64_t width, bool whole)
+        : program(level_kernels(level), static_cast<DType>(dtype), width, whole) {}
 
     using CacheTuple = std::tuple<Pointer, Pointer, int64_t, int64_t, int64_t, int64_t, int64_t, int, bool>;
     using GroupTuple = std::tuple<Pointer, Pointer, int64_t, int64_t>; // out_loc; page table: address, stride, width
@@ -109,7 +109,7 @@ struct BoundProgram {
 
 void define_program(nb::module_& m) {
     nb::class_<BoundProgram>(m, "Program")
-        .def(nb::init<int, int, int64_t>())
+        .def(nb::init<int, int, int64_t, bool>())
         .def("bind", &BoundProgram::bind)
         .def("buffer", [](BoundProgram& self, int64_t width) { return self.program.buffer(width); })
         .def("embed",

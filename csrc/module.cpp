@@ -396,7 +396,7 @@ NB_MODULE(_native, m) {
     m.def("attention", &attention);
     m.def("set_shared_prefix", &set_shared_prefix);
     nb::class_<AttentionPlan>(m, "AttentionPlan")
-        .def(nb::init<>())
+        .def(nb::init<bool>())
         .def("reset", &AttentionPlan::reset)
         .def_prop_ro("keys_read", &AttentionPlan::keys_read)
         .def_prop_ro("keys_seen", &AttentionPlan::keys_seen);

@@ -155,8 +155,8 @@ struct Attend final : Instruction {
 
 } // namespace
 
-Program::Program(const Kernels& kernels, DType dtype, int64_t width)
-    : kernels_(kernels), dtype_(dtype), widths_{width, width}, workspace_(nullptr, &std::free) {}
+Program::Program(const Kernels& kernels, DType dtype, int64_t width, bool whole)
+    : kernels_(kernels), dtype_(dtype), widths_{width, width}, workspace_(nullptr, &std::free), plan_(whole) {}
 
 Program::~Program() = default;
 

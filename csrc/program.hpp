@@ -137,7 +137,8 @@ struct PackedExperts;
 
 class Program {
   public:
-    Program(const Kernels& kernels, DType dtype, int64_t width);
+    // whole: of the attention plan.
+    Program(const Kernels& kernels, DType dtype, int64_t width, bool whole = false);
     ~Program();
 
     int buffer(int64_t width);

@@ -110,7 +110,7 @@ def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
             tokenizer.result()  # raises now what is wrong with it, not after minutes of reading weights
         on_phase(Load("weights", fraction, detail))
 
-    ops = op_table(device.name, config.kernels)
+    ops = op_table(device.name, config.kernels, deterministic=config.enable_deterministic_inference)
     packed = packed_cache(config)
     model = load_model(
         path,
@@ -124,6 +124,8 @@ def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
         packed=packed,
     )
     model.cache_plan = _cache_plan(config, model, ops)
+    if config.enable_deterministic_inference:
+        _check_deterministic(model)
     on_phase(Load("warmup", 0.0, "first pass"))
     plan = _plan(config, model, device, ops)
     on_phase(Load("memory", 1.0, f"KV pool of {plan.total_tokens:,} tokens"))
@@ -175,6 +177,20 @@ def _cache_plan(config: Config, model: DecoderModel, ops: OpTable) -> CachePlan:
             param="kv_cache_dtype",
         )
     return model.cache_plan
+
+
+def _check_deterministic(model: DecoderModel) -> None:
+    """Raise ConfigError for models with parts that torch computes: its sums depend on the batch."""
+    obstacle = ""
+    if model.fused is None:
+        obstacle = "has layers that native kernels have no instructions for"
+    elif model.spec.final_softcap > 0:
+        obstacle = "caps its logits"
+    if obstacle:
+        raise ConfigError(
+            f"enable_deterministic_inference can not be promised: {model.spec.family} {obstacle}",
+            param="enable_deterministic_inference",
+        )
 
 
 def _plan(config: Config, model: DecoderModel, device: Device, ops: OpTable) -> MemoryPlan:

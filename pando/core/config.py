@@ -55,6 +55,9 @@ class Config:
     token and head."""
     kernels: str = "auto"
     """auto | native | reference."""
+    enable_deterministic_inference: bool = False
+    """Tokens and logprobs are the same to the last bit whatever runs beside a request, however its prompt is cut and
+    whatever of it is cached. CPU, native kernels."""
     num_threads: int | None = None
     """CPU threads of the forward pass; None = all cores."""
     page_size: int = 1

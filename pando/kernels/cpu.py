@@ -92,14 +92,18 @@ if env.read("PANDO_SHARED_PREFIX") == "0":
     set_shared_prefix(False)
 
 
-def table(isa: str) -> OpTable:
-    """The op table of one level. Raises ConfigError if this machine does not have it."""
+def table(isa: str, *, deterministic: bool = False) -> OpTable:
+    """The op table of one level. Raises ConfigError if this machine does not have it.
+
+    deterministic: a token's result does not depend on how many tokens its step brought, either: long rows are not split
+    over threads, shared prefixes are read by each row.
+    """
     found = levels()
     obstacle = found.get(isa, "there is no such level")
     if obstacle:
         raise ConfigError(f"instruction set {isa!r} can not be used: {obstacle}", param="isa")
     level = list(found).index(isa)
-    ops = _Ops(level)
+    ops = _Ops(level, deterministic)
     packer = cpu_linear.Packer(level)
     recurrent = cpu_recurrent.RecurrentOps(level)
     return OpTable(
@@ -112,7 +116,7 @@ def table(isa: str) -> OpTable:
         store_kv=ops.store_kv,
         gated_activation=ops.gated_activation,
         paged_attention=ops.paged_attention,
-        attention_plan=_native.AttentionPlan,
+        attention_plan=partial(_native.AttentionPlan, deterministic),
         causal_conv=recurrent.causal_conv,
         gated_delta=recurrent.gated_delta,
         state_space=recurrent.state_space,
@@ -124,7 +128,8 @@ def table(isa: str) -> OpTable:
         apply_penalties_=apply_penalties_,
         logprobs=ops.logprobs,
         step_table=partial(cpu_step.NativeStepTable, level),
-        program=partial(cpu_program.NativeProgram, level),
+        program=partial(cpu_program.NativeProgram, level, deterministic),
+        deterministic=deterministic,
         int8_kv=True,
         rounds=True,
     )
@@ -246,8 +251,15 @@ def _attention_code(
 class _Ops:
     """The ops that differ between levels; contracts are those of `pando.kernels.ops`."""
 
-    def __init__(self, level: int) -> None:
+    def __init__(self, level: int, deterministic: bool) -> None:
         self._level = level
+        self._deterministic = deterministic
+
+    def _plan(self, plan: AttentionPlan | None) -> _native.AttentionPlan | None:
+        if plan is None:
+            return _native.AttentionPlan(True) if self._deterministic else None
+        assert isinstance(plan, _native.AttentionPlan), plan
+        return plan
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """RMS norm of rows that may be strided in up to two outer dims."""
@@ -400,7 +412,6 @@ class _Ops:
                 sinks=sinks,
                 tree_mask=tree_mask,
             )
-        assert plan is None or isinstance(plan, _native.AttentionPlan), plan
         tokens, heads, head_dim = q_THD.shape
         (slots, kv_heads, _), v_dim = v_cache_SKD.shape, row_size(v_cache_SKD)
         out = torch.empty((tokens, heads, v_dim), dtype=q_THD.dtype)
@@ -427,7 +438,7 @@ class _Ops:
             softcap,
             0 if sinks is None else sinks.data_ptr(),
             *((0, 0) if tree_mask is None else (tree_mask.data_ptr(), tree_mask.numel())),
-            plan,
+            self._plan(plan),
         )
         return out
 

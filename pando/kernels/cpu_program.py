@@ -15,10 +15,13 @@ from pando.kernels.ops import HeadsShape, PackedLinear, StateRows, StepTensors
 
 
 class NativeProgram(NativeMixing):
-    """`Program` of one instruction-set level. Keeps every tensor alive whose address it was given."""
+    """`Program` of one instruction-set level. Keeps every tensor alive whose address it was given.
 
-    def __init__(self, level: int, dtype: torch.dtype, width: int) -> None:
-        super().__init__(_native.Program(level, CODES[dtype], width))
+    whole: as for the native AttentionPlan.
+    """
+
+    def __init__(self, level: int, whole: bool, dtype: torch.dtype, width: int) -> None:
+        super().__init__(_native.Program(level, CODES[dtype], width, whole))
         self._dtype = dtype
         self._width = width
         self._embeds = False
@@ -26,6 +29,7 @@ class NativeProgram(NativeMixing):
         self._page_size = 0
         self._states: tuple[tuple[Tensor, ...], ...] = ()
         self._rows: StateRows | None = None
+        self._row_tensors: list[Tensor] = []
         self._bound: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] = (), ()
 
     def buffer(self, width: int) -> int:
@@ -147,14 +151,12 @@ class NativeProgram(NativeMixing):
     def _look_at_states(self, rows: StateRows, num_rows: int) -> None:
         assert rows.slots.shape == rows.fresh.shape == (num_rows,), (rows.slots.shape, num_rows)
         assert rows.save_token.shape == rows.save_slot.shape, (rows.save_token.shape, rows.save_slot.shape)
-        ids = (rows.slots, rows.save_token, rows.save_slot)
-        assert rows.fresh.dtype is torch.bool and all(x.dtype is torch.int64 and x.is_contiguous() for x in ids), rows
+        tensors = (rows.slots, rows.fresh, rows.save_token, rows.save_slot)
+        dtypes = (torch.int64, torch.bool, torch.int64, torch.int64)
+        assert all(tensor.dtype is dtype for tensor, dtype in zip(tensors, dtypes, strict=True)), rows
+        self._row_tensors = slots, fresh, token, slot = [tensor.contiguous() for tensor in tensors]
         self._native.look_at_states(
-            rows.slots.data_ptr(),
-            rows.fresh.data_ptr(),
-            rows.save_token.data_ptr(),
-            rows.save_slot.data_ptr(),
-            rows.save_token.shape[0],
+            slots.data_ptr(), fresh.data_ptr(), token.data_ptr(), slot.data_ptr(), token.shape[0]
         )
         self._rows = rows
 

@@ -438,6 +438,10 @@ class OpTable:
     program: Callable[[torch.dtype, int], Program] | None = None
     """(dtype, model width) -> an empty program; None where layers are run op by op."""
 
+    deterministic: bool = False
+    """Whether what a program makes of a token is the same to the last bit however its sequence was cut into steps, and
+    whatever else those held."""
+
     int8_kv: bool = False
     """Whether `store_kv`, `paged_attention` and programs take int8 caches."""
 

@@ -46,20 +46,35 @@ class Explanation:
         return [head, *levels, *(f"  op {name}: {how}" for name, how in self.ops.items())]
 
 
-def op_table(device_type: str, prefer: Literal["auto", "native", "reference"] | str = "auto") -> OpTable:
+def op_table(
+    device_type: str, prefer: Literal["auto", "native", "reference"] | str = "auto", *, deterministic: bool = False
+) -> OpTable:
     """The ops for tensors on `device_type` ("cpu", "cuda"...).
 
     auto: native where there is one (compiled for the CPU, Triton for "cuda"), else the reference with one warning.
-    native: ConfigError where there is none, with the remedy. reference: plain torch.
+    native: ConfigError where there is none, with the remedy. reference: plain torch. deterministic: a table that
+    promises it (see `OpTable`), ConfigError if there is none.
     PANDO_ISA caps the level of the CPU kernels (ConfigError if it names none).
     """
     if prefer not in ("auto", "native", "reference"):
         raise ConfigError(f"kernels is {prefer!r}; choose one of auto, native, reference", param="kernels")
+    table = _table(device_type, prefer, deterministic)
+    if deterministic and not table.deterministic:
+        raise ConfigError(
+            f"enable_deterministic_inference needs the native kernels of a CPU, these are {table.name!r}",
+            param="enable_deterministic_inference",
+        )
+    return table
+
+
+def _table(device_type: str, prefer: str, deterministic: bool) -> OpTable:
     if prefer == "reference":
         return REFERENCE
     missing = _missing(device_type)
     if missing is None:
-        return _triton_table() if device_type == "cuda" else cpu.table(cpu.best_isa(os.environ.get("PANDO_ISA")))
+        if device_type == "cuda":
+            return _triton_table()
+        return cpu.table(cpu.best_isa(os.environ.get("PANDO_ISA")), deterministic=deterministic)
     if prefer == "native":
         raise ConfigError(f"native kernels were asked for, but {missing}", param="kernels")
     if device_type in ("cpu", "cuda") and missing not in _warned:

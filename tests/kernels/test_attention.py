@@ -174,7 +174,7 @@ def test_shared_pages_are_read_once_at_every_level_of_the_trie(ops: OpTable) -> 
     paths += [list(range(400, 433))]
     rows = [(1, 16 * len(path) - 5) for path in paths]
     batch = batch_of(paths, rows, heads=8, kv_heads=2)
-    plan = cpu._native.AttentionPlan()
+    plan = cpu._native.AttentionPlan(False)
     out = batch.run(ops, plan)
     own = 31 * 11 + 16 * 32 + 8 * 11 + 2 * 11
     # 64 query rows of a KV head are 16 rows of this batch: the root is read for 16, 16 and 8 of them.
@@ -189,7 +189,7 @@ def test_shared_pages_are_read_once_at_every_level_of_the_trie(ops: OpTable) -> 
 def test_equal_pages_after_different_ones_are_not_a_shared_prefix(ops: OpTable) -> None:
     paths = [[*range(10, 26), *range(40, 60)], [*range(60, 76), *range(40, 60)], [*range(10, 25), 99, *range(40, 60)]]
     batch = batch_of(paths, [(1, 16 * 36)] * 3)
-    plan = cpu._native.AttentionPlan()
+    plan = cpu._native.AttentionPlan(False)
     close(batch.run(ops, plan), batch.run(REFERENCE))
     assert plan.keys_read == plan.keys_seen
 
@@ -202,7 +202,7 @@ def test_own_tokens_and_windows_are_not_shared(ops: OpTable) -> None:
         ([(5, 260)] * 2, 0, 520),
     ):
         batch = batch_of(paths, rows, window=window)
-        plan = cpu._native.AttentionPlan()
+        plan = cpu._native.AttentionPlan(False)
         close(batch.run(ops, plan), batch.run(REFERENCE))
         assert plan.keys_read == read
 

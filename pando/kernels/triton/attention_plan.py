@@ -120,7 +120,11 @@ def _find_leader(
     return tl.where(differing > 0, row, leader)
 
 
-@triton.jit
+# Values that change from step to step must not bring a compilation with them when they are 1 or divisible by 16.
+@triton.jit(
+    do_not_specialize=["table_stride", "num_rows", "num_splits", "window"],
+    do_not_specialize_on_alignment=["table_ptr", "cu_q_ptr", "kv_lens_ptr"],
+)
 def _leaders_kernel(
     table_ptr, table_stride, cu_q_ptr, kv_lens_ptr, sums_ptr, squares_ptr, counter_ptr, leaders_ptr,
     num_rows, num_splits, window,
@@ -160,7 +164,10 @@ def _followers(
     return row, local, tl.where(its == leader, queries, 0), keys
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["num_rows", "num_splits", "members_stride", "tokens_stride", "window"],
+    do_not_specialize_on_alignment=["cu_q_ptr", "kv_lens_ptr"],
+)
 def _items_kernel(
     cu_q_ptr, kv_lens_ptr, sums_ptr, counter_ptr, leaders_ptr, items_ptr, members_ptr, tokens_ptr,
     num_rows, num_splits, members_stride, tokens_stride, window,

@@ -24,7 +24,7 @@ DENSE, INT8, INT4 = 0, 1, 2
 class Matrix:
     """Weights [E, N, K] of one shape and scheme.
 
-    values: DENSE [E, N, K] floats, INT8 [E, N, K'] int8 or fp8, INT4 [E, N, K' / 2] bytes; K' is K filled up with zeros.
+    values: DENSE [E, N, K] floats, INT8 [E, N, K'] int8, INT4 [E, N, K' / 2] bytes; K' is K filled up with zeros.
     scale, offset [E, G, N] float16 or None: of groups, in units of `factor` [E, N] float32, which multiplies an output.
     bias [E, N] float32. half: H, the inputs of half a chunk of 4-bit weights. eight_bit_rows: whether many rows are to
     be rounded to 8 bits before the product.
@@ -136,15 +136,10 @@ def product(
     steps = triton.cdiv(triton.cdiv(matrix.num_inputs, tiles.inputs), tiles.pieces)
     row_tiles = triton.cdiv(num_rows, tiles.rows) if routing is None else routing.tiles.shape[0]
     width = n // 2 if gated >= 0 else n
-    scales = row_scale is not None
     product_kernel[(triton.cdiv(width, tiles.outputs), row_tiles, tiles.pieces)](
         x,
         row_scale,
-        matrix.values,
-        matrix.scale,
-        matrix.offset,
-        matrix.factor,
-        matrix.bias,
+        *(matrix.values, matrix.scale, matrix.offset, matrix.factor, matrix.bias),
         target,
         None if routing is None else routing.tiles,
         None if routing is None else routing.pairs,
@@ -158,15 +153,10 @@ def product(
         steps,
         1 if routing is None else routing.choices,
         KIND=matrix.kind,
-        GROUPED=matrix.scale is not None,
-        OFFSETS=matrix.offset is not None,
-        FACTORS=matrix.factor is not None,
-        ROW_SCALES=scales,
         GATED=gated,
         SPLIT=split,
         EVEN=matrix.num_inputs % tiles.inputs == 0,
         GATHER=routing is not None and routing.gather,
-        SCATTER=routing is not None and not routing.gather,
         BN=tiles.outputs,
         BM=tiles.rows,
         BK=tiles.inputs,
@@ -188,8 +178,6 @@ def _join(parts: Tensor, matrix: Matrix, out: Tensor, activation: int, row_scale
         out,
         parts.shape[2],
         parts.shape[0],
-        FACTORS=matrix.factor is not None,
-        ROW_SCALES=row_scale is not None,
         GATED=activation,
         BLOCK=block,
         num_warps=4,

@@ -36,7 +36,7 @@ def _chosen(id_ptr, first, pairs, SIZE: tl.constexpr, EXPERTS: tl.constexpr):
 
 @triton.jit
 def _counts(id_ptr, first, pairs, SIZE: tl.constexpr, EXPERTS: tl.constexpr):
-    """[EXPERTS]: how many of SIZE pairs have chosen an expert, 16 at a time: all at once would not fit the registers."""
+    """[EXPERTS]: how many of SIZE pairs have chosen an expert; 16 at a time, as all would not fit the registers."""
     counts = tl.zeros((EXPERTS,), tl.int32)
     for begin in range(0, SIZE, 16):
         counts += tl.sum(_chosen(id_ptr, first + begin, pairs, 16, EXPERTS), 0)

@@ -77,6 +77,8 @@ def choose_tiles(matrix: Matrix, num_rows: int, gated: bool, sms: int, routed: b
     """
     k, n = matrix.num_inputs, matrix.num_outputs
     rows = 16 if num_rows <= 16 else 32 if num_rows <= 32 else 64 if num_rows <= 64 or matrix.kind == INT4 else 128
+    if routed and matrix.kind == INT4:
+        rows = min(rows, 32)  # more would not leave room for the sums of gate and up beside their partial sums
     inputs = _inputs(matrix, rows)
     if rows >= 64:
         return Tiles(64 if gated else 128, rows, inputs, 1, 8 if rows == 128 or not gated else 4, 3)

@@ -144,7 +144,7 @@ def route(topk_ids: Tensor, experts: int, rows: int) -> Routing:
         counts = torch.empty(blocks, width, dtype=torch.int32, device=device)
         _count_kernel[(blocks,)](ids, counts, pairs, EXPERTS=width, BLOCK=BLOCK, num_warps=8)
         _plan_kernel[(1,)](
-            counts, tiles, blocks, num_tiles, ROWS=rows, EXPERTS=width, CHUNK=max(1, 4096 // width), num_warps=8
+            counts, tiles, blocks, num_tiles, ROWS=rows, EXPERTS=width, CHUNK=max(1, 2048 // width), num_warps=8
         )
         _place_kernel[(blocks,)](ids, counts, order, pairs, EXPERTS=width, BLOCK=BLOCK, num_warps=8)
     return Routing(tiles, order, topk_ids.shape[1], gather=True)

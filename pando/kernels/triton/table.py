@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from pando.kernels.ops import OpTable
 from pando.kernels.reference import REFERENCE
+from pando.kernels.reference_step import TorchStepTable
 from pando.kernels.triton import (
     activation,
     attention,
@@ -42,6 +43,7 @@ def table() -> OpTable:
         rms_norm=norm.rms_norm,
         add_rms_norm=norm.add_rms_norm,
         rope_=rotary.rope_,
+        norm_rope_=rotary.norm_rope_,
         store_kv=store.store_kv,
         gated_activation=activation.gated_activation,
         paged_attention=attention.paged_attention,
@@ -56,4 +58,5 @@ def table() -> OpTable:
         gated_delta=gated_delta,
         state_space=state_space,
         selective_scan=selective_scan,
+        step_table=functools.partial(TorchStepTable, sampling.sample, logits.argmax, logits.finite),
     )

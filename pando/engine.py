@@ -23,6 +23,7 @@ from pando.attention.paged import PagedAttentionBackend
 from pando.cache.budget import CacheLayout
 from pando.cache.manager import CacheManager
 from pando.cache.pool import KVPool
+from pando.cache.spec import CachePlan
 from pando.core.config import BUILTIN_MODELS, Config
 from pando.core.info import EngineInfo
 from pando.core.messages import ControlReply, Failure, Load
@@ -170,10 +171,17 @@ def _runner(
     config: Config, plan: MemoryPlan, model: DecoderModel, device: Device, ops: OpTable
 ) -> tuple[Runner, KVPool]:
     page = config.page_size
+    num_pages = _num_pages(plan, page)
     pool = KVPool(
-        model.cache_plan, -(-plan.total_tokens // page), page, device.name, model.dtype, num_states=plan.num_states
+        model.cache_plan,
+        num_pages[0],
+        page,
+        device.name,
+        model.dtype,
+        num_window_pages=sum(num_pages[1:]),
+        num_states=plan.num_states,
     )
-    table = RequestTable(plan.max_running, plan.context_length, page, device, ops)
+    table = RequestTable(plan.max_running, plan.context_length, page, device, ops, pool.num_groups)
     return Runner(model, PagedAttentionBackend(pool, ops), table, Sampler(ops, table), device), pool
 
 
@@ -210,17 +218,37 @@ def _grammar_gate(info: EngineInfo, tokenizer: Tokenizer) -> GrammarGate:
 
 def _cache(config: Config, plan: MemoryPlan, model: DecoderModel) -> CacheManager:
     kept, page = model.cache_plan, config.page_size
-    num_pages = plan.total_tokens // page
+    num_pages = _num_pages(plan, page)
     size = ModelSize.of(model.spec)
     return CacheManager(
-        CacheLayout(page, max(1, kept.bytes_per_token), state_bytes=kept.bytes_per_state),
-        max(plan.cache_bytes, num_pages * page * kept.bytes_per_token),
-        num_slots=[num_pages, plan.num_states] if kept.bytes_per_state else [num_pages],
+        cache_layout(kept, page, windows=plan.windows is not None),
+        max(plan.cache_bytes, plan.kv_bytes),
+        num_slots=[*num_pages, plan.num_states] if kept.bytes_per_state else num_pages,
         policy=config.radix_eviction_policy,
         admission=config.state_checkpoints,
         profile=_Flops(size),
         sharing=not config.disable_radix_cache,
     )
+
+
+def cache_layout(kept: CachePlan, page_size: int, *, windows: bool) -> CacheLayout:
+    """What the cache accounts for; windows: layers with a sliding window have pages of their own."""
+    inside = kept.window_bytes_per_token if windows else 0
+    return CacheLayout(
+        page_size,
+        kept.bytes_per_token - inside if inside else max(1, kept.bytes_per_token),
+        window=kept.window if windows else 0,
+        window_bytes_per_token=inside,
+        state_bytes=kept.bytes_per_state,
+    )
+
+
+def _num_pages(plan: MemoryPlan, page: int) -> list[int]:
+    """Pages of each group; none of the first if all layers have a window of their own pages."""
+    if plan.windows is None:
+        return [-(-plan.total_tokens // page)]
+    full = plan.total_tokens // page if plan.windows.full_bytes_per_token else 0
+    return [full, plan.windows.tokens // page]
 
 
 @dataclass(frozen=True, slots=True)

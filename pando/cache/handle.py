@@ -126,7 +126,8 @@ class SlotStats:
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """The cache at one moment. The first six count pages of full attention: num_pages is the sum of the next four.
+    """The cache at one moment. The first six count pages of full attention, or of windows where there is no other KV:
+    num_pages is the sum of the next four.
 
     num_locked: held by running requests, shared or their own. num_held_tokens: tokens whose KV is resident (or about
     to be), each counted once. evicted_tokens: total since the start. held_bytes: of all components, without what rests

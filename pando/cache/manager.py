@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pando.cache.admission import CheckpointPolicy, checkpoints_of
 from pando.cache.budget import CacheLayout
 from pando.cache.components import Pin, Receipt
+from pando.cache.components_window import WindowKV
 from pando.cache.handle import (
     CacheHandle,
     CacheStats,
@@ -127,19 +128,22 @@ class CacheManager:
         limit: int | None = None,
         keep: int = 0,
         hints: Sequence[int] = (),
+        step: int | None = None,
     ) -> CacheHandle | Denied:
         """Lock the longest cached prefix of `key` and reserve all that positions [0, num_tokens_needed) need, or deny.
 
         `handle.num_cached` tokens need not be computed. The key stays the caller's, who appends tokens to it.
         limit: tokens to take from the cache at most. keep: pages that must stay available afterwards. hints: positions
-        of the prompt after which the caller expects others to go on; their states are saved too.
+        of the prompt after which the caller expects others to go on; their states are saved too. step: tokens that the
+        caller runs at once at most: window pages for a window and a step are reserved, and `grow` has to be asked for
+        more before each step; None = for all tokens.
         """
         match = self.match(key, namespace, limit)
-        need, shortfall = self._demand(match, num_tokens_needed, keep)
+        need, shortfall = self._demand(match, num_tokens_needed, keep, step)
         if shortfall > 0 and match.num_tokens and self.states is not None and not self.handles:
             # What it resumes from takes room beside its own state. Nobody will ever free any: start from zero instead.
             match = match._replace(num_tokens=0, resume=None)
-            need, shortfall = self._demand(match, num_tokens_needed, keep)
+            need, shortfall = self._demand(match, num_tokens_needed, keep, step)
         if shortfall > 0:
             return Denied(shortfall)
         handle = self._hold(match, key, namespace)
@@ -156,13 +160,14 @@ class CacheManager:
         self.handles.add(handle)
         return handle
 
-    def _demand(self, match: PrefixMatch, num_tokens: int, keep: int) -> tuple[list[int], int]:
+    def _demand(self, match: PrefixMatch, num_tokens: int, keep: int, step: int | None) -> tuple[list[int], int]:
         """Slots of each component that a request of `num_tokens` on `match` needs, and the bytes lacking for them."""
         page = self.page_size
         num_pages = -(-num_tokens // page)
         need = [max(0, num_pages - match.num_matched // page) if self._has_kv else 0]
         if self.window is not None:
-            need.append(max(0, num_pages - match.num_tokens // page))
+            seen = num_tokens if step is None else min(num_tokens, match.num_tokens + self.window.window + step)
+            need.append(max(0, -(-seen // page) - match.num_tokens // page))
         if self.states is not None:
             need.append(1 + self._keeps_spare)
         if self.budget.has_free([count + keep for count in need]):
@@ -174,10 +179,13 @@ class CacheManager:
             kept.append(self.states.num_to_lock(match.resume, match.num_tokens))
         return need, self.budget.shortfall(need, kept)
 
-    def grow(self, handle: CacheHandle, num_tokens: int) -> GrowResult | Denied:
-        """Make pages exist for positions [0, num_tokens) of the handle. Returns the new ones."""
+    def grow(self, handle: CacheHandle, num_tokens: int, start: int | None = None) -> GrowResult | Denied:
+        """Make pages exist for positions [0, num_tokens) of the handle. Returns the new ones.
+
+        start: where its next step starts, for handles with windows; None = at the last of these tokens.
+        """
         if self.window is not None:
-            grown = self.grow_many([handle], [num_tokens])
+            grown = self._grow_groups(self.window, [handle], [num_tokens], [num_tokens - 1 if start is None else start])
             if grown.denied:
                 return grown
             return GrowResult(list(zip(grown.group, grown.page_index, grown.page_id, strict=True)))
@@ -203,13 +211,14 @@ class CacheManager:
 
         The next step of a handle with windows starts at its last token: what it can not see any more is let go.
         """
-        page_size, window = self.page_size, self.window
-        writes = PageWrites()
-        if not self._has_kv and window is None:
+        if self.window is not None:
+            return self._grow_groups(self.window, handles, num_tokens, [count - 1 for count in num_tokens])
+        page_size, writes = self.page_size, PageWrites()
+        if not self._has_kv:
             return writes
         rows, indices = writes.row, writes.page_index
         for row, (handle, count) in enumerate(zip(handles, num_tokens, strict=True)):
-            first = len(handle.pages) if window is None else len(handle.window_pages)
+            first = len(handle.pages)
             need = -(-count // page_size) - first
             if need == 1:
                 rows.append(row)
@@ -219,14 +228,25 @@ class CacheManager:
                 indices.extend(range(first, first + need))
         if rows:
             count = len(rows)
-            if count > self.allocator.num_free or self.budget.binds or window is not None:
-                shortfall = self._make_room([count] if self._has_kv else [0])
+            if count > self.allocator.num_free or self.budget.binds:
+                shortfall = self._make_room([count])
                 if shortfall > 0:
                     return Denied(shortfall)
-            self._hand_out(writes, handles)
-        if window is not None:
-            self._slide_all(writes, handles, num_tokens)
+            writes.page_id = self.allocator.take(count).tolist()
+            writes.group = [FULL] * count
+            for row, page in zip(rows, writes.page_id, strict=True):
+                handles[row].pages.append(page)
         return writes
+
+    def slide(self, handle: CacheHandle, start: int) -> list[PageWrite]:
+        """The handle's next step starts behind `start` tokens, all planned: let go the window pages it can not see.
+
+        Worth a call before `grow` for a long step, which it may make room for. Returns page-table writes.
+        """
+        writes = PageWrites()
+        if self.window is not None:
+            self._slide(self.window, writes, 0, handle, start)
+        return list(zip(writes.group, writes.page_index, writes.page_id, strict=True))
 
     def plan_saves(self, handle: CacheHandle, start: int, end: int) -> list[tuple[int, int]]:
         """States that the step over positions [start, end) must save: (position, slot), start < position <= end.
@@ -321,8 +341,14 @@ class CacheManager:
     def num_held_tokens(self) -> int:
         """Tokens whose KV is resident or being planned, in the tree and in handles, each counted once. O(handles)."""
         page = self.page_size
+        if not self._has_kv:
+            if self.window is None:
+                return 0
+            firsts = ((h, max(h.first_window_page, h.num_window_tree_pages)) for h in self.handles)
+            held = sum(max(0, min(len(h.key), len(h.window_pages) * page) - first * page) for h, first in firsts)
+            return self.window.num_slots * page + held
         own = sum(min(len(h.key), len(h.pages) * page) - h.num_tree_pages * page for h in self.handles)
-        return self.kv.num_slots * page + own if self._has_kv else 0
+        return self.kv.num_slots * page + own
 
     def stats(self) -> CacheStats:
         """Counts of this moment. O(handles)."""
@@ -330,7 +356,7 @@ class CacheManager:
         for c, gone in zip(self.components, self.eviction.evicted, strict=True):
             space, evictable = c.allocator, c.num_slots - c.num_locked
             by_component[c.name] = SlotStats(space.num_slots, space.num_free, space.num_quarantined, evictable, gone)
-        full = by_component["full"]
+        full = by_component["full" if self._has_kv or self.window is None else "window"]
         resting = sum(c.allocator.num_quarantined * c.slot_bytes for c in self.components)
         return CacheStats(
             num_pages=full.num_slots,
@@ -436,9 +462,7 @@ class CacheManager:
     # -- inner: growing and publishing
 
     def _make_room(self, need: list[int]) -> int:
-        """Room for as many slots of both groups of pages; the bytes lacking, if it can not be had."""
-        if self.window is not None:
-            need = [need[0], max(need)]
+        """Room for `need[i]` slots of each component; the bytes lacking, if it can not be had."""
         need = need + [0] * (len(self.components) - len(need))
         if self.budget.has_free(need):
             return 0
@@ -447,41 +471,47 @@ class CacheManager:
             self.eviction.make_room(need)
         return shortfall
 
-    def _hand_out(self, writes: PageWrites, handles: Sequence[CacheHandle]) -> None:
-        """Take the pages that `writes` lacks: one of each group per entry."""
-        count = len(writes.row)
-        if self._has_kv:
-            writes.page_id = self.allocator.take(count).tolist()
-            writes.group = [FULL] * count
-            for row, page in zip(writes.row, writes.page_id, strict=True):
+    def _grow_groups(
+        self, window: WindowKV, handles: Sequence[CacheHandle], num_tokens: Sequence[int], starts: Sequence[int]
+    ) -> PageWrites | Denied:
+        """`grow_many` of both groups of pages; `starts`: where the handles' next steps start."""
+        writes, counts = PageWrites(), [0, 0]
+        for group in (FULL, WINDOW) if self._has_kv else (WINDOW,):
+            for row, (handle, count) in enumerate(zip(handles, num_tokens, strict=True)):
+                first = len(handle.pages if group == FULL else handle.window_pages)
+                need = -(-count // self.page_size) - first
+                if need > 0:
+                    counts[group] += need
+                    writes.row.extend([row] * need)
+                    writes.page_index.extend(range(first, first + need))
+        if writes.row:
+            shortfall = self._make_room(counts)
+            if shortfall > 0:
+                return Denied(shortfall)
+            full, own = self.allocator.take(counts[FULL]), window.allocator.take(counts[WINDOW])
+            for row, page in zip(writes.row, full, strict=False):
                 handles[row].pages.append(page)
-        if self.window is not None:
-            pages = self.window.allocator.take(count)
-            for row, slot in zip(writes.row, pages, strict=True):
-                handles[row].window_pages.append(slot)
-            if self._has_kv:
-                writes.row.extend(writes.row[:])
-                writes.page_index.extend(writes.page_index[:])
-            writes.page_id.extend(pages)
-            writes.group.extend([WINDOW] * count)
+            for row, page in zip(writes.row[len(full) :], own, strict=True):
+                handles[row].window_pages.append(page)
+            writes.page_id = [*full, *own]
+            writes.group = [FULL] * len(full) + [WINDOW] * len(own)
+        for row, (handle, start) in enumerate(zip(handles, starts, strict=True)):
+            # Once it is worth the call.
+            if window.first_page(start) - handle.first_window_page >= self._slack:
+                self._slide(window, writes, row, handle, start)
+        return writes
 
-    def _slide_all(self, writes: PageWrites, handles: Sequence[CacheHandle], num_tokens: Sequence[int]) -> None:
-        """Let go of window pages that handles can not see any more, once they are worth the call."""
-        window = self.window
-        assert window is not None
-        for row, (handle, count) in enumerate(zip(handles, num_tokens, strict=True)):
-            first = window.first_page(count - 1)
-            if first - handle.first_window_page < self._slack:
-                continue
-            known = min(len(handle.key), count - 1)
-            if not self.sharing or not handle.node.live:
-                self._forget(handle, first)
-            elif known >= handle.num_planned:
-                for group, index, slot in self._publish(handle, known, count - 1):
-                    writes.row.append(row)
-                    writes.group.append(group)
-                    writes.page_index.append(index)
-                    writes.page_id.append(slot)
+    def _slide(self, window: WindowKV, writes: PageWrites, row: int, handle: CacheHandle, start: int) -> None:
+        """Let go of window pages that a step behind `start` tokens can not see."""
+        first, known = window.first_page(start), min(len(handle.key), start)
+        if not self.sharing or not handle.node.live:
+            self._forget(handle, first)
+        elif known >= handle.num_planned:
+            for group, index, slot in self._publish(handle, known, start):
+                writes.row.append(row)
+                writes.group.append(group)
+                writes.page_index.append(index)
+                writes.page_id.append(slot)
 
     def _forget(self, handle: CacheHandle, first: int) -> None:
         """A handle that shares nothing frees its own window pages in front of page `first`."""
@@ -494,7 +524,14 @@ class CacheManager:
         """`publish`, while a step is planned that starts behind `start` tokens of the handle."""
         num_pages = num_tokens // self.page_size
         writes: list[PageWrite] = []
-        if not self.sharing or not handle.node.live or num_tokens <= start and num_pages <= handle.num_tree_pages:
+        if not self.sharing or not handle.node.live:
+            return writes
+        behind = self.window is not None and self.window.first_page(start) > handle.first_window_page
+        if (
+            num_tokens <= start
+            and num_pages <= handle.num_tree_pages
+            and not (behind and num_tokens >= handle.num_planned)
+        ):
             return writes
         if num_pages > handle.num_tree_pages:
             assert num_tokens <= len(handle.key), (num_tokens, len(handle.key))

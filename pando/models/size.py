@@ -59,6 +59,15 @@ class ModelSize:
         """Bytes one cached token takes over all layers."""
         return cache_plan(self.spec, dtype).bytes_per_token
 
+    @property
+    def window(self) -> int:
+        """Tokens that layers with a sliding window read, the most of any; 0 = there are none."""
+        return max((layer.window for layer in self.spec.layers if layer.heads > 0), default=0)
+
+    def window_bytes_per_token(self, dtype: str) -> int:
+        """Bytes one cached token takes over all layers with a sliding window."""
+        return cache_plan(self.spec, dtype).window_bytes_per_token
+
     def state_bytes(self, dtype: str) -> int:
         """Bytes one sequence's recurrent states take over all layers, whatever its length; 0 = there are none."""
         return cache_plan(self.spec, dtype).bytes_per_state

@@ -2,6 +2,9 @@
 
 free memory (measured after the weights are loaded)
 |-- step workspace: activations and logits of the largest step --|-- request table --|-- KV pool --|-- left free --|
+
+Layers with a sliding window have a pool of their own where that gains something: of a long sequence they keep a window
+and the step under way, so the tokens of the other layers, and with them sequences, may be many more.
 """
 
 from __future__ import annotations
@@ -24,13 +27,19 @@ MAX_RUNNING = 256
 STATES_PER_SEQUENCE = 64
 """Recurrent states kept at most, per sequence that can run: its own, and what the prefix cache remembers."""
 MIN_BUDGET, MAX_BUDGET = 256, 8192
+WINDOW_REFERENCE = 8192
+"""Length of the sequences, in tokens, that the two pools of a device with sliding windows are balanced for."""
 STEP_SECONDS = 0.25
 """Longest step to aim for on a CPU: it bounds the gap between two tokens of a stream."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What the plan needs to know of a model. Bytes, tokens and elements."""
+    """What the plan needs to know of a model. Bytes, tokens and elements.
+
+    kv_bytes_per_token: of all layers. window: tokens that layers with a sliding window read, 0 = there are none;
+    window_bytes_per_token: of those layers.
+    """
 
     weight_bytes: int
     kv_bytes_per_token: int
@@ -40,6 +49,8 @@ class ModelFacts:
     max_position: int
     dtype_bytes: int
     state_bytes: int = 0
+    window: int = 0
+    window_bytes_per_token: int = 0
 
     @classmethod
     def of(cls, size: ModelSize, dtype: str, bits: MatrixBits | None = None) -> ModelFacts:
@@ -54,13 +65,33 @@ class ModelFacts:
             max_position=spec.max_position,
             dtype_bytes=DTYPE_BYTES[dtype],
             state_bytes=size.state_bytes(dtype),
+            window=size.window,
+            window_bytes_per_token=size.window_bytes_per_token(dtype),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class WindowPlan:
+    """The pool of the layers with a sliding window. tokens: its size. held: of a decoding sequence, at most.
+
+    bytes_per_token: of these layers; full_bytes_per_token: of the others.
+    """
+
+    tokens: int
+    held: int
+    bytes_per_token: int
+    full_bytes_per_token: int
+
+    def sequence_bytes(self, num_tokens: int) -> int:
+        """Bytes that a decoding sequence of `num_tokens` tokens keeps in both pools."""
+        return num_tokens * self.full_bytes_per_token + min(num_tokens, self.held) * self.bytes_per_token
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """The resolved sizes; `reasons` says in one line each where a number comes from.
 
+    total_tokens: that all layers without a window have room for. windows: None = those with one keep all tokens too.
     num_states: slots for recurrent states. cache_bytes: what KV and states may take together.
     """
 
@@ -75,10 +106,18 @@ class MemoryPlan:
     reasons: list[str] = field(default_factory=list)
     num_states: int = 0
     cache_bytes: int = 0
+    windows: WindowPlan | None = None
 
     def concurrency(self, tokens: int) -> int:
         """Sequences of `tokens` tokens that fit the pool at once."""
-        return min(self.max_running, self.total_tokens // max(1, tokens))
+        tokens = max(1, tokens)
+        if self.windows is None:
+            return min(self.max_running, self.total_tokens // tokens)
+        fitting = [self.windows.tokens // min(tokens, self.windows.held)]
+        fitting.append(self.cache_bytes // self.windows.sequence_bytes(tokens))
+        if self.windows.full_bytes_per_token:
+            fitting.append(self.total_tokens // tokens)
+        return min(self.max_running, *fitting)
 
 
 def plan_memory(
@@ -114,17 +153,65 @@ def plan_memory(
             f"no room for a KV pool: {_gib(free_bytes)} free, the largest step needs {_gib(workspace)}, one token "
             f"takes {facts.kv_bytes_per_token} bytes; use a smaller model, fewer bits or --chunked-prefill-size 256"
         )
-    context = _context(config, facts, total, reasons)
-    running = min(config.max_running_requests or MAX_RUNNING, max(1, total // page))
     kv_bytes = total * facts.kv_bytes_per_token
+    windows = _windows(config, facts, total, budget, on_cpu=on_cpu)
+    if windows is not None:
+        inside = windows.held + 2 * budget if on_cpu else windows.tokens
+        total = _with_windows(config, facts, total, inside, windows, reasons)
+    unbounded = windows is not None and not windows.full_bytes_per_token
+    room = max(facts.max_position, config.context_length or 0) if unbounded else total
+    context = _context(config, facts, room, reasons)
+    running = min(config.max_running_requests or MAX_RUNNING, max(1, total // page))
     cache_bytes, num_states = kv_bytes, 0
     if facts.state_bytes:
         num_states, cache_bytes = _states(config, facts, pool_bytes, kv_bytes, reasons)
         running = min(running, max(1, num_states // 2))
-    table = running * (context + 1) * 4 + running * -(-context // page) * 4
+    num_groups = 1 if windows is None else 2
+    table = running * (context + 1) * 4 + running * -(-context // page) * 4 * num_groups
     return MemoryPlan(
-        total, context, running, budget, kv_bytes, table, workspace, free_bytes, reasons, num_states, cache_bytes
+        total, context, running, budget, kv_bytes, table, workspace, free_bytes, reasons, num_states, cache_bytes,
+        windows,
+    )  # fmt: skip
+
+
+def _windows(config: Config, facts: ModelFacts, total: int, budget: int, *, on_cpu: bool) -> WindowPlan | None:
+    """The pool of the layers with a window; None if they may as well keep all `total` tokens, like the others.
+
+    On a CPU memory is taken when it is first written: this pool may hold as much as it would without windows, for short
+    sequences, and the other one more, for long ones; together they stay within one budget. A device takes memory at
+    once: its pools are balanced for sequences of `WINDOW_REFERENCE` tokens.
+    """
+    if not facts.window:
+        return None
+    longest, page = config.context_length or facts.max_position, config.page_size
+    held = facts.window + min(facts.window, 1024) // 4 + 2 * page
+    least = held + 2 * budget  # a sequence's window, the step that extends it, and one in flight
+    if longest <= held or total <= least:
+        return None
+    inner, outer = facts.window_bytes_per_token, facts.kv_bytes_per_token - facts.window_bytes_per_token
+    tokens = total
+    if not on_cpu and outer:
+        share = min(1.0, 2 * facts.window / min(longest, WINDOW_REFERENCE))
+        tokens = max(least, int(share * total * facts.kv_bytes_per_token / (outer + share * inner)))
+    return WindowPlan(min(total, tokens) // page * page, held, inner, outer)
+
+
+def _with_windows(
+    config: Config, facts: ModelFacts, before: int, inside: int, windows: WindowPlan, reasons: list[str]
+) -> int:
+    """Tokens of the layers without a window, while those with one take `inside` tokens; all had `before` tokens."""
+    outer, page = windows.full_bytes_per_token, config.page_size
+    kv_bytes, total = before * facts.kv_bytes_per_token, before
+    if outer and config.max_total_tokens is None:
+        total = (kv_bytes - inside * windows.bytes_per_token) // outer // page * page
+    length = min(config.context_length or facts.max_position, WINDOW_REFERENCE)
+    each = windows.sequence_bytes(length)
+    reasons.append(
+        f"sliding windows of {facts.window} tokens: {windows.bytes_per_token:,} of {facts.kv_bytes_per_token:,} bytes "
+        f"per token are kept for the last tokens only; a sequence of {length} tokens takes {_gib(each)} instead of "
+        f"{_gib(length * facts.kv_bytes_per_token)}: {kv_bytes // each} of them fit, not {before // length}"
     )
+    return total
 
 
 def _states(config: Config, facts: ModelFacts, pool_bytes: int, kv_bytes: int, reasons: list[str]) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from pando.cache.handle import PageWrite
 from pando.cache.manager import CacheManager
-from pando.cache.spec import FULL
+from pando.cache.spec import FULL, WINDOW
 from pando.core.batch import Batch, NewSlot
 from pando.scheduler.policy import WaitingQueue
 from pando.scheduler.request import Request, State
@@ -75,6 +75,7 @@ class Admission:
         """The request a row is being planned for: the suspect if planning raises."""
         self.reserve = Reserve()
         self._saves_decodes = cache.states is not None and limits.page_size > 1
+        self._has_windows = cache.window is not None
         self.num_retracted = 0
         self._free_slots = list(range(limits.max_running - 1, -1, -1))
         self._blocked: tuple[Request | None, int] = (None, 0)
@@ -186,6 +187,8 @@ class Admission:
         batch.page_slot += [slots[row] for row in grown.row]
         batch.page_index += grown.page_index
         batch.page_id += grown.page_id
+        if self._has_windows:
+            batch.page_group += grown.group
         batch.slot += slots
         batch.start += [request.planned for request in decoding]
         batch.num_tokens += [1] * len(decoding)
@@ -203,29 +206,36 @@ class Admission:
     def _plan_extend(self, plan: Plan, request: Request, num: int, drafts: list[int]) -> None:
         """A row of `num` known positions of a generating sequence, and its drafts; retracts others for room."""
         num += len(drafts)
-        stop = request.planned + num
         self.planning = request
-        assert request.handle is not None
-        grown = self.cache.grow(request.handle, stop)
-        if grown.denied and drafts:
-            request.drafts = []
-            self._plan_extend(plan, request, num - len(drafts), [])
+        if not self._grow(plan, request, num, patient=not drafts):
+            if drafts:
+                request.drafts = []
+                self._plan_extend(plan, request, num - len(drafts), [])
             return
-        while grown.denied:
-            victim = self._victim(plan)
-            if victim is None:
-                return
-            self.retract(victim)
-            self.reserve.retracted()
-            if victim is request:
-                return
-            grown = self.cache.grow(request.handle, stop)
-        self._write(plan.batch, request.slot, grown.writes)
         self._write_tokens(plan.batch, request, drafts)
         self._row(plan, request, num, int(request.known + request.pending < request.limit), len(drafts))
         request.in_doubt = bool(drafts)
         if self._saves_decodes:
             self._plan_saves(plan, len(plan.rows) - 1, request.planned - num)
+
+    def _grow(self, plan: Plan, request: Request, num: int, *, patient: bool = True) -> bool:
+        """Pages for the request's next `num` positions; a patient one retracts others for room, or itself. False if
+        it has none.
+        """
+        assert request.handle is not None
+        start = request.planned
+        grown = self.cache.grow(request.handle, start + num, start)
+        while grown.denied:
+            victim = self._victim(plan) if patient else None
+            if victim is None:
+                return False
+            self.retract(victim)
+            self.reserve.retracted()
+            if victim is request:
+                return False
+            grown = self.cache.grow(request.handle, start + num, start)
+        self._write(plan.batch, request.slot, grown.writes)
+        return True
 
     def _victim(self, plan: Plan) -> Request | None:
         """The latest running request that is not in this step yet (lowest priority first)."""
@@ -241,6 +251,8 @@ class Admission:
         page = self.limits.page_size
         if num < to_run and num > page:
             num -= (request.planned + num) % page
+        if self._has_windows and not self._grow_window(plan, request, num):
+            return 0
         last = num == to_run
         emit = int(last and request.known + request.pending < request.limit)
         self._row(plan, request, num, emit)
@@ -249,6 +261,12 @@ class Admission:
             self._plan_saves(plan, len(plan.rows) - 1, request.planned - num)
         self._write(plan.batch, request.slot, self.cache.publish(request.handle, request.planned))
         return num
+
+    def _grow_window(self, plan: Plan, request: Request, num: int) -> bool:
+        """Window pages for the next `num` positions of a prompt, those it can not see any more being let go first."""
+        assert request.handle is not None
+        self._write(plan.batch, request.slot, self.cache.slide(request.handle, request.planned))
+        return self._grow(plan, request, num)
 
     def _plan_saves(self, plan: Plan, row: int, start: int) -> None:
         """Recurrent states of a planned row that the cache wants to keep; the row runs from position `start`."""
@@ -279,12 +297,13 @@ class Admission:
         request.planned += num
         request.pending += emit
 
-    @staticmethod
-    def _write(batch: Batch, slot: int, writes: Iterable[PageWrite]) -> None:
-        for _, index, page_id in writes:
+    def _write(self, batch: Batch, slot: int, writes: Iterable[PageWrite]) -> None:
+        for group, index, page_id in writes:
             batch.page_slot.append(slot)
             batch.page_index.append(index)
             batch.page_id.append(page_id)
+            if self._has_windows:
+                batch.page_group.append(group)
 
     def _admit_waiting(self, plan: Plan) -> None:
         """Admit in queue order until budget, slots or pages run out. The queue's first is never overtaken for pages."""
@@ -333,7 +352,8 @@ class Admission:
         kept_bytes = keep * self.cache.page_bytes
         if blocked is request and self.running and self.cache.budget.available_bytes < wanted + kept_bytes:
             return False
-        handle = self.cache.admit(request.key, request.namespace, needed, limit=request.reusable, keep=keep)
+        step = self.limits.token_budget
+        handle = self.cache.admit(request.key, request.namespace, needed, limit=request.reusable, keep=keep, step=step)
         if handle.denied:
             available = self.cache.budget.available_bytes
             self._blocked = (request, available + handle.shortfall_bytes - kept_bytes)
@@ -349,6 +369,9 @@ class Admission:
         )
         pages = handle.pages[: (needed + page - 1) // page]
         self._write(plan.batch, slot, [(FULL, index, page_id) for index, page_id in enumerate(pages)])
+        if self._has_windows:
+            seen = enumerate(handle.window_pages[handle.first_window_page :], handle.first_window_page)
+            self._write(plan.batch, slot, [(WINDOW, index, page_id) for index, page_id in seen])
         num_cached = min(handle.num_cached, request.prompt_len) if not request.admitted else handle.num_cached
         self._stats.count_admission(request, num_cached, first=not request.admitted)
         if not request.admitted:

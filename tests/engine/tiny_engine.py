@@ -6,10 +6,10 @@ import functools
 from typing import Any
 
 from pando.attention.paged import PagedAttentionBackend
-from pando.cache.budget import CacheLayout
 from pando.cache.manager import CacheManager
 from pando.cache.pool import KVPool
 from pando.device import Device
+from pando.engine import cache_layout
 from pando.kernels import op_table
 from pando.models.decoder import DecoderModel
 from pando.models.load import load_model
@@ -22,6 +22,8 @@ from tests.tiny_models import tiny_checkpoint
 
 CPU = Device("cpu")
 CONTEXT = 160
+POISON = 1e4
+"""What a pool with windows holds at first: read by mistake, it changes any output."""
 
 
 @functools.lru_cache(maxsize=2)
@@ -38,12 +40,23 @@ def tiny_runner(
     page_size: int,
     max_running: int,
     context: int = CONTEXT,
+    num_window_tokens: int = 0,
     num_states: int = 0,
 ) -> Runner:
-    """A runner with a pool of `num_tokens` tokens."""
+    """A runner with a pool of `num_tokens` tokens, and one of `num_window_tokens` of layers with a window."""
     model, ops = tiny_model(family, kernels), op_table("cpu", kernels)
-    pool = KVPool(model.cache_plan, num_tokens // page_size, page_size, "cpu", model.dtype, num_states=num_states)
-    table = RequestTable(max_running, context, page_size, CPU, ops)
+    pool = KVPool(
+        model.cache_plan,
+        num_tokens // page_size,
+        page_size,
+        "cpu",
+        model.dtype,
+        num_window_pages=num_window_tokens // page_size,
+        num_states=num_states,
+    )
+    for tensor in (*pool.k, *pool.v) if num_window_tokens else ():
+        tensor.fill_(POISON)
+    table = RequestTable(max_running, context, page_size, CPU, ops, pool.num_groups)
     return Runner(model, PagedAttentionBackend(pool, ops), table, Sampler(ops, table), CPU)
 
 
@@ -56,10 +69,14 @@ def tiny_engine(
     max_running: int = 8,
     overlap: bool = False,
     context: int = CONTEXT,
+    num_window_tokens: int = 0,
     num_states: int = 0,
     **options: Any,
 ) -> Bench:
-    """A scheduler over a tiny model; `options` go to the scheduler's harness. num_states: of a recurrent model."""
+    """A scheduler over a tiny model; `options` go to the scheduler's harness. num_states: of a recurrent model.
+
+    num_window_tokens: of layers with a sliding window; 0 = they keep all tokens.
+    """
     runner: Any = tiny_runner(
         family,
         kernels,
@@ -67,10 +84,12 @@ def tiny_engine(
         page_size=page_size,
         max_running=max_running,
         context=context,
+        num_window_tokens=num_window_tokens,
         num_states=num_states,
     )
-    if num_states:
-        options.setdefault("cache", _state_cache(runner._model, num_tokens, page_size, num_states))
+    if num_states or num_window_tokens:
+        spaces = [num_tokens // page_size, num_window_tokens // page_size, num_states]
+        options.setdefault("cache", _cache(runner._model, page_size, spaces, options.get("sharing", True)))
     executor = ThreadedExecutor(runner) if overlap else runner
     return bench(
         num_pages=num_tokens // page_size,
@@ -83,8 +102,11 @@ def tiny_engine(
     )
 
 
-def _state_cache(model: DecoderModel, num_tokens: int, page_size: int, num_states: int) -> CacheManager:
-    plan = model.cache_plan
-    layout = CacheLayout(page_size, plan.bytes_per_token, state_bytes=plan.bytes_per_state)
-    size = num_tokens * plan.bytes_per_token + num_states * plan.bytes_per_state
-    return CacheManager(layout, size, num_slots=[num_tokens // page_size, num_states])
+def _cache(model: DecoderModel, page_size: int, spaces: list[int], sharing: bool) -> CacheManager:
+    """A cache whose budget is that of its id spaces together: pages, window pages, states."""
+    layout = cache_layout(model.cache_plan, page_size, windows=spaces[1] > 0)
+    if not layout.kv_bytes_per_token:
+        spaces = [0, *spaces[1:]]
+    spaces = [space for i, space in enumerate(spaces) if i == 0 or space]
+    size = sum(count * bytes_ for count, bytes_ in zip(spaces, layout.slot_bytes, strict=True))
+    return CacheManager(layout, size, num_slots=spaces, sharing=sharing)

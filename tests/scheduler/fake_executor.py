@@ -2,13 +2,15 @@
 
 Its "KV" of a position is a hash of the tokens up to it, kept per token slot of the pool; its "model" maps the hash of a
 sequence to the next token. So generated tokens are a pure function of the prompt, and any mistake in pages, prefixes,
-chunks, retraction or recovery either trips an assertion here or changes the output.
+chunks, retraction or recovery either trips an assertion here or changes the output. With windows there are two such
+pools, and of the second one only what a window of a step's tokens sees is read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from pando.cache.spec import FULL, WINDOW
 from pando.core.batch import Batch, StepResult, TokenMask
 
 MASK = (1 << 61) - 1
@@ -49,14 +51,18 @@ class FakeExecutor:
         vocab: int,
         depth: int = 0,
         fail: Callable[[Batch, FakeExecutor], None] | None = None,
+        window: int = 0,
+        num_window_pages: int = 0,
     ) -> None:
+        self.window = window
+        self.window_kv: list[int | None] = [None] * (num_window_pages * page_size)
         self.depth = depth
         self.page_size = page_size
         self.vocab = vocab
         self.fail = fail
         self.kv: list[int | None] = [None] * (num_pages * page_size)
         self.tokens: dict[int, list[int]] = {}
-        self.pages: dict[int, dict[int, int]] = {}
+        self.pages: dict[int, dict[tuple[int, int], int]] = {}
         self.batches: list[Batch] = []
         self.computed = 0
 
@@ -69,8 +75,9 @@ class FakeExecutor:
         for entry in batch.new_slots:
             self.tokens[entry.slot] = list(entry.tokens)
             self.pages[entry.slot] = {}
-        for slot, index, page in zip(batch.page_slot, batch.page_index, batch.page_id, strict=True):
-            self.pages[slot][index] = page
+        groups = batch.page_group if self.window else [FULL] * len(batch.page_id)
+        for slot, index, page, group in zip(batch.page_slot, batch.page_index, batch.page_id, groups, strict=True):
+            self.pages[slot][group, index] = page
         for slot, position, token in zip(batch.token_slot, batch.token_position, batch.token_id, strict=True):
             assert position <= len(self.tokens[slot]), "a token is written behind the history's end"
             self.tokens[slot][position:] = [token]
@@ -90,6 +97,8 @@ class FakeExecutor:
                 state = mix(state, token)
                 if position >= start:
                     self.kv[self._at(slot, position)] = state
+                    if self.window:
+                        self.window_kv[self._at(slot, position, WINDOW)] = state
             self.computed += num
         for slot, start, num, emit, drafts in zip(
             batch.slot, batch.start, batch.num_tokens, batch.emit, batch.num_draft, strict=True
@@ -100,14 +109,17 @@ class FakeExecutor:
                 state = mix(state, self.tokens[slot][position])
                 found = self.kv[self._at(slot, position)]
                 assert found == state, f"slot {slot} reads wrong KV at position {position} of {start}+{num}"
+                if self.window and position > start - self.window:
+                    found = self.window_kv[self._at(slot, position, WINDOW)]
+                    assert found == state, f"slot {slot}: wrong KV in its window at {position} of {start}+{num}"
                 states.append(state)
             if emit:
                 assert len(self.tokens[slot]) == start + num, "a token is emitted that the history already has"
                 self.states.append((slot, start + num - drafts, states[len(states) - drafts - 1 :]))
         return StepResult(batch.step, [])
 
-    def _at(self, slot: int, position: int) -> int:
-        return self.pages[slot][position // self.page_size] * self.page_size + position % self.page_size
+    def _at(self, slot: int, position: int, group: int = FULL) -> int:
+        return self.pages[slot][group, position // self.page_size] * self.page_size + position % self.page_size
 
     def sample(self, step: tuple[Batch, StepResult | Exception], mask: TokenMask | None) -> None:
         """Take the model's token, or the next higher one that the mask allows; drafts end at the first wrong one."""

@@ -118,11 +118,15 @@ def bench(
     fail: Any = None,
     vocab: int = VOCAB,
     cache: CacheManager | None = None,
+    window: int = 0,
+    num_window_pages: int = 0,
 ) -> Bench:
     """A scheduler with small pools over a FakeExecutor (or the given one)."""
     if cache is None:
-        cache = CacheManager(CacheLayout(page_size, 1), num_pages * page_size, sharing=sharing)
-    runner = executor or FakeExecutor(num_pages, page_size, VOCAB, depth, fail)
+        layout = CacheLayout(page_size, 1, window=window, window_bytes_per_token=int(window > 0))
+        spaces = [num_pages, num_window_pages] if window else [num_pages]
+        cache = CacheManager(layout, sum(spaces) * page_size, num_slots=spaces, sharing=sharing)
+    runner = executor or FakeExecutor(num_pages, page_size, VOCAB, depth, fail, window, num_window_pages)
     stats = Stats()
     limits = Limits(token_budget, max_running, min(context_length, num_pages * page_size), page_size)
     admission = Admission(cache, waiting_queue(policy, cache), limits, stats)

@@ -27,12 +27,12 @@ from pando.cache.handle import (
     PageWrite,
     PageWrites,
     PrefixMatch,
-    SlotStats,
 )
 from pando.cache.invariants import check_manager
 from pando.cache.key import TOKEN_BYTES, TokenKey
 from pando.cache.manager_eviction import Eviction
 from pando.cache.manager_insert import Insertion, forget
+from pando.cache.manager_stats import cache_stats, held_tokens
 from pando.cache.manager_store import Store
 from pando.cache.node import Node, pages_of
 from pando.cache.spec import FULL, WINDOW
@@ -340,37 +340,11 @@ class CacheManager:
     @property
     def num_held_tokens(self) -> int:
         """Tokens whose KV is resident or being planned, in the tree and in handles, each counted once. O(handles)."""
-        page = self.page_size
-        if not self._has_kv:
-            if self.window is None:
-                return 0
-            firsts = ((h, max(h.first_window_page, h.num_window_tree_pages)) for h in self.handles)
-            held = sum(max(0, min(len(h.key), len(h.window_pages) * page) - first * page) for h, first in firsts)
-            return self.window.num_slots * page + held
-        own = sum(min(len(h.key), len(h.pages) * page) - h.num_tree_pages * page for h in self.handles)
-        return self.kv.num_slots * page + own
+        return held_tokens(self.store, self.handles)
 
     def stats(self) -> CacheStats:
         """Counts of this moment. O(handles)."""
-        by_component = {}
-        for c, gone in zip(self.components, self.eviction.evicted, strict=True):
-            space, evictable = c.allocator, c.num_slots - c.num_locked
-            by_component[c.name] = SlotStats(space.num_slots, space.num_free, space.num_quarantined, evictable, gone)
-        full = by_component["full" if self._has_kv or self.window is None else "window"]
-        resting = sum(c.allocator.num_quarantined * c.slot_bytes for c in self.components)
-        return CacheStats(
-            num_pages=full.num_slots,
-            num_free=full.num_free,
-            num_quarantined=full.num_quarantined,
-            num_evictable=full.num_evictable,
-            num_locked=full.num_locked,
-            num_held_tokens=self.num_held_tokens,
-            num_handles=len(self.handles),
-            evicted_tokens=self.eviction.evicted[0] * self.page_size,
-            held_bytes=self.budget.used_bytes - resting,
-            budget_bytes=self.budget.num_bytes,
-            by_component=by_component,
-        )
+        return cache_stats(self.store, self.handles, self.eviction.evicted)
 
     def check(self) -> None:
         """Recompute every fact from scratch and assert that it agrees. For tests; O(everything)."""

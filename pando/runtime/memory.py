@@ -86,6 +86,11 @@ class WindowPlan:
         """Bytes that a decoding sequence of `num_tokens` tokens keeps in both pools."""
         return num_tokens * self.full_bytes_per_token + min(num_tokens, self.held) * self.bytes_per_token
 
+    def concurrency(self, num_tokens: int, total_tokens: int, cache_bytes: int) -> int:
+        """Decoding sequences of `num_tokens` tokens that fit both pools and the bytes they may take together."""
+        fitting = min(self.tokens // min(num_tokens, self.held), cache_bytes // self.sequence_bytes(num_tokens))
+        return min(fitting, total_tokens // num_tokens) if self.full_bytes_per_token else fitting
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
@@ -113,11 +118,7 @@ class MemoryPlan:
         tokens = max(1, tokens)
         if self.windows is None:
             return min(self.max_running, self.total_tokens // tokens)
-        fitting = [self.windows.tokens // min(tokens, self.windows.held)]
-        fitting.append(self.cache_bytes // self.windows.sequence_bytes(tokens))
-        if self.windows.full_bytes_per_token:
-            fitting.append(self.total_tokens // tokens)
-        return min(self.max_running, *fitting)
+        return min(self.max_running, self.windows.concurrency(tokens, self.total_tokens, self.cache_bytes))
 
 
 def plan_memory(
@@ -154,9 +155,10 @@ def plan_memory(
             f"takes {facts.kv_bytes_per_token} bytes; use a smaller model, fewer bits or --chunked-prefill-size 256"
         )
     kv_bytes = total * facts.kv_bytes_per_token
-    windows = _windows(config, facts, total, budget, on_cpu=on_cpu)
+    lazy = on_cpu and 2 * kv_bytes <= free_bytes - workspace
+    windows = _windows(config, facts, total, budget, lazy=lazy)
     if windows is not None:
-        inside = windows.held + 2 * budget if on_cpu else windows.tokens
+        inside = windows.held + 2 * budget if lazy else windows.tokens
         total = _with_windows(config, facts, total, inside, windows, reasons)
     unbounded = windows is not None and not windows.full_bytes_per_token
     room = max(facts.max_position, config.context_length or 0) if unbounded else total
@@ -174,12 +176,13 @@ def plan_memory(
     )  # fmt: skip
 
 
-def _windows(config: Config, facts: ModelFacts, total: int, budget: int, *, on_cpu: bool) -> WindowPlan | None:
+def _windows(config: Config, facts: ModelFacts, total: int, budget: int, *, lazy: bool) -> WindowPlan | None:
     """The pool of the layers with a window; None if they may as well keep all `total` tokens, like the others.
 
-    On a CPU memory is taken when it is first written: this pool may hold as much as it would without windows, for short
-    sequences, and the other one more, for long ones; together they stay within one budget. A device takes memory at
-    once: its pools are balanced for sequences of `WINDOW_REFERENCE` tokens.
+    lazy: memory is taken when it is first written, and there is enough of it should all of both pools be, at different
+    times. Then this pool may hold as much as it would without windows, for short sequences, and the other one more, for
+    long ones; at any time they stay within one budget. Else they are balanced for sequences of `WINDOW_REFERENCE`
+    tokens.
     """
     if not facts.window:
         return None
@@ -190,7 +193,7 @@ def _windows(config: Config, facts: ModelFacts, total: int, budget: int, *, on_c
         return None
     inner, outer = facts.window_bytes_per_token, facts.kv_bytes_per_token - facts.window_bytes_per_token
     tokens = total
-    if not on_cpu and outer:
+    if not lazy and outer:
         share = min(1.0, 2 * facts.window / min(longest, WINDOW_REFERENCE))
         tokens = max(least, int(share * total * facts.kv_bytes_per_token / (outer + share * inner)))
     return WindowPlan(min(total, tokens) // page * page, held, inner, outer)
@@ -205,11 +208,12 @@ def _with_windows(
     if outer and config.max_total_tokens is None:
         total = (kv_bytes - inside * windows.bytes_per_token) // outer // page * page
     length = min(config.context_length or facts.max_position, WINDOW_REFERENCE)
-    each = windows.sequence_bytes(length)
+    fitting = windows.concurrency(length, total, kv_bytes)
     reasons.append(
         f"sliding windows of {facts.window} tokens: {windows.bytes_per_token:,} of {facts.kv_bytes_per_token:,} bytes "
-        f"per token are kept for the last tokens only; a sequence of {length} tokens takes {_gib(each)} instead of "
-        f"{_gib(length * facts.kv_bytes_per_token)}: {kv_bytes // each} of them fit, not {before // length}"
+        f"per token are kept for the last tokens only; a sequence of {length} tokens takes "
+        f"{windows.sequence_bytes(length):,} bytes instead of {length * facts.kv_bytes_per_token:,}, "
+        f"and {fitting} of them fit instead of {before // length}"
     )
     return total
 

@@ -142,3 +142,55 @@ def test_reasons_explain_what_was_measured() -> None:
     assert any("as asked (max_total_tokens)" in reason for reason in plan(max_total_tokens=64).reasons)
     assert plan() == plan(), "pure"
     assert plan(facts=replace(FACTS, max_position=64)).context_length == 64
+
+
+WINDOWS = replace(FACTS, window=512, window_bytes_per_token=48 * KIB, max_position=65_536)
+"""Three quarters of the KV belong to layers with a window."""
+
+
+def test_a_cpu_gives_short_sequences_what_they_had_and_long_ones_more() -> None:
+    before, found = plan(facts=replace(WINDOWS, window=0), rate=1000.0), plan(facts=WINDOWS, rate=1000.0)
+    windows = found.windows
+    assert windows is not None and before.windows is None
+    assert windows.tokens == before.total_tokens and found.kv_bytes == before.kv_bytes == found.cache_bytes
+    assert (windows.bytes_per_token, windows.full_bytes_per_token) == (48 * KIB, 16 * KIB)
+    step = 2 * found.token_budget
+    assert found.total_tokens == (found.kv_bytes - (windows.held + step) * 48 * KIB) // (16 * KIB)
+    assert found.concurrency(256) == before.concurrency(256)
+    for length in (2048, 8192, 30_000):
+        assert found.concurrency(length) > 1.8 * before.concurrency(length), length
+    assert (found.context_length, before.context_length) == (65_536, before.total_tokens)
+
+
+def test_the_reason_names_bytes_and_sequences() -> None:
+    found, before = plan(facts=WINDOWS, rate=1000.0), plan(facts=replace(WINDOWS, window=0), rate=1000.0)
+    (reason,) = [reason for reason in found.reasons if "sliding windows" in reason]
+    each = 8192 * 16 * KIB + (512 + 128 + 2) * 48 * KIB
+    assert "49,152 of 65,536 bytes per token" in reason
+    assert f"takes {each:,} bytes instead of {8192 * 64 * KIB:,}" in reason
+    assert f"and {found.concurrency(8192)} of them fit instead of {before.concurrency(8192)}" in reason
+
+
+@pytest.mark.parametrize("options", [{"gpu": True}, {"mem_fraction_static": 0.9, "chunked_prefill_size": 512}])
+def test_pools_that_take_their_memory_at_once_fit_it_together(options: dict[str, Any]) -> None:
+    found = plan(40 * GIB, facts=WINDOWS, page_size=16, **options)
+    windows = found.windows
+    assert windows is not None and windows.tokens % 16 == found.total_tokens % 16 == 0
+    taken = found.total_tokens * 16 * KIB + windows.tokens * 48 * KIB
+    assert 0.999 * found.kv_bytes < taken <= found.kv_bytes
+    assert windows.tokens >= windows.held + 2 * found.token_budget
+
+
+def test_layers_with_windows_keep_all_where_that_costs_nothing() -> None:
+    assert plan(facts=WINDOWS, context_length=512).windows is None, "the window covers the context"
+    assert plan(facts=WINDOWS, max_total_tokens=1100, chunked_prefill_size=256).windows is None, "a step and a window"
+    assert plan(facts=WINDOWS, max_total_tokens=1200, chunked_prefill_size=256).windows is not None
+    assert plan(facts=FACTS).windows is None
+
+
+def test_a_model_of_windows_alone_has_no_other_pool() -> None:
+    found = plan(facts=replace(WINDOWS, window_bytes_per_token=64 * KIB), rate=1000.0)
+    windows = found.windows
+    assert windows is not None and windows.full_bytes_per_token == 0
+    assert found.context_length == 65_536, "the pool does not bound the context"
+    assert found.concurrency(65_536) == found.concurrency(700) == windows.tokens // windows.held

@@ -238,16 +238,6 @@ class CacheManager:
                 handles[row].pages.append(page)
         return writes
 
-    def slide(self, handle: CacheHandle, start: int) -> list[PageWrite]:
-        """The handle's next step starts behind `start` tokens, all planned: let go the window pages it can not see.
-
-        Worth a call before `grow` for a long step, which it may make room for. Returns page-table writes.
-        """
-        writes = PageWrites()
-        if self.window is not None:
-            self._slide(self.window, writes, 0, handle, start)
-        return list(zip(writes.group, writes.page_index, writes.page_id, strict=True))
-
     def plan_saves(self, handle: CacheHandle, start: int, end: int) -> list[tuple[int, int]]:
         """States that the step over positions [start, end) must save: (position, slot), start < position <= end.
 
@@ -271,12 +261,16 @@ class CacheManager:
             saves.append((at, handle.spare))
         return saves
 
-    def publish(self, handle: CacheHandle, num_tokens: int) -> list[PageWrite]:
+    def publish(self, handle: CacheHandle, num_tokens: int, start: int | None = None) -> list[PageWrite]:
         """Let others match the full pages of the handle's first `num_tokens` tokens, all computed or being planned.
 
         Returns page-table writes: pages that another request published first replace the handle's own.
+        start: the handle's next step starts behind so many tokens, >= num_tokens: window pages that it can not see are
+        let go, which may make room for a long step; None = that step was just planned, and starts at those published.
         """
-        return self._publish(handle, num_tokens, handle.num_planned)
+        if start is None:
+            return self._publish(handle, num_tokens, handle.num_planned)
+        return self._slide(self.window, handle, num_tokens, start) if self.window is not None else []
 
     def release(self, handle: CacheHandle, num_tokens: int, *, publish: bool, state_at: int | None = None) -> None:
         """End the handle: publish its first `num_tokens` tokens if asked, free its own slots, drop its locks.
@@ -472,20 +466,19 @@ class CacheManager:
         for row, (handle, start) in enumerate(zip(handles, starts, strict=True)):
             # Once it is worth the call.
             if window.first_page(start) - handle.first_window_page >= self._slack:
-                self._slide(window, writes, row, handle, start)
+                for group, index, slot in self._slide(window, handle, min(len(handle.key), start), start):
+                    writes.row.append(row)
+                    writes.group.append(group)
+                    writes.page_index.append(index)
+                    writes.page_id.append(slot)
         return writes
 
-    def _slide(self, window: WindowKV, writes: PageWrites, row: int, handle: CacheHandle, start: int) -> None:
-        """Let go of window pages that a step behind `start` tokens can not see."""
-        first, known = window.first_page(start), min(len(handle.key), start)
+    def _slide(self, window: WindowKV, handle: CacheHandle, num_tokens: int, start: int) -> list[PageWrite]:
+        """Let go of window pages that a step behind `start` tokens can not see, where the first `num_tokens` are known."""
         if not self.sharing or not handle.node.live:
-            self._forget(handle, first)
-        elif known >= handle.num_planned:
-            for group, index, slot in self._publish(handle, known, start):
-                writes.row.append(row)
-                writes.group.append(group)
-                writes.page_index.append(index)
-                writes.page_id.append(slot)
+            self._forget(handle, window.first_page(start))
+            return []
+        return self._publish(handle, num_tokens, start) if num_tokens >= handle.num_planned else []
 
     def _forget(self, handle: CacheHandle, first: int) -> None:
         """A handle that shares nothing frees its own window pages in front of page `first`."""

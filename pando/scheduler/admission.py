@@ -265,7 +265,8 @@ class Admission:
     def _grow_window(self, plan: Plan, request: Request, num: int) -> bool:
         """Window pages for the next `num` positions of a prompt, those it can not see any more being let go first."""
         assert request.handle is not None
-        self._write(plan.batch, request.slot, self.cache.slide(request.handle, request.planned))
+        known = min(request.planned, request.known)
+        self._write(plan.batch, request.slot, self.cache.publish(request.handle, known, request.planned))
         return self._grow(plan, request, num)
 
     def _plan_saves(self, plan: Plan, row: int, start: int) -> None:

@@ -58,6 +58,29 @@ def test_retraction_in_a_tight_pool(depth: int, wrong: int) -> None:
     b.cache.check()
 
 
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("page_size", [1, 4])
+@pytest.mark.parametrize("sharing", [True, False])
+def test_forced_tokens_and_drafts_see_their_whole_window(depth: int, page_size: int, sharing: bool) -> None:
+    """The next step may start several tokens before the last one that has pages, also after wrong drafts."""
+    for seed in range(3):
+        b = guided(
+            depth,
+            jump=True,
+            wrong=3,
+            page_size=page_size,
+            num_pages=600 // page_size,
+            window=6,
+            num_window_pages=200 // page_size,
+            token_budget=32,
+            sharing=sharing,
+        )
+        want = traffic(b, seed)
+        b.run()
+        assert b.tokens == {rid: tokens for rid, tokens in want.items() if tokens}
+        b.cache.check()
+
+
 def steps(jump: bool, wrong: int, depth: int = 0) -> int:
     b = guided(depth, jump=jump, wrong=wrong)
     b.add("g", [5, 6, 7], 200)

@@ -474,7 +474,7 @@ class CacheManager:
         return writes
 
     def _slide(self, window: WindowKV, handle: CacheHandle, num_tokens: int, start: int) -> list[PageWrite]:
-        """Let go of window pages that a step behind `start` tokens can not see, where the first `num_tokens` are known."""
+        """Let go of window pages that a step behind `start` tokens can not see; the first `num_tokens` are known."""
         if not self.sharing or not handle.node.live:
             self._forget(handle, window.first_page(start))
             return []

@@ -71,8 +71,8 @@ def test_forced_tokens_and_drafts_see_their_whole_window(depth: int, page_size: 
             page_size=page_size,
             num_pages=600 // page_size,
             window=6,
-            num_window_pages=200 // page_size,
-            token_budget=32,
+            num_window_pages=48 // page_size,
+            token_budget=16,
             sharing=sharing,
         )
         want = traffic(b, seed)

@@ -37,6 +37,7 @@ def test_long_sequences_need_a_window_and_a_step(sharing: bool, page_size: int, 
     for rid, tokens in prompts.items():
         engine.add(rid, tokens, 100)
     engine.run()
+    assert not engine.executor.mistakes and not engine.scheduler.stats.failed_steps
     for rid, tokens in prompts.items():
         assert engine.tokens[rid] == answer(tokens, 100)
     engine.cache.check()
@@ -72,6 +73,7 @@ def test_random_traffic_under_pressure(seed: int) -> None:
         engine.step()
         engine.cache.check()
     engine.run()
+    assert not engine.executor.mistakes and not engine.scheduler.stats.failed_steps
     for rid, tokens in prompts.items():
         found, expected = engine.tokens.get(rid, []), answer(tokens, 24)
         assert found == (expected[: len(found)] if rid in aborted else expected), rid

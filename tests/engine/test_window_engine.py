@@ -11,10 +11,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pando.core.messages import Abort
-from pando.core.sampling import LogprobSpec
+from pando.core.config import Config
+from pando.core.messages import Abort, Generate, Output
+from pando.core.sampling import LogprobSpec, SamplingParams
+from pando.engine import EngineCore, build_engine
 from tests.engine.tiny_engine import tiny_engine, tiny_model
-from tests.scheduler.harness import Bench
+from tests.scheduler.harness import Bench, ListInbox
 from tests.tiny_models import assert_greedy, prompt_ids, tiny_checkpoint
 from tests.tiny_recipes import ALL_RECIPES, FAMILIES
 
@@ -43,6 +45,7 @@ def assert_oracle(engine: Bench, family: str, prompts: dict[str, list[int]]) -> 
         assert engine.finish(rid).kind == "length"
         logprobs = [entry.logprob for entry in engine.logprobs[rid]]
         assert_greedy(tiny_checkpoint(family), prompt, engine.tokens[rid], logprobs)
+    assert engine.scheduler.stats.failed_steps == 0
     engine.cache.check()
 
 
@@ -141,3 +144,43 @@ def test_without_sharing() -> None:
     engine.run()
     assert engine.ended["again"].cached_tokens == 0  # type: ignore[union-attr]
     assert_oracle(engine, "gemma3", prompts)
+
+
+def whole_engine(family: str, **options: object) -> tuple[EngineCore, ListInbox]:
+    inbox = ListInbox()
+    values = {
+        "max_total_tokens": 400,
+        "chunked_prefill_size": 16,
+        "num_threads": 1,
+        "device": "cpu",
+        "dtype": "float32",
+    }
+    config = Config(model_path=str(tiny_checkpoint(family)), device="cpu", **{**values, **options})  # type: ignore[arg-type]
+    return build_engine(config, inbox, lambda load: None), inbox
+
+
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize("family", ["gemma3", "mistral"])
+def test_a_built_engine_gives_windows_their_pages(family: str, page_size: int) -> None:
+    core, inbox = whole_engine(family, page_size=page_size)
+    assert core.plan.windows is not None and any("sliding windows" in reason for reason in core.plan.reasons)
+    assert core.scheduler.admission.cache.window is not None
+    prompts = {"a": A, "b": B, "turn": A}
+    for rid, prompt in prompts.items():
+        params = SamplingParams(max_new_tokens=NEW, temperature=0.0, ignore_eos=True)
+        inbox.commands.append(Generate(rid=rid, input_ids=prompt, sampling=params))
+    while core.scheduler.step() or inbox.commands:
+        pass
+    core.scheduler._send()
+    done = {reply.rid: reply.token_ids for reply in inbox.replies if isinstance(reply, Output)}
+    for rid, prompt in prompts.items():
+        assert_greedy(tiny_checkpoint(family), prompt, done[rid])
+    assert core.scheduler.stats.failed_steps == 0
+    core.scheduler.admission.cache.check()
+
+
+def test_windows_that_cover_the_context_are_no_windows() -> None:
+    core, _ = whole_engine("gemma3", context_length=10)
+    assert core.plan.windows is None and core.scheduler.admission.cache.window is None
+    core, _ = whole_engine("qwen3")
+    assert core.plan.windows is None and core.scheduler.admission.cache.window is None

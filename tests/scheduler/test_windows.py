@@ -6,8 +6,10 @@ import random
 
 import pytest
 
+from pando.cache.budget import CacheLayout
+from pando.cache.manager import CacheManager
 from pando.core.messages import Abort
-from tests.scheduler.fake_executor import expected_output
+from tests.scheduler.fake_executor import FakeExecutor, expected_output
 from tests.scheduler.harness import EOS, VOCAB, Bench, bench
 
 WINDOW = 12
@@ -98,3 +100,32 @@ def test_a_warm_prompt_resumes_and_a_lost_window_is_computed_again() -> None:
     engine.run()
     assert engine.tokens["again"] == answer([*first[:40], *others[0][:40]], 4)
     assert engine.ended["again"].cached_tokens == 0, "the tree knows 40 tokens, but not their windows"  # type: ignore[union-attr]
+
+
+def most_at_once(engine: Bench, num: int) -> int:
+    """Sequences that run at once when `num` of 60 + 60 tokens want to; all of them must end right."""
+    rng, most = random.Random(1), 0
+    prompts = {f"r{i}": prompt(rng, 60) for i in range(num)}
+    for rid, tokens in prompts.items():
+        engine.add(rid, tokens, 60, ignore_eos=True)
+    while engine.step() or engine.scheduler.num_unfinished:
+        most = max(most, len(engine.scheduler.admission.running))
+    assert not engine.executor.mistakes and not engine.scheduler.stats.failed_steps
+    assert engine.tokens == {rid: expected_output(tokens, 60, VOCAB) for rid, tokens in prompts.items()}
+    return most
+
+
+def test_the_same_budget_holds_more_sequences() -> None:
+    """Five layers with a window of 12 to one without, as in Gemma 3: 6 bytes per token, of which windows need 5."""
+    budget, everything = 6 * 600, {"max_running": 64, "token_budget": 32, "num_pages": 600}
+    before = bench(cache=CacheManager(CacheLayout(1, 6), budget), **everything)  # type: ignore[arg-type]
+    layout = CacheLayout(1, 1, window=WINDOW, window_bytes_per_token=5)
+    spaces = [budget - 5 * 2 * (WINDOW + 32), 600]
+    windows = bench(
+        cache=CacheManager(layout, budget, num_slots=spaces),
+        executor=FakeExecutor(spaces[0], 1, VOCAB, window=WINDOW, num_window_pages=600),
+        **everything,  # type: ignore[arg-type]
+    )
+    few, many = most_at_once(before, 40), most_at_once(windows, 40)
+    assert few <= 10 and many >= 2 * few, (few, many)
+    assert windows.scheduler.admission.num_retracted <= before.scheduler.admission.num_retracted

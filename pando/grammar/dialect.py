@@ -49,7 +49,7 @@ def modernise(schema: Schema) -> Schema:
             kept = {key: value for key, value in node.items() if key in ("$ref", "$defs", "definitions", "$id", "id")}
             return rebuilt(kept, pointer, change)
         made = rebuilt(node, pointer, change)
-        for step in (_bounds, _tuples, _booleans):
+        for step in (_bounds, _tuples, _booleans, _counts):
             step(made, draft)
         return made
 
@@ -85,6 +85,17 @@ def _booleans(node: dict[str, Any], draft: int | None) -> None:
         node.pop("required")
     if node.get("type") == "any" and (draft is None or draft < 4):
         node.pop("type")
+
+
+_COUNTS = tuple("minLength maxLength minItems maxItems minContains maxContains minProperties maxProperties".split())
+
+
+def _counts(node: dict[str, Any], draft: int | None) -> None:
+    """A count may be written as 2.0."""
+    for key in _COUNTS:
+        value = node.get(key)
+        if isinstance(value, float) and value.is_integer():
+            node[key] = int(value)
 
 
 def hoist_references(schema: Schema) -> Schema:

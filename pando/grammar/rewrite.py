@@ -26,7 +26,17 @@ FORMAT_PATTERNS = {
 }
 """Formats that a pattern says completely."""
 
-_CLASSES = {"d": "0-9", "w": "A-Za-z0-9_"}
+_SPACES = "\t-\r \xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
+_CLASSES = {
+    "d": ("0-9", "\0-/:-\U0010ffff"),
+    "w": ("A-Za-z0-9_", "\0-/:-@[-^`{-\U0010ffff"),
+    "s": (
+        _SPACES,
+        "\0-\x08\x0e-\x1f!-\x9f\xa1-\u167f\u1681-\u1fff\u200b-\u2027\u202a-\u202e\u2030-\u205e\u2060-\u2fff"
+        "\u3001-\ufefe\uff00-\U0010ffff",
+    ),
+}
+"""What ECMA 262 means by a class, and all that is not in it; other dialects let them match every script."""
 
 
 def rewrite(schema: Schema, steps: Sequence[Step] | None = None) -> Schema:
@@ -123,7 +133,7 @@ _NOT_STRING = ("null", "boolean", "number", "array", "object")
 
 
 def _patterns(node: dict[str, Any], root: Schema) -> None:
-    """Spell classes as ECMA 262 defines them; other dialects let them match every script."""
+    """Say patterns as the grammar backends read them."""
     if isinstance(node.get("pattern"), str):
         node["pattern"] = portable(node["pattern"])
     if isinstance(node.get("patternProperties"), dict):
@@ -156,13 +166,19 @@ def portable(pattern: str) -> str:
 
 
 def _escape(letter: str, inside: bool) -> str:
-    if letter in _CLASSES:
-        return _CLASSES[letter] if inside else f"[{_CLASSES[letter]}]"
-    if letter.lower() in _CLASSES and not inside:
-        return f"[^{_CLASSES[letter.lower()]}]"
+    if letter.lower() in _CLASSES:
+        members = "".join(map(_spelled, _CLASSES[letter.lower()][letter.isupper()]))
+        return members if inside else f"[{members}]"
     if letter in "<>" or not inside and not letter.isalnum() and letter not in r"\^$.|?*+()[]{}-":
         return letter  # an escape without need, such as \/ or \@; \< would be the start of a word
     return "\\" + letter
+
+
+def _spelled(char: str) -> str:
+    """A character of a class; those that are hard to read, or mean something there, as escapes."""
+    if char == "-" or char.isascii() and char.isalnum():
+        return char
+    return f"\\u{ord(char):04x}" if ord(char) < 1 << 16 else char
 
 
 def _dependencies(node: dict[str, Any], root: Schema) -> None:

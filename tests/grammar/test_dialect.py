@@ -65,3 +65,11 @@ def test_inner_resources() -> None:
     assert not has_inner_ids(
         {"$id": "root.json", "$defs": {"a": {"id": "#anchor"}}, "properties": {"$id": {"type": "string"}}}
     )
+
+
+def test_a_count_may_be_written_as_a_float() -> None:
+    assert modernise({"maxLength": 2.0, "items": {"minItems": 1.0}, "minimum": 2.0}) == {
+        "maxLength": 2,
+        "items": {"minItems": 1},
+        "minimum": 2.0,
+    }

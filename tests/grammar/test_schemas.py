@@ -33,6 +33,8 @@ EXACT: list[tuple[Any, list[Any], list[Any]]] = [
     ({"type": "string", "pattern": "^a+$", "maxLength": 3}, ["a", "aaa"], ["aaaa", "b"]),
     ({"type": "string", "pattern": r"^\d\w$"}, ["1_"], ["٣a", "1é", "11a"]),
     ({"type": "string", "pattern": r"[^]\/\-"}, ["x/-"], ["/-"]),
+    ({"type": "string", "pattern": r"^\s\S$"}, [" a", "\ufeffa", "\u2003\x85"], ["a ", "\x85a", " \ufeff"]),
+    ({"type": "string", "pattern": r"^[\D]$"}, ["a", "٣"], ["1"]),
     ({"const": {"a": [1, None]}}, [{"a": [1, None]}], [{"a": [1]}]),
     ({"enum": [1, "1", None, [2]]}, [1, "1", None, [2]], [2, "2", []]),
     ({"type": "string", "format": "date"}, ["2024-02-29"], ["2024-13-01", "x"]),

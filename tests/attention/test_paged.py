@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pando.attention.paged import PagedAttentionBackend
 from pando.cache.pool import KVPool
-from pando.cache.spec import CachePlan, FullAttention
+from pando.cache.spec import CachePlan, FullAttention, SlidingWindow
 from pando.forward import AttentionParams, ForwardBatch
 from pando.kernels import op_table
 
@@ -111,3 +111,58 @@ def test_each_batch_is_planned_afresh() -> None:
             torch.testing.assert_close(out[rows].double(), expected, atol=1e-5, rtol=1e-5)
             start += length
         lengths.reverse()
+
+
+@pytest.mark.parametrize(("window", "sinks"), [(33, False), (33, True), (300, False)])
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize("kernels", ["reference", "auto"])
+def test_pages_behind_a_window_are_not_read(kernels: str, page_size: int, window: int, sinks: bool) -> None:
+    """Two groups of layers; what the window's table says of freed pages leads to pages that hold no numbers.
+
+    The rows begin with the same pages of full attention, and their windows' stale entries are alike too.
+    """
+    generator = torch.Generator().manual_seed(2)
+    lengths, counts, num_pages = [700, 701, 350, 40], [1, 1, 70, 40], 2200 // page_size
+    plan = CachePlan.of(
+        [FullAttention(KV_HEADS, DIM, V_DIM, "float32"), SlidingWindow(KV_HEADS, DIM, V_DIM, "float32", window)]
+    )
+    pool = KVPool(plan, num_pages, page_size, "cpu", torch.float32, num_window_pages=num_pages // 2)
+    assert pool.groups == (0, 1)
+    backend = PagedAttentionBackend(pool, op_table("cpu", kernels))
+    params = [AttentionParams(0.3), AttentionParams(0.3, window, sinks=torch.randn(HEADS) if sinks else None)]
+    kv = [[torch.randn(n, KV_HEADS, dim, generator=generator) for dim in (DIM, V_DIM)] for n in lengths]
+    shared = 320
+    for k, v in kv[1:3]:
+        k[:shared], v[:shared] = kv[0][0][:shared], kv[0][1][:shared]
+    width = -(-max(lengths) // page_size)
+    tables = torch.zeros(2, len(lengths), width, dtype=torch.int32)
+    free = [torch.randperm(n, generator=generator).tolist() for n in pool.num_pages]
+    stale = free[1].pop()
+    for layer in range(2):
+        for tensor in (pool.k[1], pool.v[1]):
+            tensor[stale * page_size : (stale + 1) * page_size] = torch.nan
+        for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+            first = max(0, length - count + 1 - window) // page_size if layer else 0
+            for page in range(-(-length // page_size)):
+                if page < first:
+                    tables[layer, row, page] = stale
+                    continue
+                joint = layer == 0 and 0 < row < 3 and (page + 1) * page_size <= shared
+                tables[layer, row, page] = tables[0, 0, page] if joint else free[layer].pop()
+                at, begin = int(tables[layer, row, page]) * page_size, page * page_size
+                held = min(page_size, length - begin)
+                for cache, values in zip((pool.k[layer], pool.v[layer]), kv[row], strict=True):
+                    cache[at : at + held] = values[begin : begin + held]
+    cu = torch.tensor([0, *counts]).cumsum(0)
+    nowhere = torch.zeros(sum(counts), dtype=torch.int64)
+    batch = ForwardBatch(
+        nowhere, nowhere, (nowhere, nowhere), cu.int(), torch.tensor(lengths, dtype=torch.int32),
+        (tables[0], tables[1]), cu[1:] - 1, page_size, max(counts), max(lengths),
+    )  # fmt: skip
+    whole = [torch.randn(n, HEADS, DIM, generator=generator) for n in lengths]
+    q = torch.cat([of[-count:] for of, count in zip(whole, counts, strict=True)])
+    for layer in (0, 1, 0):
+        out = backend.attend(layer, q, params[layer], batch).split(counts)
+        for row, (found, count) in enumerate(zip(out, counts, strict=True)):
+            expected = plain(whole[row], *kv[row], params[layer])[-count:]
+            torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)

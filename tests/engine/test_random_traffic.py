@@ -15,7 +15,7 @@ from pando.core.sampling import LogprobSpec
 from tests.engine.tiny_engine import tiny_engine
 from tests.tiny_models import prompt_ids
 
-FAMILY = "qwen3"
+FAMILY, WINDOWS = "qwen3", "gemma3"
 ROOTS = [prompt_ids(50, seed=200 + i) for i in range(3)]
 
 
@@ -85,8 +85,8 @@ def random_request(rng: random.Random) -> dict[str, Any]:
 Answer = tuple[list[int], list[Any], list[Any]]
 
 
-def alone(options: dict[str, Any]) -> Answer:
-    engine = tiny_engine(FAMILY)
+def alone(family: str, options: dict[str, Any]) -> Answer:
+    engine = tiny_engine(family)
     engine.add("r", **options)
     engine.run()
     return engine.tokens["r"], engine.logprobs["r"], engine.prompt_logprobs["r"]
@@ -99,12 +99,13 @@ def assert_close(found: list[Any], expected: list[Any]) -> None:
         assert one.logprob is None or abs(one.logprob - other.logprob) < 1e-4
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_every_output_equals_the_one_computed_alone(seed: int) -> None:
+@pytest.mark.parametrize(("family", "seed"), [*((FAMILY, i) for i in range(8)), *((WINDOWS, i) for i in range(4))])
+def test_every_output_equals_the_one_computed_alone(family: str, seed: int) -> None:
     rng = random.Random(seed)
     page_size = rng.choice([1, 4, 16])
     engine = tiny_engine(
-        FAMILY,
+        family,
+        num_window_tokens=96 if family == WINDOWS else 0,
         num_tokens=rng.choice([112, 160, 320]),
         page_size=page_size,
         overlap=seed % 2 == 0,
@@ -134,7 +135,7 @@ def test_every_output_equals_the_one_computed_alone(seed: int) -> None:
     poisoned = [rid for rid, end in engine.ended.items() if isinstance(end, Failure)]
     assert len(poisoned) <= stumbling.poisoned
     for rid, options in requests.items():
-        tokens, logprobs, prompt_logprobs = alone(options)
+        tokens, logprobs, prompt_logprobs = alone(family, options)
         found = engine.tokens.get(rid, [])
         end = engine.ended[rid]
         if isinstance(end, Failure):

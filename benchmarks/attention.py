@@ -1,7 +1,8 @@
 """Attention of one layer: GB/s and GFLOP/s beside what this machine reads and multiplies, shared prefixes on and off.
 
     python benchmarks/attention.py [--threads N] [--isa LEVEL] [--dtype bfloat16] [--heads 16] [--kv-heads 8]
-                                   [--head-dim 128] [--seconds 0.3] [--only TEXT] [--json FILE]
+                                   [--head-dim 128] [--int8-kv] [--seconds 0.3] [--only TEXT]
+                                   [--json FILE]
 
 KV is read from memory, not from a cache: calls go round over enough layers' worth of it. Variants of a case (sharing on
 and off) are timed in turns. Bytes count the KV every row sees, once per row ("seen") and once per page ("read once");
@@ -25,6 +26,7 @@ from pando.cache.pool import KVPool
 from pando.cache.spec import CachePlan, FullAttention
 from pando.kernels import cpu, set_num_threads
 from pando.kernels.cpu_linear import limits
+from pando.kernels.int8_rows import round_rows
 from pando.kernels.ops import OpTable
 
 PAGE_SIZE = 16
@@ -84,19 +86,22 @@ CASES = (
 class Inputs:
     """Tensors of a case: enough layers of KV to be cold, random pages, the shared ones the same in every row."""
 
-    def __init__(self, case: Case, shape: Shape, dtype: torch.dtype) -> None:
+    def __init__(self, case: Case, shape: Shape, dtype: torch.dtype, kv_dtype: str) -> None:
         shared, pages = case.shared // PAGE_SIZE, -(-case.keys // PAGE_SIZE)
         own = pages - shared
         num_pages = shared + case.rows * own
         order = torch.randperm(num_pages, dtype=torch.int32)
         prefix = order[:shared].expand(case.rows, shared)
         self.table = torch.cat((prefix, order[shared:].view(case.rows, own)), dim=1).contiguous()
-        spec = FullAttention(shape.kv_heads, shape.head_dim, shape.head_dim, str(dtype).removeprefix("torch."))
-        self.layer_bytes = num_pages * PAGE_SIZE * spec.bytes_per_token
+        spec = FullAttention(shape.kv_heads, shape.head_dim, shape.head_dim, kv_dtype)
+        self.token_bytes = spec.bytes_per_token
+        self.layer_bytes = num_pages * PAGE_SIZE * self.token_bytes
         layers = 1 if case.queries > 64 else max(1, -(-COLD_BYTES // self.layer_bytes))
         self.pool = KVPool(CachePlan.of([spec] * layers), num_pages, PAGE_SIZE, "cpu", dtype)
         for tensor in (*self.pool.k, *self.pool.v):
-            tensor.copy_(torch.randn(PAGE_SIZE, *tensor.shape[1:]).repeat(num_pages, 1, 1))
+            rows = torch.randn(PAGE_SIZE, shape.kv_heads, shape.head_dim)
+            kept = round_rows(rows) if kv_dtype == "int8" else rows
+            tensor.copy_(kept.repeat(num_pages, 1, 1))
         self.q = torch.randn(case.rows * case.queries, shape.heads, shape.head_dim).to(dtype)
         self.starts = torch.arange(0, case.rows * case.queries + 1, case.queries, dtype=torch.int32)
         self.kv_lens = torch.full((case.rows,), case.keys, dtype=torch.int32)
@@ -131,9 +136,9 @@ def seconds_of(call: Callable[[], object], budget: float) -> float:
             return passed / count
 
 
-def measure(case: Case, shape: Shape, ops: OpTable, dtype: torch.dtype, budget: float) -> list[Row]:
+def measure(case: Case, shape: Shape, ops: OpTable, dtype: torch.dtype, kv_dtype: str, budget: float) -> list[Row]:
     """Median of five turns of each variant; a plan is made once per variant, as for the layers of a step."""
-    inputs = Inputs(case, shape, dtype)
+    inputs = Inputs(case, shape, dtype, kv_dtype)
     variants = ("shared", "apart") if case.shared else ("",)
     times: dict[str, list[float]] = {variant: [] for variant in variants}
     for turn in range(6):
@@ -144,7 +149,7 @@ def measure(case: Case, shape: Shape, ops: OpTable, dtype: torch.dtype, budget: 
             if turn:
                 times[variant].append(seconds)
     cpu.set_shared_prefix(True)
-    seen = 2 * case.rows * case.keys * shape.kv_heads * shape.head_dim * dtype.itemsize
+    seen = case.rows * case.keys * inputs.token_bytes
     pairs = case.rows * sum(case.keys - i for i in range(case.queries))
     flops = 4.0 * pairs * shape.heads * shape.head_dim
     rows = []
@@ -164,6 +169,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--kv-heads", type=int, default=8)
     parser.add_argument("--head-dim", type=int, default=128)
+    parser.add_argument("--int8-kv", action="store_true", help="keys and values in int8")
     parser.add_argument("--seconds", type=float, default=0.3, help="per case and variant")
     parser.add_argument("--only", default="", help="cases whose description contains this")
     parser.add_argument("--json", default=None, help="file for the rows")
@@ -173,16 +179,17 @@ def main() -> None:
     shape = Shape(options.heads, options.kv_heads, options.head_dim)
     isa = options.isa or cpu.best_isa()
     dtype, ops = getattr(torch, options.dtype), cpu.table(isa)
+    kv_dtype = "int8" if options.int8_kv else options.dtype
     measured = limits(list(cpu.levels()).index(isa))
     read, product = measured.read_bytes / 1e9, measured.flops / 1e9
-    print(f"{ops.name}, {options.threads} threads, {options.dtype}, {shape}")
+    print(f"{ops.name}, {options.threads} threads, {options.dtype}, KV in {kv_dtype}, {shape}")
     print(f"limits: read {read:.0f} GB/s, bfloat16 products {product:.0f} GFLOP/s")
     print(f"{'case':44}{'':8}{'us':>10}{'seen GB/s':>11}{'read once':>11}{'of limit':>9}{'GFLOP/s':>9}{'of limit':>9}")
     rows = []
     for case in CASES:
         if options.only not in case.what:
             continue
-        for row in measure(case, shape, ops, dtype, options.seconds):
+        for row in measure(case, shape, ops, dtype, kv_dtype, options.seconds):
             rows.append(row)
             print(
                 f"{row.what:44}{row.variant:8}{row.us:10.1f}{row.seen_gb_per_s:11.1f}{row.read_gb_per_s:11.1f}"

@@ -65,10 +65,12 @@ class Mode:
     name: str
     dtype: str
     quantization: str
+    kv_cache_dtype: str = "auto"
 
 
 MODES = [Mode("float32", "float32", "auto"), Mode("bfloat16", "bfloat16", "auto")]
 MODES += [Mode(name, "bfloat16", name) for name in ROUND_ON_LOAD]
+MODES += [Mode("bfloat16, KV in int8", "bfloat16", "auto", "int8")]
 
 
 @torch.inference_mode()
@@ -94,6 +96,13 @@ def run(model: DecoderModel, ops: OpTable, rows: Sequence[Sequence[int]]) -> Ten
         max_kv_len=max(lens),
     )
     return model.logits(model.forward(batch, backend))
+
+
+def kept_as(model: DecoderModel, mode: Mode) -> DecoderModel:
+    """The model, whose cache will hold keys and values as the mode says."""
+    if mode.kv_cache_dtype == "int8":
+        model.cache_plan = model.cache_plan.in_int8()
+    return model
 
 
 def chats(folder: Path, count: int) -> list[tuple[list[int], list[int]]]:
@@ -167,7 +176,8 @@ def builtin_table(model_path: str, kernels: str, count: int, tasks: list[str], t
     print("| mode | perplexity of answers | of all tokens | divergence, nats | ms/token | right answers |")
     print("|---|---|---|---|---|---|")
     for mode in MODES:
-        found = judge(load_model(folder, dtype=mode.dtype, ops=ops, quantization=mode.quantization))
+        model = load_model(folder, dtype=mode.dtype, ops=ops, quantization=mode.quantization)
+        found = judge(kept_as(model, mode))
         right = task_share(model_path, kernels, mode, tasks, task_count) if tasks else "-"
         print(
             f"| {mode.name} | {found.answers:.4f} | {found.all_tokens:.2f} | {found.divergence:.5f} | "
@@ -178,7 +188,8 @@ def builtin_table(model_path: str, kernels: str, count: int, tasks: list[str], t
 
 def task_share(model_path: str, kernels: str, mode: Mode, tasks: list[str], count: int) -> str:
     """Mean share of right answers, after one line per task."""
-    options = {"dtype": mode.dtype, "quantization": mode.quantization, "kernels": kernels, "log_level": "warning"}
+    options = {"dtype": mode.dtype, "quantization": mode.quantization, "kv_cache_dtype": mode.kv_cache_dtype}
+    options |= {"kernels": kernels, "log_level": "warning"}
     with pando.Engine(model_path, **options) as engine:
         shares = evaluate(EngineAnswerer(engine), tasks, count)
     return f"{100 * sum(shares.values()) / len(shares):.1f} %"
@@ -205,7 +216,7 @@ def random_table(kernels: str) -> None:
             model = load_model(
                 Path(folder), dtype=mode.dtype, ops=ops, load_format="dummy", quantization=mode.quantization
             )
-            logits = run(model, ops, rows)
+            logits = run(kept_as(model, mode), ops, rows)
             exact = logits if exact is None else exact
             error = (logits - exact) / exact.std()
             same = (logits.argmax(-1) == exact.argmax(-1)).float().mean()

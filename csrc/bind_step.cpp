@@ -90,12 +90,28 @@ class BoundTable {
         pando::flatten(step_);
     }
 
-    // out: [2, rows], tokens, then whether a row is finite.
-    void choose(Pointer logits, int64_t rows, int64_t vocab, Pointer slots, Pointer ends, bool greedy, Pointer out) {
+    void write_tokens(const Column& slots, const Column& positions, const Column& ids) {
+        check(slots.size() == positions.size() && slots.size() == ids.size());
+        const int64_t count = static_cast<int64_t>(ids.size());
+        pando::write_tokens({step_.tokens, slots.data(), positions.data(), ids.data(), count});
+    }
+
+    // out: [2, rows], tokens, then whether a row is finite. mask: words, `stride` for each of the rows `masked`.
+    void choose(Pointer logits, int64_t rows, int64_t vocab, Pointer slots, Pointer ends, bool greedy, Pointer out,
+                Pointer mask, int64_t stride, const Column& masked) {
         const Unlocked unlocked(rows * vocab);
         pando::choose(kernels_,
-                      {at<const float>(logits), rows, vocab, at<const int64_t>(slots), at<const int64_t>(ends),
-                       sampling_, greedy, step_.tokens, at<int64_t>(out), at<int64_t>(out) + rows});
+                      {at<const float>(logits),
+                       rows,
+                       vocab,
+                       at<const int64_t>(slots),
+                       at<const int64_t>(ends),
+                       sampling_,
+                       greedy,
+                       step_.tokens,
+                       at<int64_t>(out),
+                       at<int64_t>(out) + rows,
+                       {at<const int32_t>(mask), stride, masked.data(), static_cast<int64_t>(masked.size())}});
     }
 
   private:
@@ -116,6 +132,7 @@ void define_step(nb::module_& m) {
         .def(nb::init<int, const Table&, const std::vector<Table>&, int64_t, Pointer, Pointer, Pointer, Pointer,
                       Pointer>())
         .def("write_pages", &BoundTable::write_pages)
+        .def("write_tokens", &BoundTable::write_tokens)
         .def("bind", &BoundTable::bind)
         .def("flatten", &BoundTable::flatten)
         .def("choose", &BoundTable::choose);

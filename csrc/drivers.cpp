@@ -102,8 +102,15 @@ void run_activation(const Kernels& kernels, const ActivationArgs& args, int64_t 
     over_rows(rows, args.size, [&](int64_t begin, int64_t end) { kernels.activation(args, begin, end); });
 }
 
-void run_store(const StoreArgs& args, int64_t tokens) {
-    const int64_t width = args.element_bytes;
+void run_store(const Kernels& kernels, const StoreArgs& args, int64_t tokens) {
+    const int64_t width = args.dtype == DType::f32 ? 4 : 2, cached = args.int8_kv ? 1 : width;
+    const auto put = [&](char* row, const char* x, int64_t dim) {
+        if (args.int8_kv) {
+            kernels.round_kv(args.dtype, x, dim, row);
+        } else {
+            std::memcpy(row, x, static_cast<size_t>(dim * width));
+        }
+    };
     for (int64_t token = 0; token < tokens; ++token) {
         if (args.out_loc[token] < 0 || args.out_loc[token] >= args.num_slots) out_of_range("out_loc");
     }
@@ -111,15 +118,34 @@ void run_store(const StoreArgs& args, int64_t tokens) {
         for (int64_t token = begin; token < end; ++token) {
             const int64_t slot = args.out_loc[token];
             for (int64_t head = 0; head < args.heads; ++head) {
-                std::memcpy(args.k_cache + (slot * args.k_slot_stride + head * args.k_slot_head_stride) * width,
-                            args.k + (token * args.k_token_stride + head * args.k_head_stride) * width,
-                            static_cast<size_t>(args.k_dim * width));
-                std::memcpy(args.v_cache + (slot * args.v_slot_stride + head * args.v_slot_head_stride) * width,
-                            args.v + (token * args.v_token_stride + head * args.v_head_stride) * width,
-                            static_cast<size_t>(args.v_dim * width));
+                put(args.k_cache + (slot * args.k_slot_stride + head * args.k_slot_head_stride) * cached,
+                    args.k + (token * args.k_token_stride + head * args.k_head_stride) * width, args.k_dim);
+                put(args.v_cache + (slot * args.v_slot_stride + head * args.v_slot_head_stride) * cached,
+                    args.v + (token * args.v_token_stride + head * args.v_head_stride) * width, args.v_dim);
             }
         }
     });
+}
+
+void run_normalize(const Kernels& kernels, const NormalizeArgs& args, int64_t rows) {
+    over_rows(rows, args.groups * args.size, [&](int64_t begin, int64_t end) { kernels.normalize(args, begin, end); });
+}
+
+void run_modulate(const Kernels& kernels, const ModulateArgs& args, int64_t rows) {
+    over_rows(rows, args.size, [&](int64_t begin, int64_t end) { kernels.modulate(args, begin, end); });
+}
+
+void run_gated_norm(const Kernels& kernels, const GatedNormArgs& args, int64_t rows) {
+    over_rows(rows, args.groups * args.size, [&](int64_t begin, int64_t end) { kernels.gated_norm(args, begin, end); });
+}
+
+void run_gates(const Kernels& kernels, const GatesArgs& args, int64_t rows) {
+    over_rows(rows, args.size * 8, [&](int64_t begin, int64_t end) { kernels.gates(args, begin, end); });
+}
+
+void run_route(const Kernels& kernels, const RouteArgs& args, int64_t rows) {
+    over_rows(rows, args.shape.experts * (args.shape.top_k + 1),
+              [&](int64_t begin, int64_t end) { kernels.route(args, begin, end); });
 }
 
 void run_sample(const Kernels& kernels, const SampleArgs& args, int64_t rows) {

@@ -1,5 +1,8 @@
 // What the drivers ask of one instruction-set level: leaf functions over ranges of rows or tasks, and their arguments.
 // Leaves know no threads and allocate nothing. Strides count elements; the innermost stride is always 1.
+//
+// int8_kv: the cache holds rows of int8 (kernels/int8_rows.hpp), 4 bytes longer than their head has dims; its strides
+// count bytes. A row stands for its values times its scale, rounded to the dtype of the queries.
 #pragma once
 
 #include <cstdint>
@@ -60,7 +63,7 @@ struct BlendArgs {
 };
 
 struct StoreArgs {
-    int64_t element_bytes;
+    DType dtype;
     const char* k;
     const char* v;
     char* k_cache;
@@ -69,6 +72,7 @@ struct StoreArgs {
     int64_t k_slot_stride, k_slot_head_stride, v_slot_stride, v_slot_head_stride;
     int64_t heads, k_dim, v_dim, num_slots;
     const int64_t* out_loc;
+    bool int8_kv = false;
 };
 
 // What happens to the heads of a fused projection before attention, in one pass: query and key norms, rotary embedding,
@@ -90,6 +94,7 @@ struct HeadsArgs {
     char* v_cache;
     int64_t k_slot_stride, k_slot_head_stride, v_slot_stride, v_slot_head_stride, num_slots;
     const int64_t* out_loc;
+    bool int8_kv = false;
 };
 
 struct AttentionArgs {
@@ -111,6 +116,7 @@ struct AttentionArgs {
     // Null: causal.
     const uint8_t* tree_mask = nullptr;
     int64_t tree_mask_size = 0;
+    bool int8_kv = false;
 };
 
 // Consecutive queries of one row.
@@ -217,6 +223,13 @@ struct PanelKernels {
     void (*multiply)(const PanelArgs&, const PanelTask&, char* scratch);
 };
 
+// mixing.hpp has the types.
+struct NormalizeArgs;
+struct ModulateArgs;
+struct GatedNormArgs;
+struct GatesArgs;
+struct RouteArgs;
+
 // recurrent.hpp has the types.
 struct ConvArgs;
 struct DeltaArgs;
@@ -229,6 +242,7 @@ struct Kernels {
     void (*norm)(const NormArgs&, int64_t begin, int64_t end);
     bool (*rope)(const RopeArgs&, int64_t begin, int64_t end);
     bool (*heads)(const HeadsArgs&, int64_t begin, int64_t end);
+    void (*round_kv)(DType, const char* x, int64_t n, char* row); // one row of an int8 cache
     void (*blend)(const BlendArgs&, int64_t begin, int64_t end);
     void (*activation)(const ActivationArgs&, int64_t begin, int64_t end);
     int64_t (*attention_scratch)(const AttentionArgs&); // bytes one attend() needs
@@ -240,6 +254,13 @@ struct Kernels {
     void (*scan)(const ScanArgs&, int64_t begin, int64_t end);
     void (*mask)(const MaskArgs&, int64_t begin, int64_t end);
     void (*logprob)(const LogprobArgs&, int64_t begin, int64_t end);
+
+    // mixing.cpp
+    void (*normalize)(const NormalizeArgs&, int64_t begin, int64_t end);
+    void (*modulate)(const ModulateArgs&, int64_t begin, int64_t end);
+    void (*gated_norm)(const GatedNormArgs&, int64_t begin, int64_t end);
+    void (*gates)(const GatesArgs&, int64_t begin, int64_t end);
+    void (*route)(const RouteArgs&, int64_t begin, int64_t end);
 
     // recurrent_conv.cpp, recurrent_delta.cpp, recurrent_space.cpp; scratch: bytes one call needs
     void (*conv)(const ConvArgs&, const RecurrentTask&);

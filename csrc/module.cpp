@@ -6,6 +6,7 @@
 #include "bind_step.hpp"
 #include "checksum.hpp"
 #include "drivers.hpp"
+#include "experts.hpp"
 #include "isa.hpp"
 #include "linear_int.hpp"
 #include "threads.hpp"
@@ -78,10 +79,10 @@ void activation(int level, int dtype, int kind, Pointer gate_up, int64_t row_str
 // k_strides and the others: (token or slot, head).
 using Strides = std::pair<int64_t, int64_t>;
 
-void store(int64_t element_bytes, Pointer k, Strides k_strides, Pointer v, Strides v_strides, Pointer k_cache,
-           Strides k_cache_strides, Pointer v_cache, Strides v_cache_strides, int64_t tokens, int64_t heads,
-           int64_t k_dim, int64_t v_dim, int64_t num_slots, Pointer out_loc) {
-    const StoreArgs args{element_bytes,
+void store(int level, int dtype, bool int8_kv, Pointer k, Strides k_strides, Pointer v, Strides v_strides,
+           Pointer k_cache, Strides k_cache_strides, Pointer v_cache, Strides v_cache_strides, int64_t tokens,
+           int64_t heads, int64_t k_dim, int64_t v_dim, int64_t num_slots, Pointer out_loc) {
+    const StoreArgs args{static_cast<DType>(dtype),
                          at<const char>(k),
                          at<const char>(v),
                          at<char>(k_cache),
@@ -98,16 +99,17 @@ void store(int64_t element_bytes, Pointer k, Strides k_strides, Pointer v, Strid
                          k_dim,
                          v_dim,
                          num_slots,
-                         at<const int64_t>(out_loc)};
+                         at<const int64_t>(out_loc),
+                         int8_kv};
     const Unlocked unlocked(tokens * heads * (k_dim + v_dim));
-    run_store(args, tokens);
+    run_store(level_kernels(level), args, tokens);
 }
 
-void attention(int level, int dtype, Pointer q, Strides q_strides, Pointer k, Strides k_strides, Pointer v,
-               Strides v_strides, Pointer out, int64_t tokens, int64_t heads, int64_t kv_heads, int64_t head_dim,
-               int64_t v_dim, int64_t num_slots, Pointer page_table, int64_t table_stride, int64_t table_width,
-               Pointer cu_q_lens, Pointer kv_lens, int64_t rows, int64_t page_size, int64_t window, float scale,
-               float softcap, Pointer sinks, Pointer tree_mask, int64_t tree_mask_size,
+void attention(int level, int dtype, bool int8_kv, Pointer q, Strides q_strides, Pointer k, Strides k_strides,
+               Pointer v, Strides v_strides, Pointer out, int64_t tokens, int64_t heads, int64_t kv_heads,
+               int64_t head_dim, int64_t v_dim, int64_t num_slots, Pointer page_table, int64_t table_stride,
+               int64_t table_width, Pointer cu_q_lens, Pointer kv_lens, int64_t rows, int64_t page_size, int64_t window,
+               float scale, float softcap, Pointer sinks, Pointer tree_mask, int64_t tree_mask_size,
                std::optional<nb::object> plan) {
     const AttentionArgs args{static_cast<DType>(dtype),
                              at<const char>(q),
@@ -138,7 +140,8 @@ void attention(int level, int dtype, Pointer q, Strides q_strides, Pointer k, St
                              softcap,
                              at<const float>(sinks),
                              at<const uint8_t>(tree_mask),
-                             tree_mask_size};
+                             tree_mask_size,
+                             int8_kv};
     AttentionPlan* const kept = plan ? nb::cast<AttentionPlan*>(*plan) : nullptr;
     const nb::gil_scoped_release unlocked;
     if (kept != nullptr) {
@@ -219,10 +222,6 @@ PackedWeight make_weight(int kind, int64_t n, int64_t k, int64_t group, int acti
             at<const float>(scale),
             has_offsets};
 }
-
-struct PackedExperts {
-    std::vector<PackedWeight> gate_up, down;
-};
 
 PackedExperts make_experts(const std::vector<const PackedWeight*>& gate_up,
                            const std::vector<const PackedWeight*>& down) {
@@ -385,10 +384,11 @@ void define_linear(nb::module_& m) {
 
 NB_MODULE(_native, m) {
     nb::set_leak_warnings(false); // an engine that lives to the end of the process keeps its plan: no leak
-    m.attr("interface") = 9;      // counts up with every change of a signature below; pando.kernels.cpu checks it
+    m.attr("interface") = 10;     // counts up with every change of a signature below; pando.kernels.cpu checks it
     m.def("levels", &levels, "(name, why it can not be used or '') of every level, lowest first");
     m.def("num_threads", &num_threads);
     m.def("set_num_threads", &set_num_threads);
+    m.def("set_aside", &set_aside);
     m.def("norm", &norm);
     m.def("rope", &rope);
     m.def("activation", &activation);

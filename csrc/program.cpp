@@ -1,6 +1,5 @@
-#include "program.hpp"
-
 #include "drivers.hpp"
+#include "instruction.hpp"
 
 #include <cstdlib>
 #include <cstring>
@@ -8,27 +7,6 @@
 #include <stdexcept>
 
 namespace pando {
-
-namespace {
-
-int64_t element_bytes(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
-
-} // namespace
-
-// Where everything lies in this step.
-struct Frame {
-    const Kernels& kernels;
-    const StepArgs& step;
-    DType dtype;
-    const int64_t* widths;
-    char* const* data;
-    AttentionPlan& plan;
-};
-
-struct Instruction {
-    virtual ~Instruction() = default;
-    virtual void run(const Frame& frame) const = 0;
-};
 
 namespace {
 
@@ -125,7 +103,8 @@ struct Heads final : Instruction {
                    cache.v_slot_stride,
                    cache.v_head_stride,
                    cache.num_slots,
-                   step.groups[cache.group].out_loc},
+                   step.groups[cache.group].out_loc,
+                   cache.int8_kv},
                   step.num_tokens);
     }
 };
@@ -169,6 +148,7 @@ struct Attend final : Instruction {
         args.scale = shape.scale;
         args.softcap = shape.softcap;
         args.sinks = shape.sinks;
+        args.int8_kv = cache.int8_kv;
         run_attention(frame.kernels, args, frame.plan);
     }
 };
@@ -213,7 +193,8 @@ void Program::scale(int buffer, float factor) {
 }
 
 void Program::heads(int qkv, const HeadsShape& shape) {
-    if (width(qkv) != (shape.q_heads + shape.kv_heads) * shape.head_dim + shape.kv_heads * shape.v_dim) {
+    // A gate on the output may follow.
+    if (width(qkv) < (shape.q_heads + shape.kv_heads) * shape.head_dim + shape.kv_heads * shape.v_dim) {
         throw std::invalid_argument("the heads do not fit");
     }
     instructions_.push_back(std::make_unique<Heads>(qkv, shape));

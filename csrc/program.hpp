@@ -8,6 +8,8 @@
 #include "attention_plan.hpp"
 #include "kernels.hpp"
 #include "linear.hpp"
+#include "mixing.hpp"
+#include "recurrent.hpp"
 
 #include <cstdint>
 #include <memory>
@@ -23,6 +25,7 @@ struct LayerCache {
     char* v;
     int64_t k_slot_stride, k_head_stride, v_slot_stride, v_head_stride, num_slots;
     int group;
+    bool int8_kv;
 };
 
 // Where a step's tokens and rows have their keys in the caches of one group of layers.
@@ -30,6 +33,21 @@ struct PageTable {
     const int64_t* out_loc;
     const int32_t* pages;
     int64_t stride, width;
+};
+
+// One tensor of a layer's recurrent state. Stride in elements.
+struct LayerState {
+    char* data;
+    int64_t slot_stride, num_slots;
+};
+
+// The states of a step's rows, and where to save them on the way: pando.forward.StateBatch.
+struct StateRows {
+    const int64_t* slots; // null: the model has none
+    const uint8_t* fresh;
+    const int64_t* save_token;
+    const int64_t* save_slot;
+    int64_t num_saves;
 };
 
 struct RotaryTable {
@@ -50,6 +68,8 @@ struct StepArgs {
     int64_t page_size;
     const LayerCache* caches;
     const RotaryTable* rotaries;
+    const LayerState* states; // of all layers, one after another
+    StateRows state_rows;
 };
 
 // Attention heads of one layer. rotary: index into StepArgs::rotaries, or -1.
@@ -69,7 +89,51 @@ struct AttentionShape {
     const float* sinks;
 };
 
+// The other parts of layers; fields as in mixing.hpp and recurrent.hpp. state: index into StepArgs::states.
+struct NormalizeShape {
+    int64_t groups, size;
+    const float* weight;
+    const float* bias;
+    int64_t weight_stride;
+    float eps;
+    bool centered;
+};
+
+struct GatedNormShape {
+    int64_t size;
+    const float* weight;
+    int64_t weight_stride;
+    float eps;
+    bool gate_first;
+};
+
+struct ConvShape {
+    int state;
+    int64_t taps;
+    const float* weight;
+    const float* bias;
+    bool silu;
+};
+
+struct DeltaShape {
+    int state;
+    int64_t key_heads, value_heads, key_dim, value_dim;
+    const float* rate;
+    const float* dt_bias;
+    float scale;
+};
+
+struct SpaceShape {
+    int state;
+    int64_t heads, groups, head_dim, state_size, dt_offset;
+    const float* a;
+    const float* d;
+    const float* dt_bias;
+    float dt_low, dt_high;
+};
+
 struct Instruction;
+struct PackedExperts;
 
 class Program {
   public:
@@ -85,6 +149,16 @@ class Program {
     void scale(int buffer, float factor);
     void heads(int qkv, const HeadsShape& shape);
     void attend(int qkv, int out, const AttentionShape& shape);
+
+    // program_layers.cpp. offset: the first column read.
+    void normalize(int in, int64_t in_offset, int out, int64_t out_offset,
+                   const NormalizeShape& shape); // may be in place
+    void modulate(int in, int64_t offset, int out, Modulation kind, bool broadcast);
+    void mixture(int in, int logits, int out, const RouteShape& shape, const PackedExperts* experts);
+    void gated_norm(int y, int z, int64_t offset, const GatedNormShape& shape);
+    void conv(int in, int64_t offset, int out, const ConvShape& shape);
+    void delta(int qkv, int gates, int out, const DeltaShape& shape);
+    void space(int xbc, int projected, int out, const SpaceShape& shape);
 
     // Rows of [vocab][width] are the residual stream at a step's start, instead of what the caller put there.
     void embed(const char* rows, int64_t vocab);

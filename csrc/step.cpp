@@ -105,8 +105,8 @@ void scan_logits(const Kernels& kernels, const ChooseArgs& args) {
     }
 }
 
-// The columns of the rows' slots, next to each other, and the call that samples with them.
-void sample_rows(const Kernels& kernels, const ChooseArgs& args) {
+// The sampling parameters of the rows, next to each other. All zero, which is greedy, if every row is.
+SampleArgs sampling_of(const ChooseArgs& args) {
     const int64_t rows = args.rows;
     char* room = thread_scratch(Scratch::partials, static_cast<size_t>(rows * 24));
     int64_t* seeds = reinterpret_cast<int64_t*>(room);
@@ -114,16 +114,86 @@ void sample_rows(const Kernels& kernels, const ChooseArgs& args) {
     float* top_p = temperature + rows;
     float* min_p = top_p + rows;
     int32_t* top_k = reinterpret_cast<int32_t*>(min_p + rows);
-    for (int64_t row = 0; row < rows; ++row) {
-        const int64_t slot = args.slots[row];
-        seeds[row] = args.sampling.seed[slot];
-        temperature[row] = args.sampling.temperature[slot];
-        top_p[row] = args.sampling.top_p[slot];
-        min_p[row] = args.sampling.min_p[slot];
-        top_k[row] = args.sampling.top_k[slot];
+    if (args.greedy) {
+        std::memset(room, 0, static_cast<size_t>(rows * 24));
+    } else {
+        for (int64_t row = 0; row < rows; ++row) {
+            const int64_t slot = args.slots[row];
+            seeds[row] = args.sampling.seed[slot];
+            temperature[row] = args.sampling.temperature[slot];
+            top_p[row] = args.sampling.top_p[slot];
+            min_p[row] = args.sampling.min_p[slot];
+            top_k[row] = args.sampling.top_k[slot];
+        }
     }
-    run_sample(kernels, {args.logits, args.vocab, temperature, top_k, top_p, min_p, seeds, args.positions, args.tokens},
-               rows);
+    return {args.logits, args.vocab, temperature, top_k, top_p, min_p, seeds, args.positions, args.tokens};
+}
+
+// What a mask allows, next to each other and in order: logits and ids. Returns how many.
+int64_t gather_allowed(const float* logits, const int32_t* words, int64_t vocab, float* values, int32_t* ids) {
+    int64_t count = 0;
+    for (int64_t at = 0; at < vocab; at += 32) {
+        const int64_t size = std::min<int64_t>(32, vocab - at);
+        uint32_t bits = static_cast<uint32_t>(words[at / 32]);
+        if (size < 32) bits &= (1u << size) - 1;
+        if (bits == 0xffffffffu) {
+            for (int32_t i = 0; i < 32; ++i) {
+                values[count + i] = logits[at + i];
+                ids[count + i] = static_cast<int32_t>(at) + i;
+            }
+            count += 32;
+            continue;
+        }
+        for (; bits != 0; bits &= bits - 1, ++count) {
+            const int64_t id = at + __builtin_ctz(bits);
+            values[count] = logits[id];
+            ids[count] = static_cast<int32_t>(id);
+        }
+    }
+    return count;
+}
+
+// A row's token among those that its mask allows; 0 if there are none. The others are never looked at: a grammar mostly
+// allows few of a large vocabulary.
+void sample_allowed(const Kernels& kernels, const SampleArgs& all, const int32_t* words, int64_t row) {
+    const int64_t vocab = all.vocab, part = (vocab * 4 + 63) / 64 * 64;
+    char* room = thread_scratch(Scratch::task, static_cast<size_t>(2 * part + kernels.sample_scratch(all)));
+    float* values = reinterpret_cast<float*>(room);
+    int32_t* ids = reinterpret_cast<int32_t*>(room + part);
+    const int64_t count = gather_allowed(all.logits + row * vocab, words, vocab, values, ids);
+    int64_t found = 0;
+    if (count > 1) {
+        const SampleArgs one{values,          count,           all.temperature + row, all.top_k + row, all.top_p + row,
+                             all.min_p + row, all.seeds + row, all.positions + row,   &found};
+        kernels.sample(one, 0, room + 2 * part);
+    }
+    all.out[row] = count > 0 ? ids[found] : 0;
+}
+
+// Tokens of the rows that have masks, and of all rows that are not greedy.
+void sample_rows(const Kernels& kernels, const ChooseArgs& args) {
+    const AllowedTokens& allowed = args.allowed;
+    const SampleArgs all = sampling_of(args);
+    if (allowed.count == 0) {
+        run_sample(kernels, all, args.rows);
+        return;
+    }
+    const int32_t** words = reinterpret_cast<const int32_t**>(
+        thread_scratch(Scratch::plan, static_cast<size_t>(args.rows) * sizeof(int32_t*)));
+    std::fill_n(words, args.rows, nullptr);
+    for (int64_t i = 0; i < allowed.count; ++i) words[allowed.rows[i]] = allowed.words + i * allowed.stride;
+    const auto choose_row = [&](int64_t row) {
+        if (words[row] != nullptr) {
+            sample_allowed(kernels, all, words[row], row);
+        } else if (!args.greedy) {
+            kernels.sample(all, row, thread_scratch(Scratch::task, static_cast<size_t>(kernels.sample_scratch(all))));
+        }
+    };
+    if (args.rows * args.vocab < SCAN_SMALL) {
+        for (int64_t row = 0; row < args.rows; ++row) choose_row(row);
+    } else {
+        parallel_for(args.rows, choose_row);
+    }
 }
 
 } // namespace
@@ -138,6 +208,16 @@ void write_pages(const PageWriteArgs& args) {
     for (int64_t i = 0; i < args.count; ++i) {
         const PageGroup& group = args.groups[args.of == nullptr ? 0 : args.of[i]];
         group.pages.row(args.slots[i])[args.indices[i]] = static_cast<int32_t>(args.ids[i]);
+    }
+}
+
+void write_tokens(const TokenWriteArgs& args) {
+    for (int64_t i = 0; i < args.count; ++i) {
+        if (!is_inside(args.slots[i], args.history.rows)) out_of_range("slot");
+        if (!is_inside(args.positions[i], args.history.width)) out_of_range("position");
+    }
+    for (int64_t i = 0; i < args.count; ++i) {
+        args.history.row(args.slots[i])[args.positions[i]] = static_cast<int32_t>(args.ids[i]);
     }
 }
 
@@ -166,8 +246,11 @@ void choose(const Kernels& kernels, const ChooseArgs& args) {
         if (!is_inside(args.positions[row], args.history.width)) out_of_range("position");
     }
     if (args.vocab == 0) throw std::invalid_argument("no logits");
+    for (int64_t i = 0; i < args.allowed.count; ++i) {
+        if (!is_inside(args.allowed.rows[i], args.rows)) out_of_range("masked row");
+    }
     scan_logits(kernels, args);
-    if (!args.greedy) sample_rows(kernels, args);
+    if (!args.greedy || args.allowed.count > 0) sample_rows(kernels, args);
     for (int64_t row = 0; row < args.rows; ++row) {
         args.history.row(args.slots[row])[args.positions[row]] = static_cast<int32_t>(args.tokens[row]);
     }

@@ -68,6 +68,15 @@ struct SamplingColumns {
     const int64_t* seed;
 };
 
+// Which tokens may come, for some rows of logits: mask row i has a bit per token, the lowest first, for row rows[i].
+// The rows ascend.
+struct AllowedTokens {
+    const int32_t* words = nullptr;
+    int64_t stride = 0; // words
+    const int64_t* rows = nullptr;
+    int64_t count = 0;
+};
+
 struct ChooseArgs {
     const float* logits;
     int64_t rows, vocab;
@@ -78,9 +87,20 @@ struct ChooseArgs {
     TableView history;
     int64_t* tokens; // [rows]
     int64_t* finite; // [rows], 0 or 1
+    AllowedTokens allowed{};
+};
+
+// history[slots[i], positions[i]] = ids[i], in order.
+struct TokenWriteArgs {
+    TableView history;
+    const int64_t* slots;
+    const int64_t* positions;
+    const int64_t* ids;
+    int64_t count;
 };
 
 void write_pages(const PageWriteArgs& args);
+void write_tokens(const TokenWriteArgs& args);
 void flatten(const FlattenArgs& args);
 void choose(const Kernels& kernels, const ChooseArgs& args);
 

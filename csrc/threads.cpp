@@ -1,5 +1,6 @@
 #include "threads.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -53,7 +54,7 @@ class Pool {
   public:
     Pool(int threads, bool patient) : wanted_(threads), patient_(patient) {
         try {
-            for (int i = 1; i < threads; ++i) helpers_.emplace_back([this] { help(); });
+            for (int i = 1; i < threads; ++i) helpers_.emplace_back([this, i] { help(i); });
         } catch (const std::system_error&) {
             // The system allows no more threads: work with those there are, the caller at least.
         }
@@ -70,7 +71,9 @@ class Pool {
 
     int wanted() const { return wanted_; }
 
-    void run(Region& region) {
+    // helpers: how many may join, those with the lowest numbers.
+    void run(Region& region, int helpers) {
+        allowed_ = helpers;
         region_ = &region;
         ++opened_;
         wake_sleepers(region.n - 1);
@@ -101,13 +104,14 @@ class Pool {
         }
     }
 
-    void help() {
+    void help(int number) {
         for (uint64_t seen = 0; !stopping_;) {
             if (opened_ == seen) {
                 if (!patient_ || !look(seen)) sleep(seen);
                 continue;
             }
             seen = opened_;
+            if (number > allowed_) continue;
             ++inside_;
             if (Region* region = region_) region->work();
             if (--inside_ == 0 && waiting_) {
@@ -145,6 +149,7 @@ class Pool {
     std::condition_variable wake_;
     std::condition_variable done_;
     std::atomic<Region*> region_{nullptr};
+    std::atomic<int> allowed_{0};
     std::atomic<uint64_t> opened_{0};
     std::atomic<int64_t> inside_{0};
     std::atomic<int64_t> sleepers_{0};
@@ -176,14 +181,16 @@ struct State {
     std::mutex busy; // held by the region that runs
     Pool* pool = nullptr;
     std::atomic<int> wanted{0};
+    std::atomic<int> aside{0};
 };
 
 State* state = new State;
 
 void after_fork_in_child() {
-    const int wanted = state->wanted.load();
+    const int wanted = state->wanted.load(), aside = state->aside.load();
     state = new State;
     state->wanted = wanted;
+    state->aside = aside;
 }
 
 [[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, after_fork_in_child);
@@ -222,10 +229,12 @@ void set_num_threads(int n) {
     state->wanted = n;
 }
 
+void set_aside(int change) { state->aside += change; }
+
 void run_parallel(int64_t n, void (*body)(void*, int64_t), void* context) {
     Region region{n, body, context};
-    const int threads = num_threads();
-    if (n <= 1 || threads == 1 || !state->busy.try_lock()) {
+    const int threads = num_threads(), helpers = threads - 1 - std::max(0, state->aside.load());
+    if (n <= 1 || helpers <= 0 || !state->busy.try_lock()) {
         region.work();
         return;
     }
@@ -235,7 +244,7 @@ void run_parallel(int64_t n, void (*body)(void*, int64_t), void* context) {
         state->pool = nullptr;
         state->pool = new Pool(threads, threads <= usable_processors());
     }
-    state->pool->run(region);
+    state->pool->run(region, helpers);
 }
 
 char* thread_scratch(Scratch purpose, size_t bytes) {

@@ -15,6 +15,11 @@ int num_threads();
 // Takes effect with the next region. Throws std::invalid_argument unless 1 <= n <= 1024.
 void set_num_threads(int n);
 
+// Take so many processors from the regions to come, or give them back (negative): other work needs them. A thread that
+// is moved off its processor in the middle of a piece makes its whole region wait for a turn of the system's scheduler,
+// some milliseconds; one that is not there costs its share only. The caller always works.
+void set_aside(int change);
+
 // body(context, i) for each i in [0, n), in any order, on any thread. Bodies may not throw.
 void run_parallel(int64_t n, void (*body)(void*, int64_t), void* context);
 

@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -219,6 +219,7 @@ CONTEXTS = (512, 2048, 8192, 32768, 131072)
 def plan_lines(config: Config) -> list[str]:
     """What a model needs and what of it fits into the free memory. Loads no weights. ConfigError, ModelNotFound."""
     from pando.device import resolve_device
+    from pando.models.cached import cache_plan
     from pando.models.load import load_spec, resolve_dtype
     from pando.models.size import ModelSize
     from pando.quant.size import matrix_bits
@@ -228,6 +229,8 @@ def plan_lines(config: Config) -> list[str]:
     dtype = str(resolve_dtype(config.dtype, raw)).removeprefix("torch.")
     size, device = ModelSize.of(spec), resolve_device(config.device)
     facts = ModelFacts.of(size, dtype, matrix_bits(config.quantization, raw.values))
+    if config.kv_cache_dtype == "int8":
+        facts = replace(facts, kv_bytes_per_token=cache_plan(spec, dtype).in_int8().bytes_per_token)
     free = device.free_bytes() - facts.weight_bytes
     plan = plan_memory(config, facts, free, on_cpu=not device.asynchronous)
     assumed = not device.asynchronous and config.chunked_prefill_size is None

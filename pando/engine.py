@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import os
 import select
@@ -10,9 +12,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -28,12 +31,13 @@ from pando.core.config import BUILTIN_MODELS, Config
 from pando.core.info import EngineInfo
 from pando.core.messages import ControlReply, Failure, Load
 from pando.device import Device, resolve_device
-from pando.errors import PandoError
+from pando.errors import ConfigError, PandoError
 from pando.grammar.deferred import DeferredBackend
 from pando.grammar.guidance import GuidanceBackend
 from pando.grammar.manager import GrammarManager
 from pando.grammar.vocabulary import Vocabulary
-from pando.kernels import set_num_threads
+from pando.grammar.wrappers import ReasoningWrap
+from pando.kernels import set_aside, set_num_threads
 from pando.kernels.ops import OpTable
 from pando.kernels.packed_cache import PackedCache, default_folder
 from pando.kernels.select import op_table
@@ -119,6 +123,7 @@ def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
         context_length=config.context_length,
         packed=packed,
     )
+    model.cache_plan = _cache_plan(config, model, ops)
     on_phase(Load("warmup", 0.0, "first pass"))
     plan = _plan(config, model, device, ops)
     on_phase(Load("memory", 1.0, f"KV pool of {plan.total_tokens:,} tokens"))
@@ -154,6 +159,24 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def _cache_plan(config: Config, model: DecoderModel, ops: OpTable) -> CachePlan:
+    """What the model's layers keep, in the dtype asked for. Raises ConfigError if that can not be had."""
+    if config.kv_cache_dtype == "int8":
+        if not ops.int8_kv:
+            raise ConfigError(
+                f"the kernels {ops.name} have no attention over keys and values in int8; use --kv-cache-dtype auto",
+                param="kv_cache_dtype",
+            )
+        return model.cache_plan.in_int8()
+    if config.kv_cache_dtype == "bf16" and model.dtype is not torch.bfloat16:
+        raise ConfigError(
+            f"kv_cache_dtype is 'bf16', the model's dtype {dtype_name(model.dtype)}; "
+            "use --dtype bfloat16, or --kv-cache-dtype auto",
+            param="kv_cache_dtype",
+        )
+    return model.cache_plan
+
+
 def _plan(config: Config, model: DecoderModel, device: Device, ops: OpTable) -> MemoryPlan:
     """The memory plan; on a CPU the prefill rate is measured first, because the token budget follows from it."""
     on_cpu = not device.asynchronous
@@ -164,6 +187,7 @@ def _plan(config: Config, model: DecoderModel, device: Device, ops: OpTable) -> 
     facts = ModelFacts.of(
         ModelSize.of(model.spec), dtype_name(model.dtype), matrix_bits(config.quantization, model.config_dict)
     )
+    facts = replace(facts, kv_bytes_per_token=model.cache_plan.bytes_per_token)
     return plan_memory(config, facts, device.free_bytes(), on_cpu=on_cpu, tokens_per_second=rate)
 
 
@@ -206,14 +230,31 @@ def _scheduler(
         info=msgspec.to_builtins(info),
     )
     admission = Admission(cache, waiting_queue(config.schedule_policy, cache), limits, stats)
-    return Scheduler(executor, admission, inbox, Gates([_grammar_gate(info, tokenizer)]), stats, rules)
+    return Scheduler(executor, admission, inbox, Gates([_grammar_gate(info, tokenizer, stats)]), stats, rules)
 
 
-def _grammar_gate(info: EngineInfo, tokenizer: Tokenizer) -> GrammarGate:
+SHORT_STEP_SECONDS = 0.008
+
+
+@contextlib.contextmanager
+def _processor_aside(stats: Stats) -> Iterator[None]:
+    """Leave a processor to a compile while steps are short: without it they take a little longer, but none waits for a
+    turn of the system's scheduler. Long steps lose more by the missing processor than by such turns."""
+    change = int(stats.forward_seconds < SHORT_STEP_SECONDS * stats.steps)
+    set_aside(change)
+    try:
+        yield
+    finally:
+        set_aside(-change)
+
+
+def _grammar_gate(info: EngineInfo, tokenizer: Tokenizer, stats: Stats) -> GrammarGate:
     def backend() -> GuidanceBackend:
-        return GuidanceBackend(Vocabulary.of(tokenizer, info.eos_token_ids, info.vocab_size))
+        return GuidanceBackend(Vocabulary.of(tokenizer, info.eos_token_ids, info.vocab_size), apart=True)
 
-    return GrammarGate(GrammarManager(DeferredBackend(backend)))
+    width = max(tokenizer.vocab_size, info.vocab_size)
+    wrap = ReasoningWrap(tokenizer.vocab_size, width, info.eos_token_ids)
+    return GrammarGate(GrammarManager(DeferredBackend(backend), around=partial(_processor_aside, stats)), wrap=wrap)
 
 
 def _cache(config: Config, plan: MemoryPlan, model: DecoderModel) -> CacheManager:
@@ -368,9 +409,21 @@ def main(fd: int) -> int:
         _log.exception("the engine could not start")
         inbox.send([Failure(rid="", code="internal_error", message=f"the engine could not start: {error!r}")])
         return 1
+    settle()
     inbox.send([ControlReply(0, msgspec.to_builtins(core.info))])
     core.run()
     return 0
+
+
+def settle() -> None:
+    """Make this process one that serves: short turns of the interpreter, and no collection of what is there already.
+
+    The loop gives the interpreter up in every native call, and waits at most this long to have it back from a thread
+    that reads a grammar, instead of 5 ms.
+    """
+    sys.setswitchinterval(0.0002)
+    gc.collect()
+    gc.freeze()
 
 
 def _end_with_parent(sock: socket.socket) -> None:

@@ -43,6 +43,7 @@ from pando.errors import (
     RequestAborted,
     from_code,
 )
+from pando.grammar.report import VIOLATION, Report
 from pando.tokenizer.stop import TextStream
 from pando.tokenizer.tokenizer import Tokenizer
 from pando.transport import Transport
@@ -116,11 +117,11 @@ class _Sequence:
 
     __slots__ = ("request", "index", "owner", "text", "pending", "finish", "counts", "started_at", "last_token_at")
 
-    def __init__(self, request: Generate, index: int, owner: Generation, tokenizer: Tokenizer) -> None:
+    def __init__(self, request: Generate, index: int, owner: Generation, text: TextStream) -> None:
         self.request = request
         self.index = index
         self.owner = owner
-        self.text = TextStream(request.sampling, tokenizer)
+        self.text = text
         self.pending: list[Output] = []
         self.finish: Finish | None = None
         self.counts = (len(request.input_ids), 0, 0)
@@ -160,10 +161,19 @@ class Generation:
     Made by `EngineClient.submit`. A sequence that fails ends with a delta whose `error` is set; the others go on.
     """
 
-    def __init__(self, client: EngineClient, requests: Sequence[Generate], group: str | None = None) -> None:
+    def __init__(
+        self,
+        client: EngineClient,
+        requests: Sequence[Generate],
+        group: str | None = None,
+        letters: Mapping[int, str] | None = None,
+    ) -> None:
         self.group = group
         self._client = client
-        self._sequences = [_Sequence(request, index, self, client.tokenizer) for index, request in enumerate(requests)]
+        self._sequences = [
+            _Sequence(request, index, self, TextStream(request.sampling, client.tokenizer, letters))
+            for index, request in enumerate(requests)
+        ]
         self._touched: dict[int, _Sequence] = {}
         self._waiter: asyncio.Future[None] | None = None
         self._left = len(requests)
@@ -238,6 +248,16 @@ class ClientMetrics:
     generation_tokens: Histogram = field(default_factory=lambda: Histogram(TOKENS))
     finished: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("stop", "length", "abort", "error"), 0))
     rejected: int = 0
+    relaxed: int = 0
+    """Sequences whose grammar did not hold them to everything that its source asks for."""
+    violations: int = 0
+    """Those of them whose text breaks the source."""
+
+    def count_report(self, report: Report | None) -> None:
+        """Count a sequence that ended, if there is something to report."""
+        if report is not None:
+            self.relaxed += 1
+            self.violations += report.kind == VIOLATION
 
 
 class EngineClient:
@@ -326,9 +346,12 @@ class EngineClient:
             for index in range(params.n)
         ]
 
-    def submit(self, requests: Sequence[Generate], *, group: str | None = None) -> Generation:
+    def submit(
+        self, requests: Sequence[Generate], *, group: str | None = None, letters: Mapping[int, str] | None = None
+    ) -> Generation:
         """Send requests, all or none. `group`: an id under which `abort` finds all of them.
 
+        letters: tokens that appear in the text as these, even special ones: markers for a parser.
         Raises EngineUnavailable, Overloaded (queue full) or InvalidRequest (an id that is in use).
         """
         if self._closed is not None:
@@ -341,7 +364,7 @@ class EngineClient:
         taken = next((rid for i, rid in enumerate(rids) if rid in self._open or rid in rids[:i]), None)
         if taken is not None:
             raise InvalidRequest(f"rid {taken!r} is in use by a running request; give another", param="rid")
-        generation = Generation(self, requests, group)
+        generation = Generation(self, requests, group, letters)
         for sequence in generation.unfinished():
             self._open[sequence.request.rid] = sequence
             self._transport.send(sequence.request)

@@ -13,6 +13,7 @@ from pando.core.messages import Finish, Generate, TokenLogprobs
 from pando.core.sampling import LogprobSpec
 from pando.engine_client import Completion, EngineClient
 from pando.errors import InvalidRequest, from_code
+from pando.grammar.report import report_of
 from pando.tokenizer.tokenizer import Tokenizer
 
 MAX_BATCH = 4096
@@ -87,6 +88,10 @@ def native_reply(
         "weight_version": client.info.weight_version,
         "e2e_latency": now - completion.created_at,
     }
+    report = report_of(request.sampling.grammar, completion.finish, completion.text)
+    if report is not None:
+        client.metrics.count_report(report)
+        meta.update(report.fields("sampling_params"))
     if request.logprobs is not None:
         text_of = client.tokenizer if with_text else None
         meta.update(_logprob_fields("output", completion.logprobs, request.logprobs, text_of))

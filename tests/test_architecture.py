@@ -91,7 +91,7 @@ TORCH_FREE_IMPORTS = (
 
 CONFIG_FIELDS = (
     "model_path tokenizer_path revision quantization load_format packed_cache packed_cache_gb served_model_name "
-    "chat_template device dtype "
+    "chat_template tool_call_parser reasoning_parser device dtype kv_cache_dtype "
     "kernels num_threads page_size context_length mem_fraction_static max_total_tokens max_running_requests "
     "max_queued_requests chunked_prefill_size schedule_policy disable_radix_cache radix_eviction_policy "
     "state_checkpoints overlap random_seed host port api_key log_level"
@@ -253,6 +253,21 @@ def test_torch_stays_in_its_rooms() -> None:
         may = room is not None and (room.torch or any(module.startswith(f"pando.{name}") for name in LAZY_TORCH_ROOMS))
         for target, line, typing_only in package_imports(module):
             if target.split(".")[0] in ("torch", "triton") and not may and not typing_only:
+                faults.append(f"{where(path, line)}: {module} imports {target}")
+    assert not faults, "\n".join(faults)
+
+
+TRITON_ROOM = "pando.kernels.triton"
+"""The only place that imports triton; the table in it is loaded by `pando.kernels.select` alone."""
+
+
+def test_triton_stays_in_its_room() -> None:
+    faults = []
+    for module, path in modules().items():
+        inside = module == TRITON_ROOM or module.startswith(f"{TRITON_ROOM}.")
+        for target, line, _ in package_imports(module):
+            may = inside or (target == f"{TRITON_ROOM}.table" and module == "pando.kernels.select")
+            if not may and (target.split(".")[0] == "triton" or target.startswith(TRITON_ROOM)):
                 faults.append(f"{where(path, line)}: {module} imports {target}")
     assert not faults, "\n".join(faults)
 

@@ -71,6 +71,12 @@ def test_plan_of_bfloat16_is_half(tmp_path: Path) -> None:
     assert "128 bytes a token" in "\n".join(doctor.plan_lines(half))
 
 
+def test_plan_of_keys_and_values_in_int8_counts_their_scales(tmp_path: Path) -> None:
+    config = dummy_config(tmp_path)
+    rounded = Config(model_path=config.model_path, kv_cache_dtype="int8", max_total_tokens=4096)
+    assert "80 bytes a token" in "\n".join(doctor.plan_lines(rounded))  # 2 layers, K and V, 16 bytes and a scale
+
+
 def test_plan_of_a_hub_model_fetches_its_config_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     dummy_config(tmp_path)
     fetched = []

@@ -11,6 +11,7 @@
 // This file: any element type on any level, arithmetic in float32. bfloat16 on a level that multiplies pairs of it is
 // done by attention_pairs.cpp.
 #include "attention_rows.hpp"
+#include "int8_rows.hpp"
 
 namespace pando {
 namespace PANDO_LEVEL {
@@ -46,10 +47,11 @@ struct Work {
     float* total;                         // [rows] sum of exp(score - top)
     float* scores;                        // [rows][KEYS] of this block, shared by the heads, as all below
     float* shrink;                        // [rows] what acc is to be multiplied by before this block is added
-    const T** keys;                       // [KEYS] of KV head 0
-    const T** values;
-    const T** next_keys; // [KEYS] of the block after it
-    const T** next_values;
+    Spots<T> here;                        // [KEYS] of this block; of an int8 cache the rows below
+    Spots<T> next;                        // [KEYS] of the block after it
+    Spots<int8_t> here8, next8;           // the same in an int8 cache
+    T* wide_keys;                         // [KEYS][head_dim] of one KV head, expanded from int8
+    T* wide_values;                       // [KEYS][v_dim]
 
     // The work of the head n heads after this one.
     Work of(int64_t n) const {
@@ -81,11 +83,30 @@ Work<T> make_work(const AttentionArgs& args, const AttentionTask& task, char* sc
     work.total = reinterpret_cast<float*>(carve(scratch, all * 4));
     work.scores = reinterpret_cast<float*>(carve(scratch, work.rows * KEYS * 4));
     work.shrink = reinterpret_cast<float*>(carve(scratch, work.rows * 4));
-    work.keys = reinterpret_cast<const T**>(carve(scratch, POINTERS));
-    work.values = reinterpret_cast<const T**>(carve(scratch, POINTERS));
-    work.next_keys = reinterpret_cast<const T**>(carve(scratch, POINTERS));
-    work.next_values = reinterpret_cast<const T**>(carve(scratch, POINTERS));
+    work.here = carve_spots<T>(scratch);
+    work.next = carve_spots<T>(scratch);
+    if (!args.int8_kv) return work;
+    work.here8 = carve_spots<int8_t>(scratch);
+    work.next8 = carve_spots<int8_t>(scratch);
+    work.wide_keys = reinterpret_cast<T*>(carve(scratch, KEYS * args.head_dim * int64_t{sizeof(T)}));
+    work.wide_values = reinterpret_cast<T*>(carve(scratch, KEYS * args.v_dim * int64_t{sizeof(T)}));
+    for (int64_t n = 0; n < KEYS; ++n) {
+        work.here.keys[n] = work.wide_keys + n * args.head_dim;
+        work.here.values[n] = work.wide_values + n * args.v_dim;
+    }
     return work;
+}
+
+// Rows of one KV head of an int8 cache as the queries' type. Scores of up to 3 keys more are computed, and hidden.
+template <class T>
+void expand_block(const AttentionArgs& args, const Work<T>& work, int64_t count) {
+    const int64_t k_offset = work.kv_head * args.k_head_stride, v_offset = work.kv_head * args.v_head_stride;
+    for (int64_t n = 0; n < count; ++n) {
+        expand_row(work.here8.keys[n] + k_offset, args.head_dim, work.wide_keys + n * args.head_dim);
+        expand_row(work.here8.values[n] + v_offset, args.v_dim, work.wide_values + n * args.v_dim);
+    }
+    const int64_t rest = (round_up(count, 4) - count) * args.head_dim;
+    memset(work.wide_keys + count * args.head_dim, 0, static_cast<size_t>(rest) * sizeof(T));
 }
 
 void copy_query(float* to, const float* from, int64_t n) { memcpy(to, from, static_cast<size_t>(n) * 4); }
@@ -130,30 +151,39 @@ void prefetch(const T* token, int64_t stride, int64_t begin, int64_t end, int64_
 // Finds the keys and values of positions [begin, end), at most KEYS, for the next block and starts fetching them: they
 // are scattered, so the processor can not foresee them. False if the page table leaves the cache.
 template <class T>
-bool look_ahead(const AttentionArgs& args, const AttentionTask& task, int64_t begin, int64_t end, Work<T>& work) {
-    if (!locate(args, task, begin, end, work.next_keys, work.next_values)) return false;
+bool look_ahead(const AttentionArgs& args, const AttentionTask& task, int64_t begin, int64_t end, Spots<T> next) {
+    if (!locate(args, task, begin, end, next)) return false;
     int64_t n = 0;
     for (; n < end - begin; ++n) {
-        prefetch(work.next_keys[n], args.k_head_stride, task.kv_head_begin, task.kv_head_end, args.head_dim);
-        prefetch(work.next_values[n], args.v_head_stride, task.kv_head_begin, task.kv_head_end, args.v_dim);
+        prefetch(next.keys[n], args.k_head_stride, task.kv_head_begin, task.kv_head_end, args.head_dim);
+        prefetch(next.values[n], args.v_head_stride, task.kv_head_begin, task.kv_head_end, args.v_dim);
     }
-    for (; n % 4 != 0; ++n) work.next_keys[n] = work.next_keys[n - 1]; // scored with the last tile, hidden afterwards
+    for (; n % 4 != 0; ++n) next.keys[n] = next.keys[n - 1]; // scored with the last tile, hidden afterwards
     return true;
 }
 
-template <class P>
-void exchange(P& a, P& b) {
-    const P kept = a;
-    a = b;
-    b = kept;
+template <class T>
+bool look_ahead(const AttentionArgs& args, const AttentionTask& task, int64_t begin, int64_t end, Work<T>& work) {
+    return args.int8_kv ? look_ahead(args, task, begin, end, work.next8)
+                        : look_ahead(args, task, begin, end, work.next);
+}
+
+template <class T>
+void step_on(const AttentionArgs& args, Work<T>& work) {
+    if (args.int8_kv) {
+        exchange(work.here8, work.next8);
+    } else {
+        exchange(work.here, work.next);
+    }
 }
 
 template <class T, int ROWS>
 void score_tile(const Work<T>& work, int64_t head_offset, int64_t head_dim, int64_t m, int64_t n) {
     using D = Dot<T>;
     const typename D::Query* q = work.queries + m * work.query_size;
-    const T* const keys[4] = {work.keys[n] + head_offset, work.keys[n + 1] + head_offset,
-                              work.keys[n + 2] + head_offset, work.keys[n + 3] + head_offset};
+    const T* const* rows = work.here.keys + n;
+    const T* const keys[4] = {rows[0] + head_offset, rows[1] + head_offset, rows[2] + head_offset,
+                              rows[3] + head_offset};
     vf total[ROWS][4] = {};
     const auto add = [&](int64_t i, typename D::Chunk k0, typename D::Chunk k1, typename D::Chunk k2,
                          typename D::Chunk k3) __attribute__((always_inline)) {
@@ -183,7 +213,7 @@ void score_tile(const Work<T>& work, int64_t head_offset, int64_t head_dim, int6
 
 template <class T>
 void score(const AttentionArgs& args, const Work<T>& work, int64_t count) {
-    const int64_t offset = work.kv_head * args.k_head_stride, head_dim = args.head_dim;
+    const int64_t offset = args.int8_kv ? 0 : work.kv_head * args.k_head_stride, head_dim = args.head_dim;
     for (int64_t n = 0; n < count; n += 4) {
         int64_t m = 0;
         for (; m + TILE_ROWS <= work.rows; m += TILE_ROWS) score_tile<T, TILE_ROWS>(work, offset, head_dim, m, n);
@@ -257,7 +287,7 @@ void mix_tile(const Work<T>& work, int64_t head_offset, int64_t m, int64_t i, in
         }
     }
     for (int64_t n = 0; n < count; ++n) {
-        const T* source = work.values[n] + head_offset + i;
+        const T* source = work.here.values[n] + head_offset + i;
         vf value[VECTORS];
 #pragma GCC unroll 4
         for (int c = 0; c < VECTORS; ++c) {
@@ -287,7 +317,7 @@ void mix_rows(const Work<T>& work, int64_t head_offset, int64_t m, int64_t v_dim
 
 template <class T>
 void mix(const AttentionArgs& args, const Work<T>& work, int64_t count) {
-    const int64_t offset = work.kv_head * args.v_head_stride, v_dim = args.v_dim;
+    const int64_t offset = args.int8_kv ? 0 : work.kv_head * args.v_head_stride, v_dim = args.v_dim;
     int64_t m = 0;
     for (; m + TILE_ROWS <= work.rows; m += TILE_ROWS) mix_rows<T, TILE_ROWS>(work, offset, m, v_dim, count);
     if (TILE_ROWS > 2 && m + 2 <= work.rows) {
@@ -323,14 +353,14 @@ bool attend_as(const AttentionArgs& args, const AttentionTask& task, char* scrat
     int64_t part = task.key_begin;
     for (int64_t begin = task.key_begin, end; begin < task.key_end; begin = end) {
         end = block_end(begin);
-        exchange(work.keys, work.next_keys);
-        exchange(work.values, work.next_values);
+        step_on(args, work);
         if (end < task.key_end && !look_ahead(args, task, end, block_end(end), work)) return false;
         const bool first = !task.split || begin / ATTENTION_SPLIT == task.first_part;
         const bool last = end == part_end(task, part);
         for (int64_t head = 0; head < heads; ++head) {
             const Work<T> one = work.of(head);
             if (begin == part) start(args, one, first);
+            if (args.int8_kv) expand_block(args, one, end - begin);
             score(args, one, end - begin);
             weigh(args, one, begin, end - begin);
             mix(args, one, end - begin);
@@ -387,7 +417,8 @@ int64_t attention_scratch(const AttentionArgs& args) {
     const int64_t one = larger(ATTENTION_QUERY_ROWS, group_size(args)); // rows of one KV head
     const int64_t all = larger(one, ATTENTION_JOINT_ROWS * args.kv_heads);
     const int64_t kept = all * (round_up(args.head_dim, 2 * W) + round_up(args.v_dim, ATTENTION_VALUE_PAD) + 2);
-    return (kept + one * (KEYS + 1)) * 4 + one * int64_t{sizeof(QueryRow)} + 4 * POINTERS + 11 * 64;
+    const int64_t wide = args.int8_kv ? KEYS * (args.head_dim + args.v_dim) * 4 + 4 * POINTERS + 6 * 64 : 0;
+    return (kept + one * (KEYS + 1)) * 4 + one * int64_t{sizeof(QueryRow)} + 4 * POINTERS + 11 * 64 + wide;
 }
 
 bool attend(const AttentionArgs& args, const AttentionTask& task, char* scratch, float* partials) {

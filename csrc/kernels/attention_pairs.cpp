@@ -16,6 +16,7 @@
 //
 // Rounding P costs up to 2^-9 of each weight, at random; the output is rounded to bfloat16 (2^-9) anyway.
 #include "attention_rows.hpp"
+#include "int8_rows.hpp"
 
 namespace pando {
 namespace PANDO_LEVEL {
@@ -112,18 +113,10 @@ void transpose_rows(const char* const* rows, int64_t dim, uint32_t* out, int64_t
 struct Pad {
     const QueryRow* info; // [rows]
     int64_t rows, pairs, value_size;
-    const bf16** keys; // [KEYS] of KV head 0 in this block, and the same for the next; all valid pointers
-    const bf16** values;
-    const bf16** next_keys;
-    const bf16** next_values;
-    const bf16* zeros; // as long as a row of keys or values
+    Spots<bf16> here, next;     // [KEYS] of this block and of the one after it; all valid pointers
+    Spots<int8_t> here8, next8; // instead of them in an int8 cache
+    const bf16* zeros;          // as long as a row of keys or values
 };
-
-void exchange(const bf16**& a, const bf16**& b) {
-    const bf16** kept = a;
-    a = b;
-    b = kept;
-}
 
 // Walks the blocks of a task: keys, values of the block at hand and of the one after it.
 struct Walk {
@@ -133,29 +126,55 @@ struct Walk {
 
     int64_t block_end(int64_t begin) const { return smaller(begin + KEYS, part_end(task, begin)); }
 
-    // Fills next_* for the block at `begin`; past the end it repeats this block's, whose fetching is free.
-    bool find(int64_t begin) {
+    // Fills `next` for the block at `begin`; past the end it repeats this block's, whose fetching is free.
+    template <class T>
+    bool find(int64_t begin, const Spots<T>& here, const Spots<T>& next) {
         int64_t n = 0;
         if (begin < task.key_end) {
             n = block_end(begin) - begin;
-            if (!locate(args, task, begin, begin + n, pad.next_keys, pad.next_values)) return false;
+            if (!locate(args, task, begin, begin + n, next)) return false;
         }
         for (; n < KEYS; ++n) {
-            pad.next_keys[n] = n > 0 ? pad.next_keys[n - 1] : pad.keys[0];
-            pad.next_values[n] = n > 0 ? pad.next_values[n - 1] : pad.values[0];
+            next.keys[n] = n > 0 ? next.keys[n - 1] : here.keys[0];
+            next.values[n] = n > 0 ? next.values[n - 1] : here.values[0];
         }
         return true;
     }
 
+    bool find(int64_t begin) {
+        return args.int8_kv ? find(begin, pad.here8, pad.next8) : find(begin, pad.here, pad.next);
+    }
+
     bool advance(int64_t end) {
-        exchange(pad.keys, pad.next_keys);
-        exchange(pad.values, pad.next_values);
+        exchange(pad.here, pad.next);
+        exchange(pad.here8, pad.next8);
         return find(end);
     }
 };
 
 inline void fetch(const bf16* row, int64_t dim) {
     for (int64_t i = 0; i < dim; i += 32) __builtin_prefetch(row + i, 0, 3);
+}
+inline void fetch(const int8_t* row, int64_t dim) {
+    for (int64_t i = 0; i < dim; i += 64) __builtin_prefetch(row + i, 0, 3);
+    __builtin_prefetch(row + dim + 3, 0, 3); // rows begin anywhere in a line
+}
+
+// Elements [i, i + 32) of an int8 row of n as bfloat16; those past its end are 0.
+inline __m512i expand_words(const int8_t* row, int64_t i, int64_t n, vf scale) {
+    const __m256i bytes = n - i >= 32 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + i))
+                                      : _mm256_maskz_loadu_epi8((1u << (n - i)) - 1, row + i);
+    const vf low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
+    const vf high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
+    return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high * scale, low * scale));
+}
+
+// A row of int8 as bfloat16, to `out`, which has room for whole vectors of 32.
+inline void expand_pairs(const int8_t* row, int64_t n, void* out) {
+    const vf scale = splat(int8_scale(row, n));
+    for (int64_t i = 0; i < n; i += 32) {
+        _mm512_storeu_si512(static_cast<char*>(out) + i * 2, expand_words(row, i, n, scale));
+    }
 }
 
 bool first_part(const AttentionTask& task, int64_t begin) {
@@ -173,7 +192,13 @@ struct Few {
     float* scores;     // [rows][KEYS] of one head
     uint32_t* weights; // [heads][rows][KEY_PAIRS]
     float* shrink;     // [heads][rows]
+    // Of an int8 cache: 16 tokens' keys or values, expanded.
+    bf16* wide;             // [heads][16][wide_size]
+    const bf16** wide_rows; // [KEYS]: where row n of a block lies, for the first head
+    int64_t wide_size;
 };
+
+int64_t wide_size_of(const AttentionArgs& args) { return round_up(larger(args.head_dim, args.v_dim), 32); }
 
 // Dims (2c, 2c+1) of 32 come out of two unpacks as halves of 128-bit lanes; these put them in order.
 inline void write_halves(float* out, vf low, vf high) {
@@ -200,17 +225,39 @@ void fetch_ahead(const bf16* const* tokens, const bf16* const* next, int64_t n, 
     for (int i = 0; i < 16; ++i) fetch(tokens[n + i] + offset + head * stride, dim);
 }
 
-// The keys of every head as [pair][key].
-void pack_keys(const AttentionArgs& args, const AttentionTask& task, const Pad& pad, int64_t count, uint32_t* packed) {
-    const int64_t heads = task.kv_head_end - task.kv_head_begin, offset = task.kv_head_begin * args.k_head_stride;
-    for (int64_t n = 0; n < count; n += 16) {
+// Keys or values of 16 tokens and all heads of an int8 cache, in the order in which they lie in memory; fetches those
+// of the 16 tokens after them. (Head by head, as below, it waits for memory: neighbouring heads share lines.)
+void expand_tokens(const Few& few, const int8_t* const* tokens, const int8_t* const* next, int64_t n, int64_t count,
+                   int64_t heads, int64_t offset, int64_t stride, int64_t dim) {
+    const int8_t* const* ahead = n + 16 < count ? tokens + n + 16 : next;
+    for (int64_t i = 0; i < 16; ++i) {
+        fetch(ahead[i] + offset, (heads - 1) * stride + dim);
+        const int8_t* row = tokens[n + i] + offset;
         for (int64_t head = 0; head < heads; ++head) {
-            fetch_ahead(pad.keys, pad.next_keys, n, count, head, heads, offset, args.k_head_stride, args.head_dim);
+            expand_pairs(row + head * stride, dim, few.wide + (head * 16 + i) * few.wide_size);
+        }
+    }
+}
+
+// The keys of every head as [pair][key].
+void pack_keys(const AttentionArgs& args, const AttentionTask& task, const Pad& pad, const Few& few, int64_t count) {
+    const int64_t heads = task.kv_head_end - task.kv_head_begin, stride = args.k_head_stride;
+    const int64_t offset = task.kv_head_begin * stride;
+    for (int64_t n = 0; n < count; n += 16) {
+        if (args.int8_kv) {
+            expand_tokens(few, pad.here8.keys, pad.next8.keys, n, count, heads, offset, stride, args.head_dim);
+        }
+        for (int64_t head = 0; head < heads; ++head) {
             const char* rows[16];
-            for (int i = 0; i < 16; ++i) {
-                rows[i] = reinterpret_cast<const char*>(pad.keys[n + i] + offset + head * args.k_head_stride);
+            if (!args.int8_kv) {
+                fetch_ahead(pad.here.keys, pad.next.keys, n, count, head, heads, offset, stride, args.head_dim);
             }
-            transpose_rows(rows, args.head_dim, packed + head * pad.pairs * KEYS + n, KEYS);
+            for (int i = 0; i < 16; ++i) {
+                const bf16* row = args.int8_kv ? few.wide + (head * 16 + i) * few.wide_size
+                                               : pad.here.keys[n + i] + offset + head * stride;
+                rows[i] = reinterpret_cast<const char*>(row);
+            }
+            transpose_rows(rows, args.head_dim, few.packed + head * pad.pairs * KEYS + n, KEYS);
         }
     }
 }
@@ -289,7 +336,8 @@ struct Mix {
     float* total;            // [rows]
     const uint32_t* weights; // [rows][KEY_PAIRS]
     const float* shrink;     // [rows]
-    int64_t offset;          // of the head's values
+    const bf16* const* rows; // [KEYS]
+    int64_t offset;          // of the head's values in a row
     int64_t begin, end, count;
 };
 
@@ -307,8 +355,8 @@ void mix_few(const Pad& pad, const Mix& mix, int64_t m, int64_t i, int64_t rest)
         for (int c = 0; c < 2 * C; ++c) total[r][c] = load(row + c * W) * shrink;
     }
     for (int64_t j = mix.begin; j < mix.end; ++j) {
-        const bf16* one = pad.values[2 * j] + mix.offset + i;
-        const bf16* two = 2 * j + 1 < mix.count ? pad.values[2 * j + 1] + mix.offset + i : pad.zeros;
+        const bf16* one = mix.rows[2 * j] + mix.offset + i;
+        const bf16* two = 2 * j + 1 < mix.count ? mix.rows[2 * j + 1] + mix.offset + i : pad.zeros;
         Pairs weight[R];
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
@@ -384,22 +432,28 @@ void score_head(const AttentionArgs& args, const Pad& pad, const Few& few, int64
 
 void block_few(const AttentionArgs& args, const AttentionTask& task, const Pad& pad, const Few& few, int64_t begin,
                int64_t count) {
-    const int64_t heads = task.kv_head_end - task.kv_head_begin;
-    pack_keys(args, task, pad, count, few.packed);
+    const int64_t heads = task.kv_head_end - task.kv_head_begin, stride = args.v_head_stride;
+    pack_keys(args, task, pad, few, count);
     for (int64_t head = 0; head < heads; ++head) score_head(args, pad, few, head, begin, count);
+    const int64_t first = task.kv_head_begin * stride;
     for (int64_t j = 0; 2 * j < count; j += 8) { // values in the same order as keys
+        if (args.int8_kv) {
+            expand_tokens(few, pad.here8.values, pad.next8.values, 2 * j, count, heads, first, stride, args.v_dim);
+        }
         for (int64_t head = 0; head < heads; ++head) {
             const int64_t at = head * pad.rows;
             const Mix mix{few.acc + at * pad.value_size,
                           few.total + at,
                           few.weights + at * KEY_PAIRS,
                           few.shrink + at,
-                          (task.kv_head_begin + head) * args.v_head_stride,
+                          args.int8_kv ? few.wide_rows : pad.here.values,
+                          args.int8_kv ? head * 16 * few.wide_size : first + head * stride,
                           j,
                           smaller(j + 8, (count + 1) / 2),
                           count};
-            fetch_ahead(pad.values, pad.next_values, 2 * j, count, head, heads, task.kv_head_begin * args.v_head_stride,
-                        args.v_head_stride, args.v_dim);
+            if (!args.int8_kv) {
+                fetch_ahead(pad.here.values, pad.next.values, 2 * j, count, head, heads, first, stride, args.v_dim);
+            }
             mix_few(pad, mix, args.v_dim);
         }
     }
@@ -432,6 +486,10 @@ bool attend_few(const AttentionArgs& args, const AttentionTask& task, Pad& pad, 
     few.scores = reinterpret_cast<float*>(carve(scratch, pad.rows * KEYS * 4));
     few.weights = reinterpret_cast<uint32_t*>(carve(scratch, all * KEY_PAIRS * 4));
     few.shrink = reinterpret_cast<float*>(carve(scratch, all * 4));
+    few.wide_size = wide_size_of(args);
+    few.wide = reinterpret_cast<bf16*>(carve(scratch, heads * 16 * few.wide_size * 2));
+    few.wide_rows = reinterpret_cast<const bf16**>(carve(scratch, KEYS * 8));
+    for (int64_t n = 0; n < KEYS; ++n) few.wide_rows[n] = few.wide + n % 16 * few.wide_size;
     for (int64_t at = 0; at < all; ++at) {
         const QueryRow& row = pad.info[at % pad.rows];
         const int64_t head = (task.kv_head_begin + at / pad.rows) * group_size(args) + row.lane;
@@ -485,8 +543,13 @@ constexpr int tile_of(int vectors) { return vectors == 1 ? 16 : vectors == 4 ? 4
 
 void copy_keys(const AttentionArgs& args, const Pad& pad, int64_t offset, int64_t count, int64_t stride, uint32_t* to) {
     for (int64_t n = 0; n < count; ++n) {
-        const bf16* from = pad.keys[n] + offset;
-        fetch(pad.next_keys[n] + offset, args.head_dim);
+        if (args.int8_kv) {
+            fetch(pad.next8.keys[n] + offset, args.head_dim);
+            expand_pairs(pad.here8.keys[n] + offset, args.head_dim, to + n * stride);
+            continue;
+        }
+        const bf16* from = pad.here.keys[n] + offset;
+        fetch(pad.next.keys[n] + offset, args.head_dim);
         for (int64_t i = 0; i < args.head_dim; i += 32) {
             _mm512_storeu_si512(to + n * stride + i / 2, load_words(from + i, args.head_dim - i));
         }
@@ -504,18 +567,30 @@ void pair_values(const AttentionArgs& args, const Pad& pad, int64_t offset, int6
         memcpy(&first, order, 64);
         memcpy(&second, order + 32, 64);
     }
+    const auto weave = [&](int64_t j, int64_t i, __m512i a, __m512i b) __attribute__((always_inline)) {
+        uint32_t* out = to + j * pad.value_size + i;
+        _mm512_storeu_si512(out, _mm512_permutex2var_epi16(a, first, b));
+        _mm512_storeu_si512(out + W, _mm512_permutex2var_epi16(a, second, b));
+    };
     for (int64_t j = 0; 2 * j < count; ++j) {
-        const bf16* one = pad.values[2 * j] + offset;
         const bool both = 2 * j + 1 < count;
-        const bf16* two = both ? pad.values[2 * j + 1] + offset : pad.zeros;
-        fetch(pad.next_values[2 * j] + offset, args.v_dim);
-        fetch(pad.next_values[2 * j + 1] + offset, args.v_dim);
+        if (args.int8_kv) {
+            const int8_t* one = pad.here8.values[2 * j] + offset;
+            const int8_t* two = pad.here8.values[2 * j + 1] + offset; // weighs nothing past the end of the block
+            fetch(pad.next8.values[2 * j] + offset, args.v_dim);
+            fetch(pad.next8.values[2 * j + 1] + offset, args.v_dim);
+            const vf s = splat(int8_scale(one, args.v_dim)), t = splat(int8_scale(two, args.v_dim));
+            for (int64_t i = 0; i < args.v_dim; i += 32) {
+                weave(j, i, expand_words(one, i, args.v_dim, s), expand_words(two, i, args.v_dim, t));
+            }
+            continue;
+        }
+        const bf16* one = pad.here.values[2 * j] + offset;
+        const bf16* two = both ? pad.here.values[2 * j + 1] + offset : pad.zeros;
+        fetch(pad.next.values[2 * j] + offset, args.v_dim);
+        fetch(pad.next.values[2 * j + 1] + offset, args.v_dim);
         for (int64_t i = 0; i < args.v_dim; i += 32) {
-            const __m512i a = load_words(one + i, args.v_dim - i);
-            const __m512i b = load_words(both ? two + i : two, args.v_dim - i);
-            uint32_t* out = to + j * pad.value_size + i;
-            _mm512_storeu_si512(out, _mm512_permutex2var_epi16(a, first, b));
-            _mm512_storeu_si512(out + W, _mm512_permutex2var_epi16(a, second, b));
+            weave(j, i, load_words(one + i, args.v_dim - i), load_words(both ? two + i : two, args.v_dim - i));
         }
     }
 }
@@ -768,11 +843,12 @@ bool attention_in_pairs(const AttentionArgs& args) {
 int64_t attention_pairs_scratch(const AttentionArgs& args) {
     const int64_t pairs = (args.head_dim + 1) / 2, value_size = round_up(args.v_dim, 2 * W);
     const int64_t rows = larger(ROWS, group_size(args)), few = ATTENTION_JOINT_ROWS, all = few * args.kv_heads;
-    const int64_t pad = rows * int64_t{sizeof(QueryRow)} + 4 * KEYS * 8 + larger(value_size, args.head_dim) * 2;
+    const int64_t pad = rows * int64_t{sizeof(QueryRow)} + 9 * KEYS * 8 + larger(value_size, args.head_dim) * 2 +
+                        args.kv_heads * 16 * wide_size_of(args) * 2;
     const int64_t decode = all * (pairs + value_size + KEY_PAIRS + 3) + args.kv_heads * pairs * KEYS + few * KEYS;
     const int64_t blocks = pairs * ROWS + KEYS * key_stride(args) + KEY_PAIRS * value_size +
                            larger(KEYS * ROWS, 16 * value_size) + KEY_PAIRS * ROWS + value_size * ROWS + 3 * ROWS;
-    return pad + larger(decode, blocks) * 4 + 20 * 64;
+    return pad + larger(decode, blocks) * 4 + 26 * 64;
 }
 
 bool attend_pairs(const AttentionArgs& args, const AttentionTask& task, char* scratch, float* partials) {
@@ -783,10 +859,10 @@ bool attend_pairs(const AttentionArgs& args, const AttentionTask& task, char* sc
     QueryRow* info = reinterpret_cast<QueryRow*>(carve(scratch, pad.rows * int64_t{sizeof(QueryRow)}));
     list_rows(args, task, info);
     pad.info = info;
-    pad.keys = reinterpret_cast<const bf16**>(carve(scratch, KEYS * 8));
-    pad.values = reinterpret_cast<const bf16**>(carve(scratch, KEYS * 8));
-    pad.next_keys = reinterpret_cast<const bf16**>(carve(scratch, KEYS * 8));
-    pad.next_values = reinterpret_cast<const bf16**>(carve(scratch, KEYS * 8));
+    pad.here = carve_spots<bf16>(scratch);
+    pad.next = carve_spots<bf16>(scratch);
+    pad.here8 = carve_spots<int8_t>(scratch);
+    pad.next8 = carve_spots<int8_t>(scratch);
     const int64_t zeros = larger(pad.value_size, args.head_dim) * 2;
     char* zero = carve(scratch, zeros);
     memset(zero, 0, static_cast<size_t>(zeros));

@@ -75,11 +75,29 @@ inline bool all_seen(const AttentionArgs& args, const AttentionTask& task, int64
     return true;
 }
 
-// Keys and values of positions [begin, end) of the first member's row: a pointer to KV head 0 for each. False if the
-// page table leaves the cache.
+// A pointer to KV head 0 of some positions' keys and values, in rows of T or, in an int8 cache, of int8_t.
 template <class T>
-bool locate(const AttentionArgs& args, const AttentionTask& task, int64_t begin, int64_t end, const T** keys,
-            const T** values) {
+struct Spots {
+    const T** keys;
+    const T** values;
+};
+
+template <class T>
+void exchange(Spots<T>& a, Spots<T>& b) {
+    const Spots<T> kept = a;
+    a = b;
+    b = kept;
+}
+
+template <class T>
+Spots<T> carve_spots(char*& scratch) {
+    const T** keys = reinterpret_cast<const T**>(carve(scratch, ATTENTION_KEY_BLOCK * int64_t{sizeof(void*)}));
+    return {keys, reinterpret_cast<const T**>(carve(scratch, ATTENTION_KEY_BLOCK * int64_t{sizeof(void*)}))};
+}
+
+// Fills in those of positions [begin, end) of the first member's row. False if the page table leaves the cache.
+template <class T>
+bool locate(const AttentionArgs& args, const AttentionTask& task, int64_t begin, int64_t end, const Spots<T>& spots) {
     const int32_t* pages = args.page_table + task.members[0].row * args.table_stride;
     const T* k = reinterpret_cast<const T*>(args.k);
     const T* v = reinterpret_cast<const T*>(args.v);
@@ -89,8 +107,8 @@ bool locate(const AttentionArgs& args, const AttentionTask& task, int64_t begin,
         const int64_t count = smaller(args.page_size - offset, end - position);
         if (first < 0 || first + offset + count > args.num_slots) return false;
         for (int64_t i = 0; i < count; ++i, ++n) {
-            keys[n] = k + (first + offset + i) * args.k_slot_stride;
-            values[n] = v + (first + offset + i) * args.v_slot_stride;
+            spots.keys[n] = k + (first + offset + i) * args.k_slot_stride;
+            spots.values[n] = v + (first + offset + i) * args.v_slot_stride;
         }
         position += count;
     }

@@ -135,6 +135,15 @@ void turn_heads(const HeadsArgs& args, T* x, int64_t count, const float* weight,
 }
 
 template <class T>
+void put_row(const HeadsArgs& args, char* to, const T* from, int64_t dim) {
+    if (args.int8_kv) {
+        round_kv(args.dtype, reinterpret_cast<const char*>(from), dim, to);
+    } else {
+        memcpy(to, from, static_cast<size_t>(dim) * sizeof(T));
+    }
+}
+
+template <class T>
 bool heads_tokens(const HeadsArgs& args, int64_t begin, int64_t end) {
     bool valid = true;
     for (int64_t token = begin; token < end; ++token) {
@@ -149,13 +158,12 @@ bool heads_tokens(const HeadsArgs& args, int64_t begin, int64_t end) {
         const T* v = k + args.kv_heads * args.head_dim;
         turn_heads(args, q, args.q_heads, args.q_norm, cos);
         turn_heads(args, k, args.kv_heads, args.k_norm, cos);
-        T* k_cache = reinterpret_cast<T*>(args.k_cache) + slot * args.k_slot_stride;
-        T* v_cache = reinterpret_cast<T*>(args.v_cache) + slot * args.v_slot_stride;
+        const int64_t width = args.int8_kv ? 1 : int64_t{sizeof(T)};
+        char* k_cache = args.k_cache + slot * args.k_slot_stride * width;
+        char* v_cache = args.v_cache + slot * args.v_slot_stride * width;
         for (int64_t head = 0; head < args.kv_heads; ++head) {
-            memcpy(k_cache + head * args.k_slot_head_stride, k + head * args.head_dim,
-                   static_cast<size_t>(args.head_dim) * sizeof(T));
-            memcpy(v_cache + head * args.v_slot_head_stride, v + head * args.v_dim,
-                   static_cast<size_t>(args.v_dim) * sizeof(T));
+            put_row(args, k_cache + head * args.k_slot_head_stride * width, k + head * args.head_dim, args.head_dim);
+            put_row(args, v_cache + head * args.v_slot_head_stride * width, v + head * args.v_dim, args.v_dim);
         }
     }
     return valid;

@@ -13,6 +13,9 @@ bool heads(const HeadsArgs&, int64_t begin, int64_t end);
 void blend(const BlendArgs&, int64_t begin, int64_t end);
 void activation(const ActivationArgs&, int64_t begin, int64_t end);
 
+// int8_rows.cpp
+void round_kv(DType, const char* x, int64_t n, char* row);
+
 // attention.cpp
 int64_t attention_scratch(const AttentionArgs&);
 bool attend(const AttentionArgs&, const AttentionTask&, char* scratch, float* partials);
@@ -30,6 +33,13 @@ void sample(const SampleArgs&, int64_t row, char* scratch);
 void scan(const ScanArgs&, int64_t begin, int64_t end);
 void mask(const MaskArgs&, int64_t begin, int64_t end);
 void logprob(const LogprobArgs&, int64_t begin, int64_t end);
+
+// mixing.cpp
+void normalize(const NormalizeArgs&, int64_t begin, int64_t end);
+void modulate(const ModulateArgs&, int64_t begin, int64_t end);
+void gated_norm(const GatedNormArgs&, int64_t begin, int64_t end);
+void gates(const GatesArgs&, int64_t begin, int64_t end);
+void route(const RouteArgs&, int64_t begin, int64_t end);
 
 // recurrent_conv.cpp
 void conv(const ConvArgs&, const RecurrentTask&);

@@ -81,6 +81,18 @@ inline vf load(const f16* p) {
 #endif
 }
 
+inline vf load(const int8_t* p) {
+#if defined(__AVX512F__) && PANDO_VECTOR_BYTES == 64
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__) && PANDO_VECTOR_BYTES == 32
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+    vi wide;
+    for (int i = 0; i < W; ++i) wide[i] = p[i];
+    return __builtin_convertvector(wide, vf);
+#endif
+}
+
 inline void store(float* p, vf x) { memcpy(p, &x, sizeof x); }
 
 inline void store(bf16* p, vf x) {

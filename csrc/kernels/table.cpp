@@ -8,6 +8,7 @@ const Kernels kernels = {
     norm,
     rope,
     heads,
+    round_kv,
     blend,
     activation,
     attention_scratch,
@@ -18,6 +19,12 @@ const Kernels kernels = {
     scan,
     mask,
     logprob,
+    // mixing.cpp
+    normalize,
+    modulate,
+    gated_norm,
+    gates,
+    route,
     // recurrent_conv.cpp, recurrent_delta.cpp, recurrent_space.cpp
     conv,
     delta_scratch,

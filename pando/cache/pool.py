@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pando.cache.spec import FULL, CachePlan, FullAttention, Latent, LayerSpec, SlidingWindow, State
 from pando.kernels import cpu
+from pando.kernels.int8_rows import SCALE_BYTES
 
 
 class KVPool:
@@ -20,6 +21,7 @@ class KVPool:
     Token t of page p lives in slot p * page_size + t. Layers may differ in K, D and Dv. A latent layer has K = 1 and
     D = rank + rope_dim, and its values are a view of the keys' first `rank` dims. states[layer]: one tensor
     [num_states, *shape] per tensor of the layer's State spec; such a layer has no keys, and others no states.
+    Layers whose spec says int8 hold rows of `pando.kernels.int8_rows`, the others' keys and values are in `dtype`.
     """
 
     def __init__(
@@ -84,8 +86,9 @@ class KVPool:
         self, layer: LayerSpec, num_slots: int, dtype: torch.dtype, device: torch.device | str
     ) -> tuple[Tensor, Tensor]:
         if isinstance(layer, FullAttention | SlidingWindow):
-            k = _zeros((num_slots, layer.kv_heads, layer.head_dim), dtype, device)
-            return k, _zeros((num_slots, layer.kv_heads, layer.v_dim), dtype, device)
+            kept, more = (torch.int8, SCALE_BYTES) if layer.dtype == "int8" else (dtype, 0)
+            k = _zeros((num_slots, layer.kv_heads, layer.head_dim + more), kept, device)
+            return k, _zeros((num_slots, layer.kv_heads, layer.v_dim + more), kept, device)
         if isinstance(layer, Latent):
             latent = _zeros((num_slots, 1, layer.rank + layer.rope_dim), dtype, device)
             return latent, latent[..., : layer.rank]

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 FULL, WINDOW = 0, 1
 """Page groups: layers that keep all tokens, and layers that keep those of a sliding window."""
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "float8_e4m3fn": 1}
+
+INT8_SCALE_BYTES = DTYPE_BYTES["float32"]
+"""Keys or values of a token and head in int8 are followed by their scale (`pando.kernels.int8_rows`)."""
+
+
+def _bytes_per_token(kv_heads: int, head_dim: int, v_dim: int, dtype: str) -> int:
+    scales = 2 * INT8_SCALE_BYTES if dtype == "int8" else 0
+    return kv_heads * ((head_dim + v_dim) * DTYPE_BYTES[dtype] + scales)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +32,7 @@ class FullAttention:
     @property
     def bytes_per_token(self) -> int:
         """Bytes one token takes in one layer."""
-        return self.kv_heads * (self.head_dim + self.v_dim) * DTYPE_BYTES[self.dtype]
+        return _bytes_per_token(self.kv_heads, self.head_dim, self.v_dim, self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +48,7 @@ class SlidingWindow:
     @property
     def bytes_per_token(self) -> int:
         """Bytes one token takes in one layer."""
-        return self.kv_heads * (self.head_dim + self.v_dim) * DTYPE_BYTES[self.dtype]
+        return _bytes_per_token(self.kv_heads, self.head_dim, self.v_dim, self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +98,15 @@ class CachePlan:
     def of(cls, layers: Sequence[LayerSpec]) -> CachePlan:
         """Plan for a model whose layer i keeps `layers[i]`."""
         return cls(tuple(layers))
+
+    def in_int8(self) -> CachePlan:
+        """The same with keys and values in int8. Latent vectors and recurrent states stay what they are."""
+        return CachePlan(
+            tuple(
+                replace(layer, dtype="int8") if isinstance(layer, FullAttention | SlidingWindow) else layer
+                for layer in self.layers
+            )
+        )
 
     @property
     def bytes_per_token(self) -> int:

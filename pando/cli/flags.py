@@ -28,7 +28,15 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 """Further spellings of a field's flag; the first spelling is always the field's own name."""
 
-SERVER_FIELDS = ("host", "port", "api_key", "served_model_name", "max_queued_requests")
+SERVER_FIELDS = (
+    "host",
+    "port",
+    "api_key",
+    "served_model_name",
+    "max_queued_requests",
+    "tool_call_parser",
+    "reasoning_parser",
+)
 """Fields that mean something to a server only."""
 
 ALWAYS_ON: dict[str, str] = {
@@ -38,6 +46,7 @@ ALWAYS_ON: dict[str, str] = {
     "--enable-cache-report": "cached_tokens is always reported",
     "--enable-prompt-tokens-details": "cached_tokens is always reported",
     "--enable-mixed-chunk": "prefill and decode always share a step",
+    "--enable-auto-tool-choice": "tool calls are always read",
 }
 """Flags of other servers for what Pando does anyway: accepted, with a note."""
 
@@ -50,7 +59,6 @@ NOT_HERE: dict[str, str] = {
     "--dp-size": _ONE_DEVICE,
     "--dp": _ONE_DEVICE,
     "--pipeline-parallel-size": _ONE_DEVICE,
-    "--kv-cache-dtype": "the KV cache has the dtype of the model (--dtype)",
     "--trust-remote-code": "Pando never runs code that comes with a checkpoint",
     "--disable-overlap-schedule": "overlap is chosen with --overlap auto|on|off",
     "--no-async-scheduling": "overlap is chosen with --overlap auto|on|off",
@@ -60,9 +68,6 @@ NOT_HERE: dict[str, str] = {
     "--speculative-config": "there is no speculative decoding",
     "--lora-paths": "there are no adapters",
     "--enable-lora": "there are no adapters",
-    "--tool-call-parser": "there is no tool call parser",
-    "--enable-auto-tool-choice": "there is no tool call parser",
-    "--reasoning-parser": "there is no reasoning parser",
     "--enforce-eager": "there are no captured graphs to switch off",
     "--disable-cuda-graph": "there are no captured graphs to switch off",
 }

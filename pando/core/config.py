@@ -40,10 +40,19 @@ class Config:
     """Names answered in the API; empty = the model path's last part."""
     chat_template: str | None = None
     """File with a Jinja chat template that replaces the model's own."""
+    tool_call_parser: str = "auto"
+    """How the model writes tool calls: auto (as its chat template tells) | none | a format of docs/tools.md, also by
+    the names that SGLang and vLLM give them."""
+    reasoning_parser: str = "auto"
+    """How the model marks its reasoning: auto (as its chat template tells) | none | think | deepseek_r1 | qwen3 |
+    kimi | mistral | seed_oss | harmony, also by the names that SGLang and vLLM give them."""
     device: str = "auto"
     """auto | cpu | cuda."""
     dtype: str = "auto"
     """auto (the checkpoint's) | float32 | bfloat16 | float16."""
+    kv_cache_dtype: str = "auto"
+    """auto (the model's) | bf16 (only if the model is) | int8: keys and values in half the memory, with a scale per
+    token and head."""
     kernels: str = "auto"
     """auto | native | reference."""
     num_threads: int | None = None
@@ -134,6 +143,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "load_format": ("auto", "dummy"),
     "device": ("auto", "cpu", "cuda"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "kv_cache_dtype": ("auto", "bf16", "int8"),
     "kernels": ("auto", "native", "reference"),
     "overlap": ("auto", "on", "off"),
     "schedule_policy": ("lpm", "fcfs", "priority"),

@@ -58,13 +58,15 @@ class Finish(msgspec.Struct, frozen=True):
     """Why a sequence ended. kind: "stop" | "length" | "abort".
 
     matched: the stop token id or stop string of a "stop", None for the others. error_code names the class in
-    `pando.errors` of an "abort".
+    `pando.errors` of an "abort". relaxed: what the request's grammar did not hold the output to although its source
+    asks for it, as (JSON pointer, why).
     """
 
     kind: str
     matched: int | str | None = None
     message: str = ""
     error_code: str = ""
+    relaxed: tuple[tuple[str, str], ...] = ()
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True, tag="output"):

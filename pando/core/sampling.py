@@ -32,16 +32,37 @@ class GrammarOptions(msgspec.Struct, frozen=True):
     whitespace: Literal["compact", "spaced", "bounded", "flexible"] = "compact"
 
 
-AS_SERVED = GrammarOptions(strict=True, whitespace="spaced")
-"""How requests' grammars are read: nothing is widened in silence, and spaces stand where models learned them."""
+AS_SERVED = GrammarOptions(whitespace="spaced")
+"""How requests' grammars are read: spaces stand where models learned them; what is widened is checked and flagged."""
+
+STRICTLY = GrammarOptions(strict=True, whitespace="spaced")
+"""The same for requests that say `strict`: what can not be enforced exactly is refused."""
+
+
+class ReasoningSpec(msgspec.Struct, frozen=True):
+    """The text that may come before the part that a grammar holds: a model's reasoning.
+
+    start: where the output begins: with the grammar, inside the reasoning, or with either as the model likes. begin,
+    end: token ids of the markers around the reasoning. committed: after so many tokens of the end marker the rest of it
+    must follow; 0 = never.
+    """
+
+    start: Literal["now", "inside", "optional"]
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+    committed: int = 0
 
 
 class GrammarSpec(msgspec.Struct, frozen=True):
-    """What the output must match: one kind, its source text (JSON for the JSON kinds and `choice`) and options."""
+    """What the output must match: one kind, its source text (JSON for the JSON kinds and `choice`) and options.
+
+    after: what may come before, None = nothing. It is no part of what is compiled.
+    """
 
     kind: GrammarKind
     source: str = ""
     options: GrammarOptions = GrammarOptions()
+    after: ReasoningSpec | None = None
 
 
 class LogprobSpec(msgspec.Struct, frozen=True):
@@ -159,6 +180,8 @@ def sampling_from_mapping(values: Mapping[str, Any], defaults: Mapping[str, Any]
     if len(grammars) > 1:
         raise InvalidRequest(f"{sorted(grammars)} exclude each other; give one", param=sorted(grammars)[1])
     for kind, source in grammars.items():
+        if not isinstance(source, str | dict | bool) or kind in ("regex", "ebnf") and not isinstance(source, str):
+            raise InvalidRequest(f"{kind} is {source!r:.60}; give a text", param=kind)
         text = source if isinstance(source, str) else msgspec.json.encode(source).decode()
         merged["grammar"] = GrammarSpec(kind, text, AS_SERVED)  # type: ignore[arg-type]
     for field in ("stop", "stop_regex"):

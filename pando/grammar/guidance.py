@@ -17,6 +17,7 @@ from pando.errors import InvalidGrammar
 from pando.grammar.limits import Limits, check_regex, check_text, parse_schema, refuse
 from pando.grammar.masks import Masks, full_row, row_of
 from pando.grammar.preflight import Prepared, prepare
+from pando.grammar.preparing import LARGE, PreparedSource, Preparer
 from pando.grammar.protocols import BatchState, Issue
 from pando.grammar.sources import WHITESPACE, choice_lark, ebnf_to_lark
 from pando.grammar.structural import structural_lark
@@ -32,13 +33,17 @@ _BYTES_PER_SOURCE_BYTE = 32
 
 
 class GuidanceBackend:
-    """Compiles for one vocabulary. `num_threads` fill masks in parallel."""
+    """Compiles for one vocabulary. `num_threads` fill masks in parallel. apart: read large sources in other processes,
+    so that the threads of this one go on meanwhile."""
 
     name = "llguidance"
 
-    def __init__(self, vocabulary: Vocabulary, limits: Limits | None = None, num_threads: int = 1) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, limits: Limits | None = None, num_threads: int = 1, *, apart: bool = False
+    ) -> None:
         self.vocabulary = vocabulary
         self.limits = limits or Limits()
+        self._preparer = Preparer(self.limits, vocabulary.markers) if apart else None
         self._tokenizer = make_tokenizer(vocabulary)
         self._executor = LLExecutor(num_threads) if num_threads > 1 else None
         self._end_row = row_of(vocabulary.eos_ids, vocabulary.vocab_size)
@@ -50,17 +55,36 @@ class GuidanceBackend:
     def validate(self, spec: GrammarSpec) -> list[Issue]:
         """See GrammarBackend."""
         try:
-            return list(Source(spec, self.limits, self.vocabulary, None).relaxed)
+            return list(Source(spec, self.limits, self.vocabulary.markers, None).relaxed)
         except InvalidGrammar as error:
             return [Issue("", error.message)]
 
     def compile(self, spec: GrammarSpec) -> GuidanceGrammar:
         """See GrammarBackend."""
         began = time.thread_time()
-        source = Source(spec, self.limits, self.vocabulary, self._tokenizer)
-        matcher = source.matcher
-        assert matcher is not None, "a source without error has a matcher"
+        if self._preparer is not None and len(spec.source) >= LARGE:
+            source = Source.prepared(spec, self.limits, self._preparer.prepare(spec), self._tokenizer)
+        else:
+            source = Source(spec, self.limits, self.vocabulary.markers, self._tokenizer)
+        assert source.matcher is not None, "a source without error has a matcher"
+        self._warm(source.matcher, spec.kind)
         return GuidanceGrammar(self, source, self.key(spec), (time.thread_time() - began) * 1e3)
+
+    def _warm(self, matcher: LLMatcher, kind: str) -> None:
+        """Do the first mask's work here, in the compile's thread: copies share it, and the loop does not wait for it.
+
+        Raises InvalidGrammar if that exceeds the limits.
+        """
+        row = np.empty_like(self._end_row)
+        matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        matcher.compute_ff_tokens()
+        if matcher.is_error():
+            raise refuse("", str(matcher.get_error())[:500], kind)
+
+    def close(self) -> None:
+        """End the processes that read sources, if there are any."""
+        if self._preparer is not None:
+            self._preparer.close()
 
     def allocate_masks(self, rows: int) -> Masks:
         """See GrammarBackend."""
@@ -124,9 +148,17 @@ class Source:
     """
 
     def __init__(
-        self, spec: GrammarSpec, limits: Limits, vocabulary: Vocabulary | None, tokenizer: LLTokenizer | None
+        self, spec: GrammarSpec, limits: Limits, markers: dict[str, int] | None, tokenizer: LLTokenizer | None
     ) -> None:
+        self._begin(spec, limits, tokenizer)
+        self._markers = markers or {}
+        check_text(spec.source, spec.kind, limits)
+        _READERS[spec.kind](self)
+
+    def _begin(self, spec: GrammarSpec, limits: Limits, tokenizer: LLTokenizer | None) -> None:
         self.matcher: LLMatcher | None = None
+        self.grammar = ""
+        """What was compiled last, in llguidance's own words."""
         self.relaxed: tuple[Issue, ...] = ()
         self.verifier: Verifier | None = None
         self.schema: Any = None
@@ -134,10 +166,18 @@ class Source:
         self.num_bytes = len(spec.source)
         self._spec = spec
         self._limits = limits
-        self._markers = {} if vocabulary is None else vocabulary.markers
         self._tokenizer = tokenizer
-        check_text(spec.source, spec.kind, limits)
-        _READERS[spec.kind](self)
+
+    @classmethod
+    def prepared(cls, spec: GrammarSpec, limits: Limits, found: PreparedSource, tokenizer: LLTokenizer) -> Source:
+        """A source that was read elsewhere: only compiled here."""
+        source = cls.__new__(cls)
+        source._begin(spec, limits, tokenizer)
+        source._must(found.grammar)
+        source.relaxed = tuple(found.relaxed)
+        if source.relaxed and spec.kind in ("json_schema", "json_object"):
+            source.verifier = Verifier(json.loads(spec.source))
+        return source
 
     def _json_schema(self) -> None:
         kind, options = self._spec.kind, self._spec.options
@@ -199,6 +239,7 @@ class Source:
             raise refuse("", reason[:500], self._spec.kind)
 
     def _try(self, grammar: str) -> str | None:
+        self.grammar = grammar
         bounds = parser_limits(self._limits)
         if self._tokenizer is None:
             return LLMatcher.validate_grammar(grammar, limits=bounds) or None

@@ -46,14 +46,17 @@ class LarkBuilder:
         items = [f"<[{self._markers[part]}]>" if part in self._markers else literal(part) for part in parts if part]
         return " ".join(items) or '""'
 
-    def until(self, name: str, text: str) -> str:
-        """A sequence of any text followed by the first occurrence of `text`; may add a rule called `name`."""
+    def until(self, name: str, text: str, inner: str = TEXT) -> str:
+        """A sequence of any text followed by the first occurrence of `text`; may add a rule called `name`.
+
+        inner: a regular expression between slashes that the text before matches.
+        """
         parts = self._split.split(text) if self._split is not None else [text]
         parts = [part for part in parts if part]
         rest = " " + self.fixed("".join(parts[1:])) if len(parts) > 1 else ""
         if parts[0] in self._markers:
-            return f"{TEXT} {self.fixed(parts[0])}{rest}"
-        return self.rule(name, f"{TEXT} {literal(parts[0])}", lazy=True) + rest
+            return f"{inner} {self.fixed(parts[0])}{rest}"
+        return self.rule(name, f"{inner} {literal(parts[0])}", lazy=True) + rest
 
     def source(self, start: str) -> str:
         """The whole grammar."""

@@ -1,4 +1,4 @@
-"""Compiles grammars beside the engine: a small thread pool, one compile for equal requests, a bounded cache.
+"""Compiles grammars beside the engine: a few threads, one compile for equal requests, a bounded cache.
 
     submit(rid, spec) --> cached: ready at the next poll
                       --> refused lately: the same error again
@@ -12,15 +12,19 @@ The shape is that of the scheduler's admission gate, so that a request's prompt 
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from pando.core.sampling import GrammarSpec
 from pando.errors import InvalidGrammar, PandoError, StepFailed
+from pando.grammar.preparing import LARGE
 from pando.grammar.protocols import CompiledGrammar, GrammarCompiler
 
 _log = logging.getLogger(__name__)
@@ -65,20 +69,43 @@ class _Compile:
     waiting: list[str] = field(default_factory=list)
 
 
+NICENESS = 5
+"""Of the compiles' threads, where threads have one. Not more: they hold the interpreter now and then, and whoever waits
+for it would wait for the processor with them."""
+
+
+def _step_back() -> None:
+    """Let the threads that compute steps go before this one."""
+    if sys.platform == "linux":  # elsewhere it would be the whole process
+        try:
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))
+        except OSError as error:
+            _log.debug("the compiles' threads keep their priority: %s", error)
+
+
 class GrammarManager:
-    """Owns the pool and the cache. All methods return at once and may be called from any thread but `close`."""
+    """Owns the pools and the cache. All methods return at once and may be called from any thread but `close`.
+
+    num_threads: for sources of ordinary size; large ones have a thread of their own. around: entered in the thread for
+    the time of each compile.
+    """
 
     def __init__(
         self,
         backend: GrammarCompiler,
-        num_threads: int = 2,
+        num_threads: int = 1,
         bounds: CacheBounds | None = None,
         clock: Callable[[], float] = time.monotonic,
+        around: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._backend = backend
         self._bounds = bounds or CacheBounds()
         self._clock = clock
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="pando-grammar")
+        self._around = around
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="pando-grammar", initializer=_step_back)
+        # Apart, so that a small one need not wait for the large ones before it.
+        self._large = ThreadPoolExecutor(1, thread_name_prefix="pando-grammar-large", initializer=_step_back)
         self._lock = threading.Lock()
         self._cache: OrderedDict[str, CompiledGrammar] = OrderedDict()
         self._refusals: OrderedDict[str, tuple[float, PandoError]] = OrderedDict()
@@ -100,7 +127,8 @@ class GrammarManager:
                 return
             compile_ = self._running.get(key)
             if compile_ is None:
-                compile_ = _Compile(self._clock(), self._pool.submit(self._compile, spec))
+                pool = self._pool if len(spec.source) < LARGE else self._large
+                compile_ = _Compile(self._clock(), pool.submit(self._compile, spec))
                 self._running[key] = compile_
             else:
                 self._stats.joined += 1
@@ -131,12 +159,14 @@ class GrammarManager:
             return ManagerStats(**{**vars(self._stats), "num_cached": len(self._cache)})
 
     def close(self) -> None:
-        """Stop the pool; waits for compiles that run."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Stop the pools; waits for compiles that run."""
+        for pool in (self._pool, self._large):
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def _compile(self, spec: GrammarSpec) -> Outcome:
         try:
-            return self._backend.compile(spec)
+            with self._around():
+                return self._backend.compile(spec)
         except PandoError as error:
             return error
         except BaseException as error:  # a panic of native code is none of Exception, and must not end the engine

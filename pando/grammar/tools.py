@@ -101,6 +101,11 @@ class ToolCompiler:
                 relaxed[tool.name] = issues
             rules = ArgumentRules(builder, schema, f"a{index}", self._whitespace)
             bodies.append(self._call(builder, tool.name, rules.add(self._form.arguments)))
+            if rules.loose and tool.strict:
+                where = f"parameters of tool {tool.name!r} at {rules.loose[0].pointer}"
+                raise InvalidGrammar(f"{where}: {rules.loose[0].message}", param="tools")
+            if rules.loose:
+                relaxed[tool.name] = (*relaxed.get(tool.name, ()), *rules.loose)
         body = builder.rule("body", " | ".join(bodies))
         single = not parallel or choice not in ("auto", "required") or self._form.max_calls == 1
         start = self._reply(builder, body, single=single, free=choice == "auto")
@@ -131,9 +136,25 @@ class ToolCompiler:
         more = "" if single else f"({builder.fixed(form.separator + opening)} {body})*"
         ending = builder.fixed(form.section_end) if form.section_end else ""
         calls = f"{body} {more} {ending}"
+        if form.answer:
+            return self._messages(builder, f"{builder.fixed(form.trigger)} {calls}", free=free)
         if not free:
             return f"{builder.fixed(form.trigger) if form.trigger else ''} {calls}"
         if form.bare:
             other = builder.rule("OTHER", f"/([^\\{form.bare}](.|\\n)*)?/")
             return f"{other} | {builder.fixed(form.trigger)} {calls}"
         return f"{TEXT} | {builder.until('head', form.trigger)} {calls}"
+
+    def _messages(self, builder: LarkBuilder, calls: str, *, free: bool) -> str:
+        """Messages of other kinds, then calls or an answer."""
+        form = self._form
+        kinds = [
+            f"{builder.fixed(begin)} {builder.until(f'other{index}', form.other_end)}"
+            for index, begin in enumerate(form.others)
+        ]
+        others = builder.rule("others", f"({' | '.join(kinds)})*")
+        if not free:
+            return f"{others} {calls}"
+        return f"{TEXT} | {builder.until('head', form.trigger)} {calls.removeprefix(builder.fixed(form.trigger))}" + (
+            f" | {others} {calls} | {others} {builder.fixed(form.answer)} {TEXT}"
+        )

@@ -3,33 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
 
+from pando.core.sampling import ReasoningSpec
 from pando.grammar.masks import MaskRow, Masks, full_row, row_of
 from pando.grammar.protocols import BatchState
-from pando.grammar.vocabulary import Vocabulary
 
 Start = Literal["now", "inside", "optional"]
 """Where an answer begins: with the grammar, inside a reasoning block, or with either as the model likes."""
+
+
+class Width(Protocol):
+    """What masks outside a grammar depend on: tokens that exist, width of the logits, ids that end a text."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Ids that exist."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end a text."""
 
 
 class ReasoningMarks:
     """Token sequences around reasoning, and the masks of the time inside it.
 
     begin, end: token ids of the markers. budget: most tokens of reasoning before the end marker is forced, or None.
+    committed: after so many tokens of the end marker the rest of it is forced; 0 = never.
     Raises ValueError if the end marker is empty.
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, begin: Sequence[int], end: Sequence[int], budget: int | None = None
+        self,
+        vocabulary: Width,
+        begin: Sequence[int],
+        end: Sequence[int],
+        budget: int | None = None,
+        committed: int = 0,
     ) -> None:
         if not end:
             raise ValueError("reasoning needs an end marker of at least one token")
         self.begin = tuple(begin)
         self.end = tuple(end)
         self.budget = budget
+        self.committed = committed or len(end)
         self.end_ids = frozenset(vocabulary.eos_ids)
         # Ending the whole text inside the reasoning would leave an answer that the grammar never saw.
         self.free: MaskRow = full_row(vocabulary.num_tokens, vocabulary.vocab_size) & ~row_of(
@@ -101,12 +125,19 @@ class ReasoningGate:
         return taken
 
     def _due(self) -> int | None:
-        """The token of the end marker that must come next because the budget is spent, or None."""
-        budget, end, free = self._marks.budget, self._marks.end, self._free
-        if budget is None or len(free) < budget + (self._start == "optional"):
-            return None
+        """The token of the end marker that must come next: it is begun, or the budget is spent. Else None."""
+        rest = self._rest()
+        return rest[0] if rest else None
+
+    def _rest(self) -> tuple[int, ...]:
+        """Tokens of the end marker that must come now."""
+        marks, free = self._marks, self._free
+        end = marks.end
+        spent = marks.budget is not None and len(free) >= marks.budget + (self._start == "optional")
+        if not spent and marks.committed >= len(end):
+            return ()
         overlap = max(n for n in range(len(end)) if n == 0 or tuple(free[-n:]) == end[:n])
-        return end[overlap]
+        return end[overlap:] if spent or overlap >= marks.committed else ()
 
     def accept(self, tokens: Sequence[int]) -> int:
         """See GrammarState."""
@@ -149,11 +180,11 @@ class ReasoningGate:
             return self._inner.forced_tokens(limit)
         if self._phase() == "undecided":
             return []
-        due, end = self._due(), self._marks.end
-        if due is None:
-            return []
-        overlap = max(n for n in range(len(end)) if n == 0 or tuple(self._free[-n:]) == end[:n])
-        return list(end[overlap:])[:limit]
+        rest = list(self._rest())
+        if not rest or len(rest) >= limit:
+            return rest[:limit]
+        # The run goes on across the border: behind the marker the grammar stands at its beginning.
+        return rest + self._inner.forced_tokens(limit - len(rest))
 
     def fill(self, masks: Masks, row: int) -> bool:
         """See GrammarState."""
@@ -200,6 +231,39 @@ class ReasoningGate:
     def error(self) -> str | None:
         """See GrammarState."""
         return self._inner.error()
+
+
+class ReasoningWrap:
+    """Puts gates in front of the grammars of one engine; the masks of a pair of markers are made once."""
+
+    def __init__(self, num_tokens: int, vocab_size: int, eos_ids: Sequence[int]) -> None:
+        self._width = _Width(num_tokens, vocab_size, tuple(eos_ids))
+        self._known: dict[tuple[tuple[int, ...], tuple[int, ...], int], ReasoningMarks] = {}
+
+    def __call__(self, inner: BatchState, spec: ReasoningSpec) -> BatchState:
+        """The state of `inner` after what `spec` lets come first."""
+        if spec.start == "now" or not spec.end:
+            return inner
+        key = (spec.begin, spec.end, spec.committed)
+        marks = self._known.get(key)
+        if marks is None:
+            if len(self._known) >= _KNOWN_MARKS:
+                self._known.clear()
+            marks = self._known[key] = ReasoningMarks(self._width, spec.begin, spec.end, committed=spec.committed)
+        return ReasoningGate(inner, marks, spec.start)
+
+
+_KNOWN_MARKS = 16
+"""Pairs of markers kept: models have one or two, but a request may name its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Width:
+    """Implements `Width`."""
+
+    num_tokens: int
+    vocab_size: int
+    eos_ids: tuple[int, ...]
 
 
 class TokenFilter:

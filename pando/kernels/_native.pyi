@@ -49,7 +49,9 @@ def activation(
     level: int, dtype: int, kind: int, gate_up: int, row_stride: int, rows: int, size: int, out: int, /
 ) -> None: ...
 def store(
-    element_bytes: int,
+    level: int,
+    dtype: int,
+    int8_kv: bool,
     k: int,
     k_strides: tuple[int, ...],
     v: int,
@@ -69,6 +71,7 @@ def store(
 def attention(
     level: int,
     dtype: int,
+    int8_kv: bool,
     q: int,
     q_strides: tuple[int, ...],
     k: int,
@@ -242,12 +245,86 @@ def read_through(level: int, data: int, num_bytes: int, /) -> None: ...
 
 class Program:
     def __init__(self, level: int, dtype: int, width: int, /) -> None: ...
-    def bind(self, layers: list[tuple[int, int, int, int, int, int, int, int]], /) -> None: ...
+    def bind(self, layers: list[tuple[int, int, int, int, int, int, int, int, bool]], /) -> None: ...
     def buffer(self, width: int, /) -> int: ...
     def embed(self, rows: int, vocab: int, /) -> None: ...
     def norm(self, source: int, target: int, weight: int, eps: float, /) -> None: ...
     def linear(self, source: int, target: int, weight: Weight, accumulate: bool, /) -> None: ...
     def add(self, source: int, target: int, /) -> None: ...
+    def normalize(
+        self,
+        source: int,
+        source_offset: int,
+        target: int,
+        target_offset: int,
+        groups: int,
+        size: int,
+        weight: int,
+        bias: int,
+        weight_stride: int,
+        eps: float,
+        centered: bool,
+        /,
+    ) -> None: ...
+    def modulate(self, source: int, offset: int, target: int, kind: int, broadcast: bool, /) -> None: ...
+    def mixture(
+        self,
+        source: int,
+        logits: int,
+        target: int,
+        experts: Experts,
+        num_experts: int,
+        top_k: int,
+        score: int,
+        correction: int,
+        groups: int,
+        top_groups: int,
+        group_scores: int,
+        renormalise: bool,
+        scale: float,
+        /,
+    ) -> None: ...
+    def gated_norm(
+        self, y: int, z: int, offset: int, size: int, weight: int, weight_stride: int, eps: float, gate_first: bool, /
+    ) -> None: ...
+    def conv(
+        self, source: int, offset: int, target: int, state: int, taps: int, weight: int, bias: int, silu: bool, /
+    ) -> None: ...
+    def delta(
+        self,
+        qkv: int,
+        gates: int,
+        target: int,
+        state: int,
+        key_heads: int,
+        value_heads: int,
+        key_dim: int,
+        value_dim: int,
+        rate: int,
+        dt_bias: int,
+        scale: float,
+        /,
+    ) -> None: ...
+    def space(
+        self,
+        xbc: int,
+        projected: int,
+        target: int,
+        state: int,
+        heads: int,
+        groups: int,
+        head_dim: int,
+        state_size: int,
+        dt_offset: int,
+        a: int,
+        d: int,
+        dt_bias: int,
+        low: float,
+        high: float,
+        /,
+    ) -> None: ...
+    def bind_states(self, tensors: list[tuple[int, int, int]], /) -> None: ...
+    def look_at_states(self, slots: int, fresh: int, save_token: int, save_slot: int, num_saves: int, /) -> None: ...
     def scale(self, buffer: int, factor: float, /) -> None: ...
     def heads(
         self,

@@ -14,9 +14,10 @@ from torch import Tensor
 from pando import env
 from pando.errors import ConfigError
 from pando.kernels import reference
+from pando.kernels.int8_rows import row_size
 from pando.kernels.ops import AttentionPlan, OpTable
 
-INTERFACE = 9
+INTERFACE = 10
 """The signatures this module calls; a compiled module of another number is stale."""
 
 LOAD_ERROR: str | None = None
@@ -69,6 +70,12 @@ def set_num_threads(n: int) -> None:
         _native.set_num_threads(n)
 
 
+def set_aside(change: int) -> None:
+    """Take so many processors from the native kernels, or give them back (negative): other work needs them. Adds up."""
+    if LOAD_ERROR is None:
+        _native.set_aside(change)
+
+
 def ask_for_huge_pages(memory: Tensor) -> None:
     """For memory that nothing has touched yet: let huge pages back it. A matter of speed only."""
     if LOAD_ERROR is None:
@@ -102,7 +109,7 @@ def table(isa: str) -> OpTable:
         rms_norm=ops.rms_norm,
         add_rms_norm=ops.add_rms_norm,
         rope_=ops.rope_,
-        store_kv=store_kv,
+        store_kv=ops.store_kv,
         gated_activation=ops.gated_activation,
         paged_attention=ops.paged_attention,
         attention_plan=_native.AttentionPlan,
@@ -118,6 +125,7 @@ def table(isa: str) -> OpTable:
         logprobs=ops.logprobs,
         step_table=partial(cpu_step.NativeStepTable, level),
         program=partial(cpu_program.NativeProgram, level),
+        int8_kv=True,
         rounds=True,
     )
 
@@ -161,40 +169,6 @@ def _row_strides(x: Tensor) -> tuple[int, int, int] | None:
     if x.stride(-1) != 1 or x.dim() > 3:
         return None
     return (1, x.stride(0), 0) if x.dim() == 2 else (x.shape[1], x.stride(0), x.stride(1))
-
-
-def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, out_loc: Tensor) -> None:
-    """Copy keys and values to their slots. Raises ValueError on a slot outside the cache, before it writes anything."""
-    dtype = k.dtype
-    if not (
-        _is_heads(k, dtype)
-        and _is_heads(v, dtype)
-        and _is_heads(k_cache, dtype)
-        and _is_heads(v_cache, dtype)
-        and _is_plain(out_loc, torch.int64)
-    ):
-        return reference.store_kv(k, v, k_cache, v_cache, out_loc)
-    tokens, heads, k_dim = k.shape
-    assert (tokens,) == out_loc.shape and (tokens, heads) == v.shape[:2], (k.shape, v.shape, out_loc.shape)
-    assert k.shape[1:] == k_cache.shape[1:] and v.shape[1:] == v_cache.shape[1:], (k.shape, k_cache.shape)
-    _native.store(
-        k.element_size(),
-        k.data_ptr(),
-        k.stride()[:2],
-        v.data_ptr(),
-        v.stride()[:2],
-        k_cache.data_ptr(),
-        k_cache.stride()[:2],
-        v_cache.data_ptr(),
-        v_cache.stride()[:2],
-        tokens,
-        heads,
-        k_dim,
-        v.shape[2],
-        min(k_cache.shape[0], v_cache.shape[0]),
-        out_loc.data_ptr(),
-    )
-    return None
 
 
 def apply_penalties_(
@@ -246,11 +220,12 @@ def _attention_code(
 ) -> int | None:
     """The code of q's dtype if the native kernel covers this call; the shapes of a covered call must fit."""
     dtype = q.dtype
+    kept = torch.int8 if k_cache.dtype is torch.int8 else dtype
     covered = (
         dtype in _CODES
         and _is_heads(q, dtype)
-        and _is_heads(k_cache, dtype)
-        and _is_heads(v_cache, dtype)
+        and _is_heads(k_cache, kept)
+        and _is_heads(v_cache, kept)
         and _is_plain(cu_q_lens, torch.int32)
         and _is_plain(kv_lens, torch.int32)
         and page_table.dtype is torch.int32
@@ -263,7 +238,7 @@ def _attention_code(
         return None
     rows, (_, heads, head_dim), kv_heads = kv_lens.shape[0], q.shape, v_cache.shape[1]
     assert cu_q_lens.shape[0] == rows + 1 and page_table.shape[0] == rows, (cu_q_lens.shape, page_table.shape, rows)
-    assert k_cache.shape[1:] == (kv_heads, head_dim), (q.shape, k_cache.shape, v_cache.shape)
+    assert (k_cache.shape[1], row_size(k_cache)) == (kv_heads, head_dim), (q.shape, k_cache.shape, v_cache.shape)
     assert heads % kv_heads == 0 and (sinks is None or sinks.shape == (heads,)), (heads, kv_heads)
     return _CODES[dtype]
 
@@ -350,6 +325,39 @@ class _Ops:
         )
         return None
 
+    def store_kv(self, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, out_loc: Tensor) -> None:
+        """Keys and values to their slots. Raises ValueError on a slot outside the cache, before it writes anything."""
+        dtype, code, int8 = k.dtype, _CODES.get(k.dtype), k_cache.dtype is torch.int8
+        kept = torch.int8 if int8 else dtype
+        if code is None or not (
+            _is_heads(k, dtype)
+            and _is_heads(v, dtype)
+            and _is_heads(k_cache, kept)
+            and _is_heads(v_cache, kept)
+            and _is_plain(out_loc, torch.int64)
+        ):
+            return reference.store_kv(k, v, k_cache, v_cache, out_loc)
+        (tokens, heads, k_dim), v_dim = k.shape, v.shape[2]
+        assert (tokens,) == out_loc.shape and (tokens, heads) == v.shape[:2], (k.shape, v.shape, out_loc.shape)
+        assert (heads, k_dim) == (k_cache.shape[1], row_size(k_cache)), (k.shape, k_cache.shape)
+        assert (heads, v_dim) == (v_cache.shape[1], row_size(v_cache)), (v.shape, v_cache.shape)
+        _native.store(
+            self._level,
+            code,
+            int8,
+            *_placed(k),
+            *_placed(v),
+            *_placed(k_cache),
+            *_placed(v_cache),
+            tokens,
+            heads,
+            k_dim,
+            v_dim,
+            min(k_cache.shape[0], v_cache.shape[0]),
+            out_loc.data_ptr(),
+        )
+        return None
+
     def gated_activation(self, gate_up: Tensor, kind: str) -> Tensor:
         """Activation of [T, 2I] with rows that may be strided."""
         code, kind_code = _CODES.get(gate_up.dtype), _ACTIVATION_CODES.get(kind)
@@ -394,11 +402,12 @@ class _Ops:
             )
         assert plan is None or isinstance(plan, _native.AttentionPlan), plan
         tokens, heads, head_dim = q_THD.shape
-        slots, kv_heads, v_dim = v_cache_SKD.shape
+        (slots, kv_heads, _), v_dim = v_cache_SKD.shape, row_size(v_cache_SKD)
         out = torch.empty((tokens, heads, v_dim), dtype=q_THD.dtype)
         _native.attention(
             self._level,
             code,
+            k_cache_SKD.dtype is torch.int8,
             *_placed(q_THD),
             *_placed(k_cache_SKD),
             *_placed(v_cache_SKD),
@@ -411,8 +420,7 @@ class _Ops:
             min(slots, k_cache_SKD.shape[0]),
             *(page_table_RP.data_ptr(), page_table_RP.stride(0), page_table_RP.shape[1]),
             cu_q_lens.data_ptr(),
-            kv_lens.data_ptr(),
-            kv_lens.shape[0],
+            *(kv_lens.data_ptr(), kv_lens.shape[0]),
             page_size,
             window,
             scale,

@@ -10,20 +10,22 @@ from torch import Tensor
 
 from pando.kernels import _native
 from pando.kernels.cpu_linear import CODES, NativeLinear
-from pando.kernels.ops import HeadsShape, PackedLinear, StepTensors
+from pando.kernels.cpu_mixing import STATES_PER_LAYER, NativeMixing
+from pando.kernels.ops import HeadsShape, PackedLinear, StateRows, StepTensors
 
 
-class NativeProgram:
+class NativeProgram(NativeMixing):
     """`Program` of one instruction-set level. Keeps every tensor alive whose address it was given."""
 
     def __init__(self, level: int, dtype: torch.dtype, width: int) -> None:
-        self._native = _native.Program(level, CODES[dtype], width)
+        super().__init__(_native.Program(level, CODES[dtype], width))
         self._dtype = dtype
         self._width = width
         self._embeds = False
         self._tensors: tuple[Tensor, ...] = ()
         self._page_size = 0
-        self._kept: list[object] = []
+        self._states: tuple[tuple[Tensor, ...], ...] = ()
+        self._rows: StateRows | None = None
         self._bound: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] = (), ()
 
     def buffer(self, width: int) -> int:
@@ -85,6 +87,11 @@ class NativeProgram:
             self._tensors, self._page_size = tensors, step.page_size
         if self._bound[0] is not step.k_caches or self._bound[1] is not step.v_caches:
             self._bind(step)
+        if step.state_rows is not None:
+            if self._states is not step.states:
+                self._bind_states(step.states)
+            if self._rows is not step.state_rows or not same:
+                self._look_at_states(step.state_rows, step.kv_lens.shape[0])
         result = torch.empty((start.shape[0], self._width), dtype=self._dtype)
         residual, input_ids = (0, start.data_ptr()) if self._embeds else (start.data_ptr(), 0)
         self._native.run(residual, input_ids, result.data_ptr())
@@ -115,19 +122,41 @@ class NativeProgram:
         )
 
     def _bind(self, step: StepTensors) -> None:
-        assert all(cache.dtype is self._dtype and cache.stride(2) == 1 for cache in (*step.k_caches, *step.v_caches))
-        assert [len(k) for k in step.k_caches] == [len(v) for v in step.v_caches]
-        layers = [
-            (k.data_ptr(), v.data_ptr(), k.stride(0), k.stride(1), v.stride(0), v.stride(1), len(k), group)
-            for k, v, group in zip(step.k_caches, step.v_caches, step.groups, strict=True)
-        ]
+        kept = self._dtype, torch.int8
+        assert all(cache.dtype in kept and cache.stride(2) == 1 for cache in (*step.k_caches, *step.v_caches))
+        layers: list[tuple[int, int, int, int, int, int, int, int, bool]] = []
+        for k, v, group in zip(step.k_caches, step.v_caches, step.groups, strict=True):
+            assert k.dtype is v.dtype and len(k) == len(v), (k.dtype, v.dtype, k.shape, v.shape)
+            strides = k.stride(0), k.stride(1), v.stride(0), v.stride(1)
+            layers.append((k.data_ptr(), v.data_ptr(), *strides, len(k), group, k.dtype is torch.int8))
         self._native.bind(layers)
         self._bound = step.k_caches, step.v_caches
 
-    def _float_pointer(self, tensor: Tensor) -> int:
-        kept = tensor.float().contiguous()
-        self._kept.append(kept)
-        return kept.data_ptr()
+    def _bind_states(self, states: tuple[tuple[Tensor, ...], ...]) -> None:
+        tensors: list[tuple[int, int, int]] = []
+        for layer in states:
+            assert len(layer) <= STATES_PER_LAYER and all(tensor[:1].is_contiguous() for tensor in layer), layer
+            assert all(
+                tensor.dtype is dtype for tensor, dtype in zip(layer, (self._dtype, torch.float32), strict=False)
+            )
+            tensors += [(tensor.data_ptr(), tensor.stride(0), tensor.shape[0]) for tensor in layer]
+            tensors += [(0, 0, 0)] * (STATES_PER_LAYER - len(layer))
+        self._native.bind_states(tensors)
+        self._states = states
+
+    def _look_at_states(self, rows: StateRows, num_rows: int) -> None:
+        assert rows.slots.shape == rows.fresh.shape == (num_rows,), (rows.slots.shape, num_rows)
+        assert rows.save_token.shape == rows.save_slot.shape, (rows.save_token.shape, rows.save_slot.shape)
+        ids = (rows.slots, rows.save_token, rows.save_slot)
+        assert rows.fresh.dtype is torch.bool and all(x.dtype is torch.int64 and x.is_contiguous() for x in ids), rows
+        self._native.look_at_states(
+            rows.slots.data_ptr(),
+            rows.fresh.data_ptr(),
+            rows.save_token.data_ptr(),
+            rows.save_slot.data_ptr(),
+            rows.save_token.shape[0],
+        )
+        self._rows = rows
 
 
 def _sizes(shape: HeadsShape) -> tuple[int, int, int, int]:

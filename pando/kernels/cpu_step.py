@@ -51,6 +51,10 @@ class NativeStepTable:
         """Page assignments, in order."""
         self._native.write_pages(slots, indices, ids, groups)
 
+    def write_tokens(self, slots: Sequence[int], positions: Sequence[int], ids: Sequence[int]) -> None:
+        """Tokens that the host has chosen, in order."""
+        self._native.write_tokens(slots, positions, ids)
+
     def flatten(
         self,
         slots: Sequence[int],
@@ -84,15 +88,34 @@ class NativeStepTable:
             inputs.emit_ends.data_ptr(),
         )
 
-    def choose(self, logits_EV: Tensor, slots_E: Tensor, ends_E: Tensor, *, greedy: bool) -> Tensor:
-        """Tokens, and which rows are finite."""
+    def choose(
+        self,
+        logits_EV: Tensor,
+        slots_E: Tensor,
+        ends_E: Tensor,
+        *,
+        greedy: bool,
+        masks_MW: Tensor | None = None,
+        masked: Sequence[int] = (),
+    ) -> Tensor:
+        """Tokens, and which rows are finite. Of a row with a mask only the logits of what it allows are looked at."""
         rows, vocab = logits_EV.shape
         assert logits_EV.dtype is torch.float32 and logits_EV.is_contiguous(), (logits_EV.dtype, logits_EV.stride())
         assert slots_E.dtype is ends_E.dtype is torch.int64 and slots_E.shape == ends_E.shape == (rows,), slots_E.shape
         if self._chosen.shape[1] != rows:
             self._chosen = torch.empty((2, rows), dtype=torch.int64)
+        mask, stride = (0, 0) if masks_MW is None else _words(masks_MW, len(masked), vocab)
         self._native.choose(
-            logits_EV.data_ptr(), rows, vocab, slots_E.data_ptr(), ends_E.data_ptr(), greedy, self._chosen.data_ptr()
+            logits_EV.data_ptr(),
+            rows,
+            vocab,
+            slots_E.data_ptr(),
+            ends_E.data_ptr(),
+            greedy,
+            self._chosen.data_ptr(),
+            mask,
+            stride,
+            masked,
         )
         return self._chosen
 
@@ -101,3 +124,11 @@ def _view(table: Tensor) -> tuple[int, int, int, int]:
     """Address, rows, width, row stride."""
     rows, width = table.shape
     return table.data_ptr(), rows, width, table.stride(0)
+
+
+def _words(masks_MW: Tensor, num_masked: int, vocab: int) -> tuple[int, int]:
+    """Address and row stride of token masks."""
+    assert masks_MW.dtype is torch.int32 and masks_MW.is_contiguous(), (masks_MW.dtype, masks_MW.stride())
+    rows, words = masks_MW.shape
+    assert rows == num_masked and words * 32 >= vocab, (masks_MW.shape, num_masked, vocab)
+    return masks_MW.data_ptr(), words

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pando.kernels.mixing import MixingProgram
 from pando.kernels.recurrent import CausalConv, GatedDelta, SelectiveScan, StateSpace
 from pando.kernels.weights import Weight
 
@@ -41,6 +42,8 @@ class PagedAttention(Protocol):
     tree_mask (uint8 or bool, flat): the [n, n] masks of the rows one after the other; query i of a row sees its own
     step's token j where mask[i, j] is set, instead of j <= i. Everything before the step is visible as without it
     (a window counts i as if the tokens were a chain). Every token sees itself.
+
+    Caches may also be int8 where the table takes them: rows of `pando.kernels.int8_rows`, 4 bytes longer than D and Dv.
 
     Rows whose page tables begin with the same pages hold the same KV there; an implementation may read it once.
     A row's result must not depend on the other rows of the call, nor on what it shares with them.
@@ -166,11 +169,21 @@ class HeadsShape:
     norm_after_rope: bool
 
 
+class StateRows(Protocol):
+    """Recurrent states of a step's rows, as `pando.forward.StateBatch` holds them."""
+
+    slots: Tensor
+    fresh: Tensor
+    save_token: Tensor
+    save_slot: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class StepTensors:
     """What a program needs to know of a step; shapes and dtypes as for `PagedAttention`, positions and out_loc [T].
 
-    out_loc, page_table: one for each group of layers. groups: the group of each layer.
+    out_loc, page_table: one for each group of layers. groups: the group of each layer. states: the tensors of each
+    layer's recurrent state; state_rows None: the model has none.
     """
 
     positions: Tensor
@@ -182,9 +195,11 @@ class StepTensors:
     k_caches: tuple[Tensor, ...]
     v_caches: tuple[Tensor, ...]
     groups: tuple[int, ...]
+    states: tuple[tuple[Tensor, ...], ...] = ()
+    state_rows: StateRows | None = None
 
 
-class Program(Protocol):
+class Program(MixingProgram, Protocol):
     """A model's layers as one list of instructions over numbered buffers [T, width], run with one call per step.
 
     Buffer 0 is the residual stream, buffer 1 the result, both of the model's width. Instructions run in the order they
@@ -296,6 +311,10 @@ class StepTable(Protocol):
         """
         ...
 
+    def write_tokens(self, slots: Sequence[int], positions: Sequence[int], ids: Sequence[int]) -> None:
+        """tokens[slot, position] = id: what the host has chosen. No place is written twice."""
+        ...
+
     def flatten(
         self,
         slots: Sequence[int],
@@ -313,11 +332,21 @@ class StepTable(Protocol):
         """
         ...
 
-    def choose(self, logits_EV: Tensor, slots_E: Tensor, ends_E: Tensor, *, greedy: bool) -> Tensor:
+    def choose(
+        self,
+        logits_EV: Tensor,
+        slots_E: Tensor,
+        ends_E: Tensor,
+        *,
+        greedy: bool,
+        masks_MW: Tensor | None = None,
+        masked: Sequence[int] = (),
+    ) -> Tensor:
         """[2, E] int64: a token for each row, and 1 where its logits are all finite, else 0 (the token is any then).
 
         Tokens are those of `Sample` with the parameters of the rows' slots, which are those of `argmax` where all rows
-        are greedy: say so if it is known. tokens[slot, end] is set to the row's token.
+        are greedy: say so if it is known. tokens[slot, end] is set to the row's token. masks [M, ceil(V/32)] int32, as
+        `apply_token_mask_` reads them: only these tokens may come in the rows `masked` (ascending); 0 if none may.
         """
         ...
 
@@ -363,7 +392,10 @@ class OpTable:
     """
 
     store_kv: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
-    """(k [T,K,D], v [T,K,Dv], k_cache [S,K,D], v_cache [S,K,Dv], out_loc [T] int64): cache[out_loc] = kv."""
+    """(k [T,K,D], v [T,K,Dv], k_cache [S,K,D], v_cache [S,K,Dv], out_loc [T] int64): cache[out_loc] = kv.
+
+    Into an int8 cache ([S,K,D+4], [S,K,Dv+4]) as rows of `pando.kernels.int8_rows`.
+    """
 
     gated_activation: Callable[[Tensor, str], Tensor]
     """(gate_up [T, 2I] (gate first), kind) -> act(gate) * up [T, I]; kind: silu, gelu_tanh, gelu, relu2, swiglu_oai.
@@ -405,6 +437,9 @@ class OpTable:
 
     program: Callable[[torch.dtype, int], Program] | None = None
     """(dtype, model width) -> an empty program; None where layers are run op by op."""
+
+    int8_kv: bool = False
+    """Whether `store_kv`, `paged_attention` and programs take int8 caches."""
 
     rounds: bool = False
     """Whether `pack_linear` and `pack_experts` take an `UnroundedWeight`."""

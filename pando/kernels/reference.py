@@ -21,9 +21,10 @@ from torch import Tensor
 
 from pando.core.sampling import GREEDY_TEMPERATURE
 from pando.errors import ConfigError
+from pando.kernels.int8_rows import expand_rows, round_rows, row_size
 from pando.kernels.ops import AttentionPlan, OpTable, PackedLinear, PackLinear
 from pando.kernels.reference_recurrent import causal_conv, gated_delta, selective_scan, state_space
-from pando.kernels.reference_step import TorchStepTable
+from pando.kernels.reference_step import TorchStepTable, apply_token_mask_
 from pando.kernels.weights import QuantizedWeight, UnroundedWeight, Weight
 
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu2", "swiglu_oai")
@@ -128,8 +129,8 @@ def rope_(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor, interleaved:
 
 def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, out_loc: Tensor) -> None:
     """Scatter this step's keys and values to their token slots."""
-    k_cache[out_loc] = k.to(k_cache.dtype)
-    v_cache[out_loc] = v.to(v_cache.dtype)
+    for x, cache in ((k, k_cache), (v, v_cache)):
+        cache[out_loc] = round_rows(x) if cache.dtype is torch.int8 else x.to(cache.dtype)
 
 
 def gated_activation(gate_up: Tensor, kind: str) -> Tensor:
@@ -194,6 +195,11 @@ def _attend(
     return torch.matmul(weights, v_LKD.transpose(0, 1).unsqueeze(1)).flatten(0, 1).transpose(0, 1)
 
 
+def _floats(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows of a cache as float32; of an int8 one after rounding to `dtype`."""
+    return (expand_rows(rows, dtype) if rows.dtype is torch.int8 else rows).float()
+
+
 class NoPlan:
     """The plan of an implementation that needs none."""
 
@@ -220,7 +226,7 @@ def paged_attention(
     """Causal attention over the paged cache: rows one by one, each with one batched product per piece of queries."""
     masks = _tree_masks(tree_mask, cu_q_lens)
     num_heads = q_THD.shape[1]
-    out = q_THD.new_empty(q_THD.shape[0], num_heads, v_cache_SKD.shape[2])
+    out = q_THD.new_empty(q_THD.shape[0], num_heads, row_size(v_cache_SKD))
     offsets = torch.arange(page_size, device=q_THD.device)
     starts = cu_q_lens.tolist()
     for row, kv_len in enumerate(kv_lens.tolist()):
@@ -232,7 +238,7 @@ def paged_attention(
         first_key = first_page * page_size
         pages = page_table_RP[row, first_page : -(-kv_len // page_size)].long()
         slots = (pages.unsqueeze(1) * page_size + offsets).flatten()[: kv_len - first_key]
-        k, v = k_cache_SKD[slots].float(), v_cache_SKD[slots].float()
+        k, v = (_floats(cache[slots], q_THD.dtype) for cache in (k_cache_SKD, v_cache_SKD))
         piece = max(1, MAX_SCORES // (num_heads * len(slots)))
         for first in range(begin, end, piece):
             last = min(first + piece, end)
@@ -385,13 +391,6 @@ def finite(logits: Tensor) -> Tensor:
     return (logits * 0.0).sum(dim=-1) == 0.0
 
 
-def apply_token_mask_(logits: Tensor, mask: Tensor) -> None:
-    """-inf where a token's bit is not set."""
-    bits = torch.arange(32, dtype=torch.int32, device=mask.device)
-    allowed = (mask.unsqueeze(-1) >> bits & 1).flatten(1)[:, : logits.shape[1]]
-    logits.masked_fill_(allowed == 0, float("-inf"))
-
-
 def logprobs(logits: Tensor, token_ids: Tensor) -> Tensor:
     """Log-softmax of each row at its token."""
     chosen = logits.gather(1, token_ids.unsqueeze(1)).squeeze(1)
@@ -420,5 +419,6 @@ REFERENCE = OpTable(
     apply_penalties_=apply_penalties_,
     logprobs=logprobs,
     step_table=partial(TorchStepTable, sample, argmax, finite),
+    int8_kv=True,
 )
 """The reference implementation of every op."""

@@ -41,6 +41,11 @@ class TorchStepTable:
         group, slot, index, page = columns.view(4, -1).unbind(0)
         self._pages_GNP.index_put_((group, slot, index), page.to(torch.int32))
 
+    def write_tokens(self, slots: Sequence[int], positions: Sequence[int], ids: Sequence[int]) -> None:
+        """All at once."""
+        slot, position, token = self._upload([*slots, *positions, *ids]).view(3, -1).unbind(0)
+        self._tokens_NC.index_put_((slot, position), token.to(torch.int32))
+
     def flatten(
         self,
         slots: Sequence[int],
@@ -76,8 +81,23 @@ class TorchStepTable:
         out.emit_ends.copy_(ends_R[row_E] - before_E)
         return out
 
-    def choose(self, logits_EV: Tensor, slots_E: Tensor, ends_E: Tensor, *, greedy: bool) -> Tensor:
+    def choose(
+        self,
+        logits_EV: Tensor,
+        slots_E: Tensor,
+        ends_E: Tensor,
+        *,
+        greedy: bool,
+        masks_MW: Tensor | None = None,
+        masked: Sequence[int] = (),
+    ) -> Tensor:
         """Finite or not, a token, and the history."""
+        finite_E = self._finite(logits_EV)
+        if masks_MW is not None:
+            logits_EV, rows = logits_EV.clone(), self._upload([*masked])
+            part = logits_EV[rows]
+            apply_token_mask_(part, masks_MW)
+            logits_EV[rows] = part
         if greedy:
             tokens = self._argmax(logits_EV)
         else:
@@ -85,4 +105,11 @@ class TorchStepTable:
             columns = of.temperature[at], of.top_k[at], of.top_p[at], of.min_p[at], of.seed[at]
             tokens = self._sample(logits_EV, *columns, ends_E)
         self._tokens_NC.index_put_((slots_E, ends_E), tokens.to(torch.int32))
-        return torch.stack((tokens, self._finite(logits_EV).long()))
+        return torch.stack((tokens, finite_E.long()))
+
+
+def apply_token_mask_(logits: Tensor, mask: Tensor) -> None:
+    """-inf where a token's bit is not set."""
+    bits = torch.arange(32, dtype=torch.int32, device=mask.device)
+    allowed = (mask.unsqueeze(-1) >> bits & 1).flatten(1)[:, : logits.shape[1]]
+    logits.masked_fill_(allowed == 0, float("-inf"))

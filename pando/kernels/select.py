@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from dataclasses import dataclass
 from typing import Literal
+
+import torch
 
 from pando.errors import ConfigError
 from pando.kernels import cpu
@@ -17,6 +20,9 @@ logger = logging.getLogger("pando.kernels")
 REMEDY = "install a C++ compiler (apt-get install g++) and install pando-llm again"
 """How to get the native kernels where they are missing."""
 
+TRITON_REMEDY = "pip install 'pando-llm[gpu]'"
+"""How to get the kernels of NVIDIA GPUs where they are missing."""
+
 _warned: set[str] = set()
 
 
@@ -24,8 +30,8 @@ _warned: set[str] = set()
 class Explanation:
     """What `pando doctor` shows of the kernels.
 
-    isa: the level chosen for native ops, None if there is none. levels: every level with why it is or is not usable.
-    ops: the implementation of each op of the table by name, with the reason where it is not native.
+    isa: the level or GPU architecture chosen for native ops, None if there is none. levels: every level with why it is
+    or is not usable. ops: the implementation of each op of the table by name, with the reason where it is not native.
     """
 
     table: str
@@ -43,8 +49,9 @@ class Explanation:
 def op_table(device_type: str, prefer: Literal["auto", "native", "reference"] | str = "auto") -> OpTable:
     """The ops for tensors on `device_type` ("cpu", "cuda"...).
 
-    auto: native where there is one, else the reference with one warning. native: ConfigError where there is none, with
-    the remedy. reference: plain torch. PANDO_ISA caps the level of the CPU kernels (ConfigError if it names none).
+    auto: native where there is one (compiled for the CPU, Triton for "cuda"), else the reference with one warning.
+    native: ConfigError where there is none, with the remedy. reference: plain torch.
+    PANDO_ISA caps the level of the CPU kernels (ConfigError if it names none).
     """
     if prefer not in ("auto", "native", "reference"):
         raise ConfigError(f"kernels is {prefer!r}; choose one of auto, native, reference", param="kernels")
@@ -52,10 +59,10 @@ def op_table(device_type: str, prefer: Literal["auto", "native", "reference"] | 
         return REFERENCE
     missing = _missing(device_type)
     if missing is None:
-        return cpu.table(cpu.best_isa(os.environ.get("PANDO_ISA")))
+        return _triton_table() if device_type == "cuda" else cpu.table(cpu.best_isa(os.environ.get("PANDO_ISA")))
     if prefer == "native":
         raise ConfigError(f"native kernels were asked for, but {missing}", param="kernels")
-    if device_type == "cpu" and missing not in _warned:
+    if device_type in ("cpu", "cuda") and missing not in _warned:
         _warned.add(missing)
         logger.warning("using the slower reference kernels: %s", missing)
     return REFERENCE
@@ -63,11 +70,20 @@ def op_table(device_type: str, prefer: Literal["auto", "native", "reference"] | 
 
 def _missing(device_type: str) -> str | None:
     """Why `device_type` has no native ops, with the remedy; None if it has."""
+    if device_type == "cuda":
+        return None if importlib.util.find_spec("triton") is not None else f"triton is not installed: {TRITON_REMEDY}"
     if device_type != "cpu":
         return f"there are none for {device_type!r} yet: use --kernels reference or auto"
     if cpu.LOAD_ERROR is not None:
         return f"the extension module is not there ({cpu.LOAD_ERROR}): {REMEDY}"
     return None
+
+
+def _triton_table() -> OpTable:
+    """The table of the Triton kernels, imported only where it is used."""
+    from pando.kernels.triton.table import table
+
+    return table()
 
 
 def explain(device_type: str = "cpu", prefer: str = "auto") -> Explanation:
@@ -77,10 +93,22 @@ def explain(device_type: str = "cpu", prefer: str = "auto") -> Explanation:
     if table is REFERENCE:
         why = "asked for" if prefer == "reference" else _missing(device_type)
         return Explanation(table.name, None, _levels(None), {name: f"reference ({why})" for name in names})
+    if device_type == "cuda":
+        reference = {name for name in names if getattr(table, name) is getattr(REFERENCE, name)}
+        ops = {name: "torch (no kernel of its own)" if name in reference else "native triton" for name in names}
+        return Explanation(table.name, _architecture(), {}, ops)
     isa = table.name.removeprefix("cpu-")
     reasons = {name: cpu.NOT_NATIVE.get(name) for name in names}
     ops = {name: f"native {table.name}" if why is None else f"torch ({why})" for name, why in reasons.items()}
     return Explanation(table.name, isa, _levels(isa), ops)
+
+
+def _architecture() -> str:
+    """The current GPU's, such as sm_90."""
+    if not torch.cuda.is_available():
+        return "no GPU"
+    major, minor = torch.cuda.get_device_capability()
+    return f"sm_{major}{minor}"
 
 
 def _levels(chosen: str | None) -> dict[str, str]:

@@ -90,8 +90,7 @@ def build_model(
         cache_plan(spec, str(loader.dtype).removeprefix("torch.")),
         info,
     )
-    if not spec.parallel:
-        model.fused = fuse(model.embed, layers, norm, parts.rotaries, loader.dtype, ops)
+    model.fused = fuse(model.embed, layers, norm, parts.rotaries, ops, parallel=spec.parallel)
     return model
 
 

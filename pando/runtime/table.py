@@ -55,9 +55,7 @@ class RequestTable:
         if batch.page_slot:
             self.step.write_pages(batch.page_slot, batch.page_index, batch.page_id, batch.page_group)
         if batch.token_slot:
-            columns = self.device.upload([*batch.token_slot, *batch.token_position, *batch.token_id])
-            slots, positions, tokens = columns.view(3, -1).unbind(0)
-            self.tokens_NC.index_put_((slots, positions), tokens.to(torch.int32))
+            self.step.write_tokens(batch.token_slot, batch.token_position, batch.token_id)
 
     def _enter(self, entry: NewSlot) -> None:
         slot, sampling = entry.slot, entry.sampling

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from pando.errors import PandoError
 from pando.grammar.manager import GrammarManager
+from pando.grammar.wrappers import ReasoningWrap
 from pando.scheduler.guide import Guide
 from pando.scheduler.ngram import NgramDrafter
 from pando.scheduler.request import Request
 
 
 class GrammarGate:
-    """Implements `pando.scheduler.gates.Gate` over a grammar manager. jump, draft: see `Guide`."""
+    """Implements `pando.scheduler.gates.Gate` over a grammar manager. jump, draft: see `Guide`.
 
-    def __init__(self, manager: GrammarManager, *, jump: bool = True, draft: bool = True) -> None:
+    wrap: puts what may come before a grammar in front of its state; None where no request asks for that.
+    """
+
+    def __init__(
+        self, manager: GrammarManager, *, jump: bool = True, draft: bool = True, wrap: ReasoningWrap | None = None
+    ) -> None:
         self._manager = manager
+        self._wrap = wrap
         self._jump = jump
         self._draft = draft
         self._held: dict[str, Request] = {}
@@ -39,7 +46,11 @@ class GrammarGate:
             # A forced token's log-probability is only known if the model runs for it.
             plain = request.logprobs is not None
             drafter = NgramDrafter() if self._draft and not plain else None
-            request.guide = Guide(outcome.new_state(), jump=self._jump and not plain, drafter=drafter)
+            state, spec = outcome.new_state(), request.sampling.grammar
+            if self._wrap is not None and spec is not None and spec.after is not None:
+                state = self._wrap(state, spec.after)
+            relaxed = tuple((issue.pointer, issue.message) for issue in outcome.relaxed)
+            request.guide = Guide(state, jump=self._jump and not plain, drafter=drafter, relaxed=relaxed)
             ended.append((request, None))
         return ended
 

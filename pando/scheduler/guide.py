@@ -18,25 +18,46 @@ from pando.grammar.protocols import GrammarState
 
 MAX_FORCED = 64
 """Forced tokens taken at once; a longer run continues after the next step."""
+MAX_FORCED_DRAFTS = 8
+"""Forced tokens behind a guess that ride with it, and are lost if it is wrong."""
 
 
 class Drafter(Protocol):
     """Guesses how a sequence goes on."""
 
-    def propose(self, key: TokenKey, limit: int) -> list[int]:
-        """At most `limit` tokens that may follow `key`, which only ever grows between two calls."""
+    def propose(self, key: TokenKey, limit: int, price: float) -> list[int]:
+        """At most `limit` tokens that may follow `key`, which only ever grows between two calls.
+
+        price: of a guess in terms of a token won; one less likely to be right than that does not pay.
+        """
+
+    def learn(self, num_judged: int, num_right: int) -> None:
+        """Of the last proposal, `num_judged` tokens were tried, and the first `num_right` were right."""
 
 
 class Guide:
-    """One request's grammar state. jump: take forced tokens without running the model for each."""
+    """One request's grammar state.
 
-    __slots__ = ("_problem", "drafter", "jump", "state")
+    jump: take forced tokens without running the model for each. relaxed: see `Finish`.
+    """
 
-    def __init__(self, state: GrammarState, *, jump: bool = True, drafter: Drafter | None = None) -> None:
+    __slots__ = ("_num_guessed", "_problem", "drafter", "jump", "relaxed", "state")
+
+    def __init__(
+        self,
+        state: GrammarState,
+        *,
+        jump: bool = True,
+        drafter: Drafter | None = None,
+        relaxed: tuple[tuple[str, str], ...] = (),
+    ) -> None:
         self.state = state
         self.jump = jump
         self.drafter = drafter
+        self.relaxed = relaxed
         self._problem: str | None = None
+        self._num_guessed = 0
+        """Drafts of the last call that were guessed; what the grammar forces behind them follows."""
 
     def accept(self, token: int) -> None:
         """Follow a sampled token. Raises GrammarFailed if the grammar does not allow it."""
@@ -53,12 +74,25 @@ class Guide:
         tokens = self.state.forced_tokens(min(limit, MAX_FORCED))
         return tokens[: self.state.accept(tokens)] if tokens else []
 
-    def draft(self, key: TokenKey, limit: int) -> list[int]:
-        """Guesses for the tokens after `key` that the grammar allows; none without a drafter."""
+    def draft(self, key: TokenKey, limit: int, price: float = 0.0) -> list[int]:
+        """Guesses for the tokens after `key` that the grammar allows, and what it forces behind them.
+
+        price: see `Drafter.propose`. None without a drafter.
+        """
         if self.drafter is None or limit <= 0:
             return []
-        guesses = self.drafter.propose(key, limit)
-        return guesses[: self.state.validate(guesses)] if guesses else []
+        guesses = self.drafter.propose(key, limit, price)
+        if not guesses:
+            return []
+        self._num_guessed = num = self.state.accept(guesses)
+        forced = self.state.forced_tokens(min(limit - num, MAX_FORCED_DRAFTS)) if num and self.jump else []
+        self.state.rollback(num)
+        return guesses[:num] + forced
+
+    def judge(self, num_right: int) -> None:
+        """Of the last drafts, the first `num_right` came true."""
+        if self.drafter is not None:
+            self.drafter.learn(self._num_guessed, min(num_right, self._num_guessed))
 
     def fill(self, bits: NDArray[np.int32], row: int, drafts: Sequence[int]) -> None:
         """Fill row `row` and one more row after each draft. Never raises: what fails ends the request at `accept`."""

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pando.core.config import Config
 from pando.engine_client import EngineClient
 from pando.errors import AuthenticationFailed, PandoError
-from pando.server import admin, health, metrics, native, openai_chat, openai_completions, openai_models, tokens
+from pando.server import admin, health, metrics, native, openai_chat, openai_completions, openai_models, parsing, tokens
 from pando.server.exchange import MethodNotAllowed, RouteNotFound, error_response
 from pando.server.service import Service
 
@@ -44,6 +44,7 @@ def create_service_app(service: Service) -> ASGIApp:
         *native.routes,
         *admin.routes,
         *tokens.routes,
+        *parsing.routes,
         *metrics.routes,
         *openai_models.routes,
         *openai_chat.routes,

@@ -108,6 +108,8 @@ def _derived(client: EngineClient, stats: Mapping[str, float]) -> list[Sample]:
     samples: list[Sample] = [
         ("pando_open_sequences", "gauge", client.num_open),
         ("vllm:admission_rejections_total", "counter", client.metrics.rejected),
+        ("pando_schema_relaxed_total", "counter", client.metrics.relaxed),
+        ("pando_schema_violations_total", "counter", client.metrics.violations),
         ("sglang:page_size", "gauge", info.page_size),
         ("sglang:num_pages", "gauge", info.max_total_num_tokens // info.page_size),
         ("sglang:context_len", "gauge", info.context_length),

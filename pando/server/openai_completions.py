@@ -12,12 +12,16 @@ from pando.core.messages import Generate, TokenLogprobs
 from pando.core.sampling import LogprobSpec
 from pando.engine_client import Completion, Delta, EngineClient
 from pando.errors import InvalidRequest, PandoError
+from pando.grammar.report import may_be_relaxed
 from pando.native import MAX_BATCH, positive_timeout, token_prompts
 from pando.server.exchange import json_response, post, read_json, service_of
 from pando.server.openai_request import (
     OpenAIBody,
     UsageTotals,
     finish_name,
+    grammar_field,
+    grammar_report,
+    named_failure,
     openai_names,
     raise_failures,
     request_id,
@@ -81,12 +85,12 @@ async def completions(request: Request) -> ASGIApp:
     work = _Work(body, reply_id, model, unix_time(), prompts, messages, len(messages) // len(prompts))
     generation = client.submit(messages, group=body.rid or reply_id)
     if body.stream:
-        stream = EventStream(request.receive, generation, CompletionWriter(work, client.tokenizer))
+        stream = EventStream(request.receive, generation, CompletionWriter(work, client))
         await stream.admit()
         return stream
     done = await collect_connected(request.receive, generation)
-    raise_failures(done)
-    return json_response(_reply(work, done, client.tokenizer))
+    raise_failures(done, grammar_field(body))
+    return json_response(_reply(work, done, client))
 
 
 def _check(body: CompletionBody) -> None:
@@ -158,8 +162,9 @@ class LogprobLists:
         }
 
 
-def _reply(work: _Work, done: list[Completion], tokenizer: Tokenizer) -> dict[str, Any]:
+def _reply(work: _Work, done: list[Completion], client: EngineClient) -> dict[str, Any]:
     """The whole reply of a request that is not streamed."""
+    tokenizer, field = client.tokenizer, grammar_field(work.body)
     totals = UsageTotals(len(done), work.n)
     choices = []
     for each in done:
@@ -170,6 +175,7 @@ def _reply(work: _Work, done: list[Completion], tokenizer: Tokenizer) -> dict[st
             "logprobs": None,
             "finish_reason": finish_name(each.finish),
             "stop_reason": stop_reason(each.finish, work.messages[each.index].sampling),
+            **grammar_report(client, work.messages[each.index], each.finish, each.text, field),
         }
         if work.body.logprobs is not None:
             choice["logprobs"] = LogprobLists(tokenizer).take(each.prompt_logprobs + each.logprobs)
@@ -190,13 +196,18 @@ def _reply(work: _Work, done: list[Completion], tokenizer: Tokenizer) -> dict[st
 class CompletionWriter:
     """Writes the chunks of a streamed completion."""
 
-    def __init__(self, work: _Work, tokenizer: Tokenizer) -> None:
+    def __init__(self, work: _Work, client: EngineClient) -> None:
         self._work = work
+        self._client = client
+        tokenizer = client.tokenizer
         head = {"id": work.reply_id, "object": "text_completion", "created": work.created, "model": work.model}
         self._head = b"data: " + encode_json(head)[:-1]
         self._lists = [LogprobLists(tokenizer) for _ in work.messages] if work.body.logprobs is not None else []
         self._totals = UsageTotals(len(work.messages), work.n)
         self._begun = [False] * len(work.messages)
+        # Kept where the finished text may have to be checked against its schema.
+        is_checked = any(may_be_relaxed(message.sampling.grammar) for message in work.messages)
+        self._texts: list[list[str]] | None = [[] for _ in work.messages] if is_checked else None
 
     def begin(self) -> bytes:
         """Nothing: text chunks carry all there is."""
@@ -216,11 +227,21 @@ class CompletionWriter:
 
     def fatal(self, delta: Delta) -> PandoError | None:
         """Any error: this dialect has no way to report one choice's."""
-        return delta.error
+        return named_failure(delta.error, grammar_field(self._work.body))
+
+    def _report(self, delta: Delta) -> bytes:
+        """Fields of a choice whose grammar could not enforce everything."""
+        if self._texts is None:
+            return b""
+        text, message = "".join(self._texts[delta.index]), self._work.messages[delta.index]
+        report = grammar_report(self._client, message, delta.finish, text, grammar_field(self._work.body))
+        return b"".join(b"," + encode_json(name) + b":" + encode_json(value) for name, value in report.items())
 
     def _chunk(self, delta: Delta) -> bytes:
         index = delta.index
         text = delta.text
+        if self._texts is not None:
+            self._texts[index].append(text)
         if not self._begun[index]:
             self._begun[index] = True
             text = self._work.echo_of(index) + text
@@ -234,6 +255,7 @@ class CompletionWriter:
         finish = encode_json(finish_name(delta.finish))
         if delta.finish is not None:
             extra += b',"stop_reason":' + encode_json(stop_reason(delta.finish, self._work.messages[index].sampling))
+            extra += self._report(delta)
         usage = b',"usage":' + encode_json(self._totals.total()) if self._work.body.usage_in_each else b""
         return b'%b,"choices":[{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b%b}]%b}\n\n' % (
             self._head,

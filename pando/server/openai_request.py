@@ -10,12 +10,16 @@ from typing import Any
 
 import msgspec
 
-from pando.core.messages import Finish
+from pando.core.messages import Finish, Generate
 from pando.core.sampling import SamplingParams
-from pando.engine_client import Completion, Delta
-from pando.errors import InvalidRequest, PandoError
+from pando.engine_client import Completion, Delta, EngineClient
+from pando.errors import InvalidGrammar, InvalidRequest, PandoError
+from pando.grammar.report import report_of
 from pando.native import cache_namespace
 from pando.server.structured import grammar_of
+
+Fields = dict[str, Any]
+"""Fields of a JSON reply."""
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
@@ -174,8 +178,29 @@ class UsageTotals:
         )
 
 
-def raise_failures(completions: Iterable[Completion]) -> None:
-    """Raise the error of the first sequence that was aborted or failed."""
+def raise_failures(completions: Iterable[Completion], grammar_field: str) -> None:
+    """Raise the error of the first sequence that was aborted or failed. grammar_field: see `named_failure`."""
     for done in completions:
-        if done.error is not None:
-            raise done.error
+        error = named_failure(done.error, grammar_field)
+        if error is not None:
+            raise error
+
+
+def grammar_field(body: OpenAIBody) -> str:
+    """The field of the request that its grammar came from; `tools` if from none of the plain ones."""
+    fields = ("response_format", "structured_outputs", "regex", "ebnf")
+    return next((name for name in fields if getattr(body, name) is not None), "tools")
+
+
+def grammar_report(client: EngineClient, request: Generate, finish: Finish | None, text: str, field: str) -> Fields:
+    """Fields of a choice whose grammar could not enforce everything, for its whole text; counts it."""
+    report = report_of(request.sampling.grammar, finish, text)
+    client.metrics.count_report(report)
+    return {} if report is None else report.fields(field)
+
+
+def named_failure(error: PandoError | None, grammar_field: str) -> PandoError | None:
+    """The error of a sequence; one about its grammar names the request's field that the grammar came from."""
+    if isinstance(error, InvalidGrammar) and error.param is None:
+        error.param = grammar_field
+    return error

@@ -12,6 +12,7 @@ from pando.core.config import Config
 from pando.core.messages import Load
 from pando.engine_client import EngineClient
 from pando.errors import EngineUnavailable, ModelNotFound
+from pando.server.styles import ModelStyle, check_parser_names
 
 LONG_TEXT = 2048
 """Characters from which encoding moves to a thread: the tokenizer releases the interpreter while it works."""
@@ -23,8 +24,10 @@ class Service:
     """State of one server. `client` is None until the engine is ready."""
 
     def __init__(self, config: Config, client: EngineClient | None = None) -> None:
+        check_parser_names(config)
         self.config = config
         self.client = client
+        self._style: ModelStyle | None = None
         self.phase = Load("ready") if client is not None else Load("starting", 0.0)
         self.draining = False
         self.paused = False
@@ -41,6 +44,13 @@ class Service:
         if self.client.closed is not None:
             raise EngineUnavailable(f"the engine is gone: {self.client.closed}")
         return self.client
+
+    @property
+    def style(self) -> ModelStyle:
+        """How the model writes reasoning and tool calls."""
+        if self._style is None:
+            self._style = ModelStyle(self.config, self.require().tokenizer)
+        return self._style
 
     def check_model(self, name: str | None) -> str:
         """The served name to reply with. Raises ModelNotFound for a name that is not served; none means the first."""

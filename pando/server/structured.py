@@ -1,6 +1,7 @@
 """Structured outputs of the OpenAI API, and of vLLM and SGLang beside it, as one grammar.
 
-Schemas are read strictly: what could not be enforced is refused with a JSON pointer, nothing is widened in silence.
+A schema that says `strict` is enforced exactly or refused with a JSON pointer. Without, what no grammar can enforce is
+left out, the finished text is checked against the whole schema, and the reply says so (`pando/grammar/report.py`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from pando.core.sampling import AS_SERVED, GrammarSpec
+from pando.core.sampling import AS_SERVED, STRICTLY, GrammarOptions, GrammarSpec
 from pando.errors import InvalidRequest
 
 _STRUCTURED = {"json": "json_schema", "regex": "regex", "choice": "choice", "grammar": "ebnf"}
@@ -46,15 +47,21 @@ def _of_format(wanted: Mapping[str, Any] | None) -> GrammarSpec | None:
     if kind == "json_schema":
         inner = wanted.get("json_schema")
         schema = inner.get("schema") if isinstance(inner, Mapping) else None
-        if not isinstance(schema, (Mapping, bool)):
+        if not isinstance(inner, Mapping) or not isinstance(schema, (Mapping, bool)):
             raise InvalidRequest("response_format.json_schema.schema must be a schema", param="response_format")
-        return GrammarSpec("json_schema", _json(schema), AS_SERVED)
+        return GrammarSpec("json_schema", _json(schema), _reading(inner.get("strict")))
     if kind == "structural_tag":
-        return GrammarSpec("structural_tag", _json(wanted), AS_SERVED)
+        return GrammarSpec("structural_tag", _json(wanted), _reading(wanted.get("strict")))
     raise InvalidRequest(
         f"response_format.type is {kind!r}; give text, json_object, json_schema or structural_tag",
         param="response_format",
     )
+
+
+def _reading(strict: object) -> GrammarOptions:
+    if strict not in (None, True, False):
+        raise InvalidRequest(f"strict is {strict!r}; give true or false", param="response_format")
+    return STRICTLY if strict else AS_SERVED
 
 
 def _of_structured(wanted: Mapping[str, Any] | None) -> GrammarSpec | None:

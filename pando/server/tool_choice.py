@@ -7,14 +7,20 @@ from typing import Any
 
 from pando.core.sampling import GrammarSpec
 from pando.grammar.limits import Limits
+from pando.grammar.tool_formats import DEFAULT_FORMAT, FORMATS, ToolFormat
 from pando.grammar.vocabulary import TextTokenizer, markers_of
 
-FORMAT = "hermes"
-"""The format in which calls are read from replies (`pando/server/parsers`)."""
+BAN = -1e4
+"""Added to the logit of a token that may not be chosen: below any other at every temperature."""
 
 
 def forced_calls(
-    tokenizer: TextTokenizer, tools: Sequence[Mapping[str, Any]], choice: Any, *, parallel: bool
+    tokenizer: TextTokenizer,
+    tools: Sequence[Mapping[str, Any]],
+    choice: Any,
+    *,
+    parallel: bool,
+    form: ToolFormat = FORMATS[DEFAULT_FORMAT],
 ) -> GrammarSpec | None:
     """The grammar of a reply that must, or may only in one way, call tools; None if nothing is enforced.
 
@@ -26,5 +32,13 @@ def forced_calls(
     from pando.grammar.tools import ToolCompiler, read_tools  # brings the grammar library: only who needs it waits
 
     wanted = choice["function"]["name"] if isinstance(choice, Mapping) else choice or "auto"
-    compiler = ToolCompiler(FORMAT, markers_of(tokenizer))
+    compiler = ToolCompiler(form, markers_of(tokenizer))
     return compiler.compile(read_tools(tools, Limits()), wanted, parallel=parallel).spec
+
+
+def call_bans(tokenizer: TextTokenizer, form: ToolFormat) -> dict[int, float]:
+    """Biases that keep a model from beginning a call, where a token of its own begins one."""
+    markers = markers_of(tokenizer)
+    first = next((name for name in sorted(markers, key=len, reverse=True) if form.trigger.startswith(name)), None)
+    # Harmony's marker begins every message, so that it can not be done without.
+    return {} if first is None or form.name == "harmony" else {markers[first]: BAN}

@@ -9,7 +9,7 @@ soon as they are complete, since holding back a whole run would stop the stream 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from pando.tokenizer.token_bytes import TokenBytes
@@ -30,12 +30,23 @@ class Detokenizer(Protocol):
         """What still waits, as the end of the text: an unfinished character becomes U+FFFD."""
 
 
-def make_detokenizer(tokenizer: Tokenizer, *, skip_special_tokens: bool = True, continues: bool = False) -> Detokenizer:
+def make_detokenizer(
+    tokenizer: Tokenizer,
+    *,
+    skip_special_tokens: bool = True,
+    continues: bool = False,
+    letters: Mapping[int, str] | None = None,
+) -> Detokenizer:
     """The detokenizer for this tokenizer.
 
     continues: the tokens follow other text, as generated tokens follow a prompt, so a leading space that the decoder
-    takes off the beginning of a text is kept.
+    takes off the beginning of a text is kept. letters: tokens that are shown as these texts, special ones too.
     """
+    plain = _plain_detokenizer(tokenizer, skip_special_tokens=skip_special_tokens, continues=continues)
+    return MarkingDetokenizer(plain, letters) if letters else plain
+
+
+def _plain_detokenizer(tokenizer: Tokenizer, *, skip_special_tokens: bool, continues: bool) -> Detokenizer:
     skip = tokenizer.special_ids if skip_special_tokens else frozenset()
     table = tokenizer.bytes_table
     if table is None:
@@ -43,6 +54,31 @@ def make_detokenizer(tokenizer: Tokenizer, *, skip_special_tokens: bool = True, 
     if table.byte_fallback:
         return FallbackDetokenizer(table, skip, strip_start=0 if continues else table.strip_start)
     return ByteDetokenizer(table, skip)
+
+
+class MarkingDetokenizer:
+    """Shows some tokens as texts of their own, and all others as `inner` does."""
+
+    __slots__ = ("_inner", "_letters")
+
+    def __init__(self, inner: Detokenizer, letters: Mapping[int, str]) -> None:
+        self._inner = inner
+        self._letters = letters
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """Text that these tokens complete."""
+        if not any(token in self._letters for token in token_ids):
+            return self._inner.push(token_ids)
+        pieces = []
+        for token in token_ids:
+            letter = self._letters.get(token)
+            # A marker ends the text before it: bytes of an unfinished character do not reach across.
+            pieces.append(self._inner.push([token]) if letter is None else self._inner.finish() + letter)
+        return "".join(pieces)
+
+    def finish(self) -> str:
+        """What still waits."""
+        return self._inner.finish()
 
 
 class ByteDetokenizer:

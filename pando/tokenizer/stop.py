@@ -14,7 +14,7 @@ A regex without a bound of its own matches at most REGEX_REACH characters of ear
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -112,12 +112,14 @@ class StopChecker:
 
 
 class TextStream:
-    """API side: the text of one sequence as it may be shown, piece by piece."""
+    """API side: the text of one sequence as it may be shown, piece by piece. letters: see `make_detokenizer`."""
 
     __slots__ = ("_detokenizer", "_matcher", "_keep_stop", "_text", "_shown")
 
-    def __init__(self, params: SamplingParams, tokenizer: Tokenizer) -> None:
-        self._detokenizer = make_detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens, continues=True)
+    def __init__(self, params: SamplingParams, tokenizer: Tokenizer, letters: Mapping[int, str] | None = None) -> None:
+        self._detokenizer = make_detokenizer(
+            tokenizer, skip_special_tokens=params.skip_special_tokens, continues=True, letters=letters
+        )
         self._matcher = StopMatcher(params, tokenizer) if params.needs_text else None
         self._keep_stop = params.no_stop_trim
         self._text = ""

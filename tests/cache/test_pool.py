@@ -22,6 +22,14 @@ def test_bytes_follow_the_plan() -> None:
     assert KVPool(PLAN, 7, 4, "cpu", torch.bfloat16).num_bytes == 28 * PLAN.bytes_per_token
 
 
+def test_int8_rows_hold_their_scale() -> None:
+    pool = KVPool(PLAN.in_int8(), 7, 4, "cpu", torch.bfloat16)
+    assert [tuple(k.shape) for k in pool.k] == [(28, 2, 12), (28, 1, 20)]
+    assert [tuple(v.shape) for v in pool.v] == [(28, 2, 8), (28, 1, 20)]
+    assert {t.dtype for t in (*pool.k, *pool.v)} == {torch.int8}
+    assert pool.num_bytes == 28 * PLAN.in_int8().bytes_per_token
+
+
 def test_starts_zeroed() -> None:
     pool = KVPool(PLAN, 3, 1, "cpu", torch.float32)
     assert all(float(t.abs().max()) == 0.0 for t in (*pool.k, *pool.v))

@@ -161,3 +161,12 @@ def test_a_value_of_the_wrong_type_names_its_place(values: dict[str, Any]) -> No
     with pytest.raises(InvalidRequest) as e:
         sampling_from_mapping(values)
     assert next(iter(values)) in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("regex", {"a": 1}), ("ebnf", 5), ("json_schema", 5), ("structural_tag", [])]
+)
+def test_a_grammar_of_the_wrong_type_is_refused(kind: str, value: object) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        sampling_from_mapping({kind: value})
+    assert caught.value.param == kind

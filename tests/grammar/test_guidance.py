@@ -211,9 +211,12 @@ def test_fresh_masks_allow_all_tokens_but_the_padding() -> None:
 def test_work_of_a_step_is_bounded() -> None:
     """A state that exceeds its limits reports an error and offers the end; nothing is raised."""
     tight = GuidanceBackend(aspen(), Limits(step_items=40))
-    spec = GrammarSpec("lark", "start: a a a a a\na: b a | b | \nb: c | c c | \nc: /x?/ | /x/ | /xx?/")
-    state = tight.compile(spec).new_state()
+    rules = "a a a a a\na: b a | b | \nb: c | c c | \nc: /x?/ | /x/ | /xx?/"
+    with pytest.raises(InvalidGrammar, match="limit 40"):  # the first mask is made while compiling
+        tight.compile(GrammarSpec("lark", f"start: {rules}"))
+    state = tight.compile(GrammarSpec("lark", f'start: "y" {rules}')).new_state()
     masks = tight.allocate_masks(1)
+    assert state.accept(aspen().encode("y")) == 1
     for _ in range(30):
         state.fill(masks, 0)
         if state.error() is not None or state.accept(aspen().encode("x")) == 0:

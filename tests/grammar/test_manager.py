@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
 
 from pando.core.sampling import GrammarSpec
 from pando.errors import InvalidGrammar, StepFailed
-from pando.grammar.manager import CacheBounds, GrammarManager, Outcome
+from pando.grammar.manager import NICENESS, CacheBounds, GrammarManager, Outcome
 from pando.grammar.masks import Masks
+from pando.grammar.preparing import LARGE
 from pando.grammar.protocols import BatchState, Issue
 from tests.grammar.vocabularies import backend
 
@@ -202,4 +206,62 @@ def test_many_threads() -> None:
     stats = manager.stats()
     assert len({id(grammar) for grammar in found.values()}) == 5
     assert stats.compiled == 5 and stats.hits + stats.joined == 155 and stats.num_bytes > 0
+    manager.close()
+
+
+def test_compiles_run_inside_what_the_owner_wants_around_them() -> None:
+    seen: list[str] = []
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        seen.append(f"in {threading.current_thread().name[:13]}")
+        try:
+            yield
+        finally:
+            seen.append("out")
+
+    fake = FakeBackend()
+    fake.gate.set()
+    manager = GrammarManager(fake, around=around)
+    for rid, source in (("a", "one"), ("b", "bad two"), ("c", "bug three")):
+        manager.submit(rid, spec(source))
+    wait(manager, 3)
+    manager.submit("d", spec("one"))
+    wait(manager, 1)
+    assert seen == ["in pando-grammar", "out"] * 3, "what is cached is not compiled"
+    manager.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux only")
+def test_compiles_step_back_behind_the_threads_of_steps() -> None:
+    seen: list[int] = []
+
+    class Noting(FakeBackend):
+        def compile(self, spec: GrammarSpec) -> FakeGrammar:
+            seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+            return FakeGrammar(spec.source)
+
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    manager = GrammarManager(Noting())
+    manager.submit("a", spec("one"))
+    wait(manager, 1)
+    assert seen == [max(before, NICENESS)]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
+    manager.close()
+
+
+def test_small_grammars_do_not_wait_for_large_ones() -> None:
+    class Slow(FakeBackend):
+        def compile(self, spec: GrammarSpec) -> FakeGrammar:
+            assert len(spec.source) < LARGE or self.gate.wait(60)
+            return FakeGrammar(spec.source)
+
+    fake = Slow()
+    manager = GrammarManager(fake, num_threads=1)
+    for number in range(3):
+        manager.submit(f"large {number}", spec(f"{number}" * LARGE))
+    manager.submit("small", spec("s"))
+    assert list(wait(manager, 1)) == ["small"]
+    fake.gate.set()
+    assert sorted(wait(manager, 3)) == ["large 0", "large 1", "large 2"]
     manager.close()

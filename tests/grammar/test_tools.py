@@ -13,7 +13,15 @@ from pando.core.sampling import GrammarSpec
 from pando.errors import InvalidGrammar, InvalidRequest
 from pando.grammar.guidance import GuidanceBackend
 from pando.grammar.limits import Limits
-from pando.grammar.tool_formats import ALIASES, FORMATS, ToolFormat, tool_format
+from pando.grammar.tool_formats import (
+    ALIASES,
+    ARGUMENT_PAIR,
+    FORMATS,
+    XML_PARAMETER,
+    ToolFormat,
+    detect_tool_format,
+    tool_format,
+)
 from pando.grammar.tools import Tool, ToolCompiler, ToolGrammar, read_tools
 from pando.grammar.vocabulary import Vocabulary
 from pando.tokenizer.tokenizer import Tokenizer
@@ -43,7 +51,8 @@ PING = Tool("ping", {"type": "object", "properties": {}})
 MARKERS = (
     "<｜tool▁calls▁begin｜> <｜tool▁call▁begin｜> <｜tool▁sep｜> <｜tool▁call▁end｜> <｜tool▁calls▁end｜> "
     "<tool_call> </tool_call> [TOOL_CALLS] [ARGS] <|tool_calls_section_begin|> <|tool_call_begin|> "
-    "<|tool_call_argument_begin|> <|tool_call_end|> <|tool_calls_section_end|> <|channel|> <|constrain|> <|message|>"
+    "<|tool_call_argument_begin|> <|tool_call_end|> <|tool_calls_section_end|> <|channel|> <|constrain|> <|message|> "
+    "<|end|> <|start|>"
 ).split()
 
 ARGUMENTS = {
@@ -193,3 +202,86 @@ def test_markers_are_what_the_backend_holds_for_tokens() -> None:
         grammar = GrammarSpec("lark", "start: " + " ".join(f"<[{token}]>" for token in tokens))
         state = backend(special).compile(grammar).new_state()
         assert state.accept(tokens) == len(tokens) and state.is_accepting()
+
+
+def test_messages_of_other_kinds_come_before_a_call() -> None:
+    form = FORMATS["harmony"]
+    one = section(form, call(form, "get_weather", ARGUMENTS["json"].replace("U", "C")))
+    wrong = section(form, call(form, "get_weather", ARGUMENTS["json"]))
+    other = "<|channel|>{}<|message|>Hm, <b>.<|end|><|start|>assistant"
+    thought, said = other.format("analysis"), other.format("commentary")
+    compiler = ToolCompiler(form, backend(True).vocabulary.markers)
+    auto = Replies(True, compiler.compile([WEATHER, PING]))
+    must = Replies(True, compiler.compile([WEATHER, PING], "required"))
+    assert all(grammar.takes(lead + one) for grammar in (auto, must) for lead in (thought, thought + said, said))
+    assert auto.takes(thought + "<|channel|>final<|message|>Hello.") and auto.takes("<|channel|>final<|message|>Hi")
+    assert not must.takes(thought + "<|channel|>final<|message|>Hello.") and not must.takes(thought)
+    assert not must.takes(thought + wrong) and not auto.takes(thought + wrong)
+
+
+BARE = {
+    "type": "object",
+    "properties": {
+        "code": {"type": "string", "pattern": "^[A-Z]{2}[0-9]+$"},
+        "short": {"type": "string", "minLength": 1, "maxLength": 4},
+        "maybe": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        "fixed": {"const": 7},
+    },
+    "required": ["code", "short", "maybe", "fixed"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("name", ["qwen3_coder", "glm45"])
+@pytest.mark.parametrize("special", [True, False], ids=["tokens", "text"])
+def test_bare_texts_are_held_to_their_schema(name: str, special: bool) -> None:
+    form = FORMATS[name]
+    begin, end = XML_PARAMETER if form.arguments == "xml" else ARGUMENT_PAIR
+
+    def written(**values: str) -> str:
+        return section(form, call(form, "f", "".join(begin.replace("{name}", k) + v + end for k, v in values.items())))
+
+    compiler = ToolCompiler(form, backend(special).vocabulary.markers)
+    replies = Replies(special, compiler.compile([Tool("f", BARE, True)], "f"))
+    good = {"code": "NO47", "short": "a<\nb", "maybe": "null", "fixed": "7"}
+    assert replies.takes(written(**good)) and replies.takes(written(**{**good, "maybe": 'any "text"'}))
+    for key, value in (("code", "no47"), ("code", "NO"), ("short", ""), ("short", "abcde"), ("fixed", "8")):
+        assert not replies.takes(written(**{**good, key: value})), (key, value)
+
+
+@pytest.mark.parametrize(
+    ("form", "schema", "pointer"),
+    [
+        ("qwen3_coder", {"type": "string", "format": "date"}, "format"),
+        ("glm45", {"type": "string", "pattern": "a|b"}, "pattern"),
+        ("qwen3_coder", {"anyOf": [{"type": "string", "maxLength": 3}, {"type": "null"}]}, "anyOf/0/maxLength"),
+        ("pythonic", {"type": "array", "items": {"type": "integer"}, "minItems": 2}, "minItems"),
+        ("pythonic", {"type": "object", "properties": {"b": {"minimum": 3}}}, "properties/b/minimum"),
+    ],
+)
+def test_what_a_format_can_not_hold_is_refused_or_reported(form: str, schema: dict[str, Any], pointer: str) -> None:
+    parameters, place = {"type": "object", "properties": {"a": schema}}, f"#/properties/a/{pointer}"
+    with pytest.raises(InvalidGrammar, match=f"{place}: .* can not be enforced in this format"):
+        ToolCompiler(form, {}).compile([Tool("f", parameters, True)])
+    assert [issue.pointer for issue in ToolCompiler(form, {}).compile([Tool("f", parameters)]).relaxed["f"]] == [place]
+
+
+@pytest.mark.parametrize(
+    ("template", "name"),
+    [
+        ('<tool_call>{"name": ...}</tool_call>', "hermes"),
+        ("<tool_call><function=x><parameter=y>", "qwen3_coder"),
+        ("<tool_call>f<arg_key>a</arg_key><arg_value>", "glm45"),
+        ("{{'<｜tool▁calls▁begin｜>'}} ```json", "deepseek_v3"),
+        ("{{'<｜tool▁calls▁begin｜>'}}", "deepseek_v31"),
+        ("[TOOL_CALLS]f[ARGS]", "mistral_v11"),
+        ("[TOOL_CALLS] [", "mistral"),
+        ("<|tool_call_argument_begin|>", "kimi_k2"),
+        ("<|start|>x<|channel|>y<|message|>", "harmony"),
+        ("<|python_tag|>", "llama3_json"),
+        ("[func_name1(params_name1=...)] <|python_tag|>", "pythonic"),
+        ("nothing", "hermes"),
+    ],
+)
+def test_formats_are_told_by_the_chat_template(template: str, name: str) -> None:
+    assert detect_tool_format(template).name == name

@@ -7,10 +7,10 @@ import random
 import numpy as np
 import pytest
 
-from pando.core.sampling import GrammarSpec
+from pando.core.sampling import GrammarSpec, ReasoningSpec
 from pando.grammar.guidance import GuidanceBackend
 from pando.grammar.masks import allowed, allows
-from pando.grammar.wrappers import ReasoningGate, ReasoningMarks, Start, TokenFilter
+from pando.grammar.wrappers import ReasoningGate, ReasoningMarks, ReasoningWrap, Start, TokenFilter
 from tests.grammar.vocabularies import aspen, aspen_tokenizer, backend, compiled
 
 VOCABULARY = aspen()
@@ -105,7 +105,8 @@ def test_budget_forces_the_end() -> None:
     state = gate(end=LONG_CLOSE, budget=4)
     assert state.accept(tokens("one two")[:2]) == 2 and state.forced_tokens(9) == []
     assert state.accept([*tokens("x"), *tokens("y")]) == 2
-    assert state.forced_tokens(9) == list(LONG_CLOSE) and bits(state) == {LONG_CLOSE[0]}
+    inner = compiled("choice", '["yes", "no"]').new_state().forced_tokens(9)
+    assert state.forced_tokens(9) == [*LONG_CLOSE, *inner][:9] and bits(state) == {LONG_CLOSE[0]}
     assert state.accept(tokens("more")) == 0 and state.validate(tokens("more")) == 0
     assert state.accept(LONG_CLOSE[:1]) == 1
     assert state.forced_tokens(1) == [LONG_CLOSE[1]]
@@ -161,3 +162,37 @@ def test_wrapped_states_in_a_batch() -> None:
     for row, state in enumerate(states):
         assert set(allowed(masks[row]).tolist()) == bits(state)
     assert not allows(masks[0], END)
+
+
+def test_border_inside_a_forced_run() -> None:
+    """A marker that must be completed and a grammar that must begin in one way are one run of forced tokens."""
+    marks = ReasoningMarks(VOCABULARY, (OPEN,), LONG_CLOSE, committed=1)
+    only = compiled("choice", '["The answer is yes."]')
+    state = ReasoningGate(only.new_state(), marks)
+    assert state.accept(tokens("a thought")) == len(tokens("a thought"))
+    assert state.forced_tokens(64) == []
+    assert state.accept(LONG_CLOSE[:1]) == 1
+    answer = only.new_state().forced_tokens(64)
+    run = state.forced_tokens(64)
+    assert run == [*LONG_CLOSE[1:], *answer] and len(answer) > 2
+    for limit in range(1, len(run)):
+        assert state.forced_tokens(limit) == run[:limit]
+    assert state.accept(tokens("no")) == 0 and bits(state) == {LONG_CLOSE[1]}
+    before = state.fork()
+    assert state.validate(run) == len(run) and state.accept(run) == len(run)
+    for back in range(1, len(run) + 1):
+        state.rollback(1)
+        assert state.forced_tokens(64)[:back] == run[len(run) - back :]
+    assert bits(state) == bits(before) and not state.is_accepting()
+
+
+def test_wrapping_by_what_a_request_says() -> None:
+    wrap = ReasoningWrap(VOCABULARY.num_tokens, VOCABULARY.vocab_size, VOCABULARY.eos_ids)
+    inner = compiled("choice", '["yes", "no"]').new_state()
+    assert wrap(inner, ReasoningSpec("now", (OPEN,), (CLOSE,))) is inner
+    for start in ("inside", "optional"):
+        spec = ReasoningSpec(start, (OPEN,), (CLOSE,))  # type: ignore[arg-type]
+        state = wrap(inner.fork(), spec)
+        begun = [OPEN] if start == "optional" else []
+        answer = [*begun, *tokens("hm"), CLOSE, *tokens("yes"), END]
+        assert state.accept(answer) == len(answer) and state.is_finished()

@@ -72,9 +72,11 @@ def test_attention(ops: OpTable, case: AttentionCase, dtype: torch.dtype) -> Non
 def test_attention_row_does_not_depend_on_its_batch_or_on_threads(ops: OpTable) -> None:
     inputs = attention_inputs(AttentionCase(rows=(*LONG, (40, 90), (1, 5)), page_size=1), torch.bfloat16)
     results = []
-    for threads in (1, 2, 3, 1):
+    for threads, aside in ((1, 0), (2, 0), (3, 0), (3, 1), (3, 5), (1, 0)):
         cpu.set_num_threads(threads)
+        cpu.set_aside(aside)
         results.append(inputs.run(ops))
+        cpu.set_aside(-aside)
     cpu.set_num_threads(1)
     assert all(torch.equal(result, results[0]) for result in results)
     table, starts, kv_lens = inputs.ragged

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import subprocess
+import sys
 
 import pytest
 
@@ -48,9 +51,38 @@ def test_unknown_preference_names_the_choices() -> None:
 
 def test_a_device_without_native_ops(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert op_table("cuda") is REFERENCE
+        assert op_table("xpu") is REFERENCE
     assert not caplog.records
-    with pytest.raises(ConfigError, match="none for 'cuda' yet: use --kernels reference or auto"):
+    with pytest.raises(ConfigError, match="none for 'xpu' yet: use --kernels reference or auto"):
+        op_table("xpu", "native")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_cuda_gets_the_triton_kernels() -> None:
+    """In a process of its own: there the kernels are not meant for the interpreter, and nothing is launched."""
+    code = (
+        "from pando.kernels import explain, op_table\n"
+        "import sys\n"
+        "assert 'triton' not in sys.modules\n"
+        "assert op_table('cuda') is op_table('cuda', 'native') and op_table('cuda').name == 'triton'\n"
+        "found = explain('cuda')\n"
+        "assert found.table == 'triton' and found.ops['rms_norm'] == 'native triton', found\n"
+        "assert found.ops['logprobs'].startswith(('native', 'torch ('))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-800:]
+
+
+def test_cuda_without_triton_warns_once_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(select, "_warned", set())
+    with caplog.at_level(logging.WARNING):
+        assert op_table("cuda") is op_table("cuda") is REFERENCE
+    (record,) = caplog.records
+    assert select.TRITON_REMEDY in record.getMessage()
+    with pytest.raises(ConfigError, match="triton is not installed: pip install"):
         op_table("cuda", "native")
 
 

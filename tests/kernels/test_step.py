@@ -185,6 +185,53 @@ def test_choose_names_rows_that_are_not_finite(ops: OpTable, greedy: bool, bad: 
     assert 0 <= int(chosen[0].min()) and int(chosen[0].max()) < 20000
 
 
+@every_table
+@pytest.mark.parametrize("greedy", [True, False])
+@pytest.mark.parametrize("vocab", [5, 31, 100, 8192, 40001])
+def test_choose_with_masks_is_choose_of_forbidden_logits(ops: OpTable, vocab: int, greedy: bool) -> None:
+    rng = random.Random(vocab)
+    table, plain = request_table(ops, 1), request_table(ops, 1)
+    slots, ends = torch.tensor([4, 0, 7, 2, 8, 1]), torch.tensor([70, 3, 0, 9, 69, 5])
+    words = -(-vocab // 32)
+    for masked in ([0, 1, 2, 3, 4, 5], [1, 4], [5]):
+        logits = torch.randn(6, vocab, generator=torch.Generator().manual_seed(len(masked)))
+        allowed = [rng.choice([{rng.randrange(vocab)}, set(range(vocab)), set(range(0, vocab, 3))]) for _ in masked]
+        bits = torch.zeros(len(masked), words * 32, dtype=torch.int64)
+        for i, tokens in enumerate(allowed):
+            bits[i, sorted(tokens)] = 1
+        packed = (bits.view(len(masked), words, 32) << torch.arange(32)).sum(-1)
+        masks = torch.where(packed >= 2**31, packed - 2**32, packed).int()
+        forbidden = logits.clone()
+        for row, tokens in zip(masked, allowed, strict=True):
+            forbidden[row, [token for token in range(vocab) if token not in tokens]] = -math.inf
+        before = logits.clone()
+        chosen = table.step.choose(logits, slots, ends, greedy=greedy, masks_MW=masks, masked=masked)
+        expected = plain.step.choose(forbidden, slots, ends, greedy=greedy)
+        assert chosen[0].tolist() == expected[0].tolist() and chosen[1].tolist() == [1] * 6
+        assert torch.equal(logits, before) and torch.equal(table.tokens, plain.tokens)
+
+
+@every_table
+def test_choose_where_nothing_may_come_or_no_number_is(ops: OpTable) -> None:
+    table = request_table(ops, 1)
+    slots, ends = torch.tensor([4, 0, 7]), torch.tensor([70, 3, 0])
+    logits = torch.randn(3, 70)
+    logits[1, 3], logits[2] = math.nan, math.inf
+    masks = torch.tensor([[0, 0, 0], [6, 0, 0], [0, 1, 0]], dtype=torch.int32)
+    chosen = table.step.choose(logits, slots, ends, greedy=False, masks_MW=masks, masked=[0, 1, 2])
+    assert chosen[1].tolist() == [1, 0, 0]
+    assert chosen[0, 0] == 0 and 0 <= int(chosen[0].min()) and int(chosen[0].max()) < 70
+
+
+@every_table
+def test_tokens_of_the_host_are_in_the_history(ops: OpTable) -> None:
+    table = request_table(ops, 1)
+    expected = table.tokens.clone()
+    expected[3, 5], expected[0, 70], expected[3, 6] = 11, 12, 13
+    table.step.write_tokens([3, 0, 3], [5, 70, 6], [11, 12, 13])
+    assert torch.equal(table.tokens, expected)
+
+
 @native_tables
 def test_what_leaves_the_table_is_refused_and_nothing_is_written(ops: OpTable) -> None:
     table = request_table(ops, 16)
@@ -198,6 +245,13 @@ def test_what_leaves_the_table_is_refused_and_nothing_is_written(ops: OpTable) -
     for group in (2, -1):
         with pytest.raises(ValueError, match="group out of range"):
             table.step.write_pages([0, 1], [1, 1], [9, 9], [0, group])
+        with pytest.raises(ValueError, match="out of range"):
+            table.step.write_tokens([0, write[0]], [1, write[1] if write[1] < 5 else CONTEXT + 1], [9, write[2]])
+    for masked in ([0, 2], [-1, 0]):
+        bits = torch.ones(2, 1, dtype=torch.int32)
+        places = torch.tensor([1, 0]), torch.tensor([1, 1])
+        with pytest.raises(ValueError, match="out of range"):
+            table.step.choose(torch.zeros(2, 9), *places, greedy=True, masks_MW=bits, masked=masked)
     for slot, end in ((SLOTS, 0), (-1, 0), (0, CONTEXT + 1), (0, -1)):
         with pytest.raises(ValueError, match="out of range"):
             table.step.choose(torch.zeros(2, 9), torch.tensor([1, slot]), torch.tensor([1, end]), greedy=True)

@@ -20,7 +20,16 @@ pytestmark = pytest.mark.skipif(cpu.LOAD_ERROR is not None, reason=f"no compiled
 OPS = op_table("cpu", "auto")
 FUSED = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "glm4", "granite", "exaone4", "hunyuan_v1_dense")
 """Plain, biases, query-key norms before and after rotary, four norms, windows, softcaps, multipliers, post norms."""
-NOT_FUSED = ("olmo2", "phi", "stablelm", "mixtral", "starcoder2")
+OTHER_PARTS = ("olmo2", "phi", "stablelm", "starcoder2", "cohere", "cohere2", "gpt_neox", "olmo", "nemotron", "arcee")
+"""Layer norms with and without weights, norms over all heads, parallel branches, MLPs without a gate."""
+MIXTURES = (
+    *("mixtral", "qwen3_moe", "gpt_oss", "qwen2_moe", "olmoe", "flex_olmo", "dots1", "glm4_moe", "ernie4_5_moe"),
+    *("granitemoe", "minimax_m2"),
+)
+"""Each way to choose and weigh experts, in groups or not, with shared experts, gated or not."""
+RECURRENT = ("qwen3_next", "qwen3_5", "qwen3_5_moe", "granitemoehybrid", "bamba", "falcon_h1_gate")
+"""Gated delta and state spaces, with gated attention, mixtures, or attention beside them."""
+NOT_FUSED = ("falcon_h1", "jamba", "lfm2", "nemotron_h", "deepseek_v3")
 
 
 def load(family: str, dtype: str) -> DecoderModel:
@@ -41,7 +50,29 @@ def test_a_program_computes_what_the_layers_do(family: str, dtype: str) -> None:
     assert (fused - by_op).abs().mean() <= tolerance / 8 * by_op.abs().mean()
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma3"])
+@pytest.mark.parametrize("family", (*OTHER_PARTS, *MIXTURES, *RECURRENT))
+def test_other_parts_compute_what_the_layers_do(family: str) -> None:
+    model, ids = load(family, "float32"), prompt_ids(70, seed=3)
+    assert model.fused is not None
+    fused = full_logits(model, OPS, ids)
+    model.fused = None
+    by_op = full_logits(model, OPS, ids)
+    assert (fused - by_op).abs().max() <= 1e-4 * by_op.abs().max()
+
+
+@pytest.mark.parametrize("family", ("cohere", "phi", "olmo2", "mixtral", "gpt_oss", "qwen3_next", "bamba"))
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_in_a_narrow_dtype_they_err_no_more_than_the_layers(family: str, dtype: str) -> None:
+    """Against float32, for rounding may choose another expert."""
+    ids = prompt_ids(70, seed=3)
+    exact, model = full_logits(load(family, "float32"), OPS, ids), load(family, dtype)
+    fused = full_logits(model, OPS, ids)
+    model.fused = None
+    by_op = full_logits(model, OPS, ids)
+    assert 0 < (fused - exact).abs().mean() <= 1.3 * (by_op - exact).abs().mean()
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3", "cohere2", "dots1", "qwen3_next", "granitemoehybrid"])
 @pytest.mark.parametrize("page_size", [1, 16])
 def test_mixed_steps_give_the_tokens_of_the_layers(family: str, page_size: int) -> None:
     model = load(family, "float32")
@@ -50,6 +81,20 @@ def test_mixed_steps_give_the_tokens_of_the_layers(family: str, page_size: int) 
     model.fused = None
     by_op = greedy(model, OPS, prompts, 8, chunk=7, page_size=page_size)
     assert [row.tokens for row in fused] == [row.tokens for row in by_op]
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_keys_and_values_in_int8(family: str, dtype: str) -> None:
+    model, ids = load(family, dtype), prompt_ids(70, seed=3)
+    exact = full_logits(model, OPS, ids)
+    model.cache_plan = model.cache_plan.in_int8()
+    fused = full_logits(model, OPS, ids)
+    model.fused = None
+    by_op = full_logits(model, OPS, ids)
+    tolerance = {"float32": 1e-4, "bfloat16": 0.15}[dtype]
+    assert (fused - by_op).abs().max() <= tolerance * by_op.abs().max()
+    assert 0 < (fused - exact).abs().mean() <= 0.05 * exact.abs().mean()
 
 
 @pytest.mark.parametrize("family", NOT_FUSED)

@@ -79,9 +79,10 @@ def test_half_precision_is_close(family: str, dtype: str, tolerance: float) -> N
     assert (logits - expected).square().mean().sqrt() < tolerance * expected.std()
 
 
+@pytest.mark.skipif(BEST.program is None, reason="these kernels have no programs")
 @pytest.mark.parametrize("family", HYBRID_FAMILIES)
-def test_no_program_is_chosen(family: str) -> None:
-    assert load(family, BEST).fused is None
+def test_a_program_is_chosen_where_all_parts_have_instructions(family: str) -> None:
+    assert (load(family, BEST).fused is None) == (family in ("falcon_h1", "jamba", "lfm2", "lfm2_moe", "nemotron_h"))
 
 
 def run(loop: PagedLoop, row: Row, *counts: int) -> Tensor:

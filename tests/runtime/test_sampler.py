@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
-from pando.core.sampling import SamplingParams
+from pando.core.batch import TokenMask
+from pando.core.sampling import LogprobSpec, SamplingParams
 from pando.kernels.ops import OpTable
 from pando.kernels.reference import REFERENCE, uniform
 from pando.kernels.select import op_table
@@ -141,3 +144,28 @@ def test_forbidden_tokens_are_never_sampled_and_leave_the_row_finite() -> None:
     table.sampling.seed[0] = 1
     tokens, finite = Sampler(TABLES[1], table)(torch.randn(200, VOCAB), [entry] * 200, slots, positions)
     assert finite.all() and set(tokens.tolist()) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("ops", TABLES, ids=lambda ops: ops.name)
+def test_masks_hold_beside_processors_and_logprobs(ops: OpTable) -> None:
+    """Whatever way a mask takes, tokens are the same; who reads log-probabilities finds the forbidden ones gone."""
+    allowed = [3, 5, VOCAB - 1]
+    bits = np.zeros((2, -(-VOCAB // 32)), np.uint32)
+    for token in allowed:
+        bits[:, token // 32] |= np.uint32(1 << token % 32)
+    mask = TokenMask([0, 2], bits.view(np.int32))
+    slots, positions = torch.tensor([0, 1, 2]), torch.tensor([1, 1, 1])
+    found = []
+    for logprobs, extra in ((None, {}), (LogprobSpec(), {}), (None, {"logit_bias": {1: 0.0}}), (LogprobSpec(), {})):
+        table = RequestTable(3, 8, 1, CPU, ops)
+        params = SamplingParams(temperature=2.0, **extra)
+        entries = [replace(new_slot(slot, [1], params, seed=slot), logprobs=logprobs) for slot in range(3)]
+        table.apply(batch_of([], entries))
+        logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(2))
+        tokens, finite = Sampler(ops, table)(logits, entries, slots, positions, mask)
+        assert finite.all() and tokens[0] in allowed and tokens[2] in allowed
+        if logprobs is not None:
+            assert torch.isfinite(logits[0]).nonzero()[:, 0].tolist() == allowed
+            assert torch.isfinite(logits[1]).all()
+        found.append(tokens.tolist())
+    assert found == [found[0]] * 4

@@ -99,7 +99,11 @@ class Cheat:
     def __init__(self, answer: list[int], prompt_len: int, wrong: int, vocab: int) -> None:
         self.answer, self.prompt_len, self.wrong, self.vocab = answer, prompt_len, wrong, vocab
 
-    def propose(self, key: TokenKey, limit: int) -> list[int]:
+    def learn(self, num_judged: int, num_right: int) -> None:
+        assert 0 <= num_right <= num_judged <= 5
+
+    def propose(self, key: TokenKey, limit: int, price: float) -> list[int]:
+        assert 0 < price < 1
         at = len(key) - self.prompt_len
         guesses = self.answer[at : at + min(limit, 5)]
         before = [START, *self.answer][at : at + len(guesses)]

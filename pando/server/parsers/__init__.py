@@ -1,4 +1,14 @@
-"""Incremental parsers of what models write: text goes in piece by piece, and how it is cut makes no difference."""
+"""Incremental parsers of what models write: text goes in piece by piece, and how it is cut makes no difference.
+
+scan       partial matches, JSON letter by letter
+marks      tokens that stand for themselves, as letters that no text can hold
+shapes     what calls of a format look like to a reader
+calls      text and calls told apart, for all formats but harmony
+elements, pythonic, typed   arguments that are not JSON
+harmony    messages in channels
+reasoning  the block before the answer
+reply      a whole reply
+"""
 
 from __future__ import annotations
 

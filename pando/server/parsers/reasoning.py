@@ -1,25 +1,29 @@
-"""Splits `<think> ... </think>` off the beginning of a reply.
+"""Splits the reasoning off the beginning of a reply.
 
-    start --"<think>"--> inside --"</think>"--> after
+    start --begin marker--> inside --end marker--> after
       \\------------- any other text ------------/
 
-Whitespace just inside and just after the block belongs to neither side.
+White space just inside and just after the block belongs to neither side.
 """
 
 from __future__ import annotations
 
 from pando.server.parsers import partial_tag
 
-OPEN, CLOSE = "<think>", "</think>"
-
 
 class ReasoningSplitter:
-    """Tells reasoning and content apart. starts_inside: the prompt has opened the block already."""
+    """Tells reasoning and content apart, between the texts `begin` and `end`.
 
-    def __init__(self, *, starts_inside: bool = False) -> None:
-        self._state = "inside" if starts_inside else "start"
+    starts_inside: the block is open already when the reply begins; a begin marker that comes again is passed over.
+    """
+
+    def __init__(self, begin: str = "<think>", end: str = "</think>", *, starts_inside: bool = False) -> None:
+        self._begin_mark = begin
+        self._end_mark = end
+        self._starts_inside = starts_inside
+        self._state = "start"
         self._buffer = ""
-        self._trim = starts_inside
+        self._trim = False
 
     @property
     def inside(self) -> bool:
@@ -38,24 +42,26 @@ class ReasoningSplitter:
     def finish(self) -> tuple[str, str]:
         """What was held back, at the end of the text."""
         rest, self._buffer = self._buffer, ""
-        return (rest, "") if self._state == "inside" else ("", rest)
+        is_reasoning = self._state == "inside" or self._state == "start" and self._starts_inside
+        return (rest, "") if is_reasoning else ("", rest)
 
     def _begin(self) -> None:
         stripped = self._buffer.lstrip()
-        if stripped.startswith(OPEN):
-            self._state, self._trim, self._buffer = "inside", True, stripped[len(OPEN) :]
-        elif not OPEN.startswith(stripped):
-            self._state = "after"
+        if stripped.startswith(self._begin_mark):
+            self._state, self._trim, self._buffer = "inside", True, stripped[len(self._begin_mark) :]
+        elif not self._begin_mark.startswith(stripped):
+            self._state = "inside" if self._starts_inside else "after"
+            self._trim = self._starts_inside
 
     def _take_reasoning(self) -> str:
         self._trim_start()
-        end = self._buffer.find(CLOSE)
+        end = self._buffer.find(self._end_mark)
         if end >= 0:
             reasoning = self._buffer[:end].rstrip()
-            self._buffer = self._buffer[end + len(CLOSE) :]
+            self._buffer = self._buffer[end + len(self._end_mark) :]
             self._state, self._trim = "after", True
             return reasoning
-        held = partial_tag(self._buffer, CLOSE)
+        held = partial_tag(self._buffer, self._end_mark)
         reasoning = self._buffer[: len(self._buffer) - held].rstrip()
         self._buffer = self._buffer[len(reasoning) :]
         return reasoning

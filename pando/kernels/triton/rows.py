@@ -1,0 +1,64 @@
+"""What the kernels over ragged rows share: which row a tile of tokens belongs to, which tokens' states are saved, and
+how rows are followed.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+SAVES = 64
+"""Saves that are looked at together."""
+
+LONG_ROWS = 4
+"""With more tokens per row than this, on average, rows are followed in chunks."""
+
+
+@triton.jit
+def tile_row(cu_q_lens, num_rows, tile, BLOCK: tl.constexpr):
+    """The row of tile `tile`, where row r owns tiles cu_q_lens[r] // BLOCK + r onwards; as many as it needs, or one more.
+
+    A grid of T // BLOCK + R tiles covers all rows, whatever their lengths.
+    """
+    low = 0
+    high = num_rows
+    while low + 1 < high:  # the first tile of `low` is at or before this one, that of `high` behind it
+        middle = (low + high) // 2
+        before = tl.load(cu_q_lens + middle) // BLOCK + middle <= tile
+        low = tl.where(before, middle, low)
+        high = tl.where(before, high, middle)
+    return low
+
+
+@triton.jit
+def num_saves(save_token, count, begin, end, BLOCK: tl.constexpr):
+    """How many saves are of tokens begin .. end - 1."""
+    found = 0
+    for first in range(0, count, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        token = tl.load(save_token + at, mask=at < count, other=-1)
+        found += tl.sum(((token >= begin) & (token < end)).to(tl.int32), 0)
+    return found
+
+
+@triton.jit
+def first_save(save_token, count, begin, end, BLOCK: tl.constexpr):
+    """The first of tokens begin .. end - 1 whose state is saved; `end` if there is none."""
+    found = end
+    for first in range(0, count, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        token = tl.load(save_token + at, mask=at < count, other=-1).to(tl.int32)
+        found = tl.minimum(found, tl.min(tl.where((token >= begin) & (token < end), token, end), 0))
+    return found
+
+
+def in_chunks(num_tokens: int, num_rows: int) -> bool:
+    """Whether a step's rows are long enough for chunks. All rows of a step go the same way, whatever their lengths."""
+    return num_tokens > LONG_ROWS * num_rows
+
+
+def precision_of(x: Tensor) -> str:
+    """How products round float32 operands. 16-bit inputs are exact in tf32, and states keep three bits more than theirs."""
+    return "tf32x3" if x.dtype == torch.float32 else "tf32"

@@ -1,0 +1,53 @@
+"""An engine with keys and values in int8: sizes, and tokens that neither the prefix cache nor the cuts change."""
+
+from __future__ import annotations
+
+import pytest
+
+import pando
+from pando.core.config import Config
+from pando.engine import EngineCore, build_engine
+from pando.errors import ConfigError
+from pando.kernels import cpu
+from pando.transport import LocalTransport
+from tests.tiny_models import prompt_ids, tiny_checkpoint
+
+GREEDY = {"temperature": 0, "max_new_tokens": 24, "ignore_eos": True}
+PROMPT = prompt_ids(90, seed=4)
+
+
+def outputs(family: str, **options: object) -> list[list[int]]:
+    """Tokens of a prompt alone, again, and with others beside it that begin like it."""
+    sizes = {"dtype": "float32", "max_total_tokens": 2048, "max_running_requests": 8}
+    with pando.Engine(str(tiny_checkpoint(family)), kv_cache_dtype="int8", **sizes, **options) as engine:
+        alone = [engine.generate(input_ids=PROMPT, sampling_params=GREEDY) for _ in range(2)]
+        prompts = [PROMPT[:60] + prompt_ids(9, seed=1), PROMPT, PROMPT[:31]]
+        together = engine.generate(input_ids=prompts, sampling_params=GREEDY)
+    assert [reply["meta_info"]["cached_tokens"] > 0 for reply in alone] == [False, True]
+    return [reply["output_ids"] for reply in (*alone, together[1])]
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3"])
+def test_tokens_do_not_depend_on_cache_or_batch(family: str) -> None:
+    cold, warm, beside = outputs(family)
+    assert cold == warm == beside
+    assert outputs(family, page_size=16, chunked_prefill_size=7) == [cold] * 3
+    if cpu.LOAD_ERROR is None:
+        assert outputs(family, kernels="reference") == [cold] * 3
+
+
+def built(**options: object) -> EngineCore:
+    path = str(tiny_checkpoint("qwen3"))
+    return build_engine(Config(model_path=path, **options), LocalTransport().inbox, lambda load: None)  # type: ignore[arg-type]
+
+
+def test_the_plan_counts_values_and_scales() -> None:
+    plain, rounded = (built(dtype="bfloat16", kv_cache_dtype=kind, max_total_tokens=1024) for kind in ("auto", "int8"))
+    assert rounded.plan.kv_bytes / plain.plan.kv_bytes == (24 + 4) / (2 * 24)  # heads of 24 dims
+
+
+def test_bf16_is_what_a_bfloat16_model_keeps_anyway() -> None:
+    assert built(dtype="bfloat16", kv_cache_dtype="bf16", max_total_tokens=256).plan.total_tokens == 256
+    with pytest.raises(ConfigError, match="kv_cache_dtype is 'bf16', the model's dtype float32") as caught:
+        built(dtype="float32", kv_cache_dtype="bf16", max_total_tokens=256)
+    assert caught.value.param == "kv_cache_dtype"

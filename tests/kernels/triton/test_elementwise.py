@@ -1,0 +1,93 @@
+"""Rotary embedding, stores to the pool and gated activations against the reference."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pando.errors import ConfigError
+from pando.kernels import reference
+from pando.kernels.reference import REFERENCE
+from pando.kernels.triton.rotary import norm_rope_
+from pando.kernels.triton.table import table
+from tests.kernels.cases import DTYPES, close
+
+ROTARY = [(64, 64), (80, 80), (96, 24), (128, 2), (20, 20), (256, 128)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(("dim", "rotary"), ROTARY)
+def test_rope_on_views_of_a_joint_projection(
+    dim: int, rotary: int, interleaved: bool, dtype: torch.dtype, device: str
+) -> None:
+    cos_sin, positions = torch.randn(50, rotary, device=device), torch.tensor([49, 0, 7], device=device)
+    joint = torch.randn(3, 7 * dim, device=device).to(dtype)
+    other = joint.clone()
+    for run, values in ((table().rope_, joint), (REFERENCE.rope_, other)):
+        q, k, _ = values.split((4 * dim, 2 * dim, dim), dim=1)
+        run(q.unflatten(1, (4, dim)), k.unflatten(1, (2, dim)), positions, cos_sin, interleaved)
+    close(joint, other)
+    assert torch.equal(joint[:, 6 * dim :], other[:, 6 * dim :])
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(("dim", "rotary"), ROTARY)
+def test_norms_and_rope_in_one_pass_are_the_two_ops(dim: int, rotary: int, interleaved: bool, device: str) -> None:
+    cos_sin, positions = torch.randn(50, rotary, device=device), torch.tensor([49, 7], device=device)
+    joint = torch.randn(2, 6, dim, device=device).bfloat16()
+    q_weight, k_weight = torch.rand(2, dim, device=device) + 0.5
+    q, k = REFERENCE.rms_norm(joint[:, :3], q_weight, 1e-6), REFERENCE.rms_norm(joint[:, 3:5], k_weight, 1e-6)
+    REFERENCE.rope_(q, k, positions, cos_sin, interleaved)
+    untouched = joint[:, 5].clone()
+    norm_rope_(joint[:, :3], joint[:, 3:5], q_weight, k_weight, 1e-6, positions, cos_sin, interleaved)
+    close(joint[:, :3], q)
+    close(joint[:, 3:5], k)
+    assert torch.equal(joint[:, 5], untouched)
+
+
+def test_rope_of_no_tokens(device: str) -> None:
+    q, k = torch.empty(0, 4, 8, device=device), torch.empty(0, 2, 8, device=device)
+    table().rope_(q, k, torch.empty(0, dtype=torch.int64, device=device), torch.randn(9, 8, device=device), False)
+    assert q.shape == (0, 4, 8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_store_kv_with_views_on_both_sides(dtype: torch.dtype, device: str) -> None:
+    joint, pool = torch.randn(6, 9, 20, device=device).to(dtype), torch.zeros(2, 3, 40, 4, 24, device=device).to(dtype)
+    k, v, where = joint[:, :4], joint[:, 4:8, :12], torch.tensor([39, 3, 0, 17, 5, 6], device=device)
+    table().store_kv(k, v, pool[0, 1, ..., :20], pool[1, 1, ..., :12], where)
+    assert torch.equal(pool[0, 1, where, :, :20], k) and torch.equal(pool[1, 1, where, :, :12], v)
+    pool[0, 1, where, :, :20] = pool[1, 1, where, :, :12] = 0
+    assert not pool.any()
+
+
+def test_store_kv_converts_to_the_dtype_of_the_pool(device: str) -> None:
+    k, v = torch.randn(2, 3, 2, 8, device=device)
+    pool = torch.zeros(2, 5, 2, 8, device=device, dtype=torch.bfloat16)
+    where = torch.tensor([4, 0, 2], device=device)
+    table().store_kv(k, v, pool[0], pool[1], where)
+    assert torch.equal(pool[:, where], torch.stack((k, v)).bfloat16())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", reference.ACTIVATIONS)
+def test_gated_activation(kind: str, dtype: torch.dtype, device: str) -> None:
+    for rows, size in ((0, 8), (1, 1), (3, 37), (2, 1100)):
+        view = (torch.randn(rows, 2 * size + 3, device=device) * 4).to(dtype)[:, : 2 * size]
+        close(table().gated_activation(view, kind), REFERENCE.gated_activation(view, kind))
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 88.0, -100.0, -1e38, 1e-30, math.nan])
+def test_gated_activation_at_the_edges(value: float, device: str) -> None:
+    x = torch.tensor([[value, 1.0]], device=device)
+    for kind in reference.ACTIVATIONS:
+        out, expected = table().gated_activation(x, kind), REFERENCE.gated_activation(x, kind)
+        torch.testing.assert_close(out, expected, equal_nan=True)
+
+
+def test_an_unknown_activation_is_named() -> None:
+    with pytest.raises(ConfigError, match="'swish'.*silu"):
+        table().gated_activation(torch.ones(1, 2), "swish")

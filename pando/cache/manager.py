@@ -183,7 +183,9 @@ class CacheManager:
             return need, 0
         kept = [self.kv.num_to_lock(match.node, match.num_matched) + (keep if self._has_kv else 0)]
         if self.window is not None:
-            kept.append(self.window.num_to_lock(match.resume, match.num_tokens) + keep)
+            # Of its window a running request lets go as many pages as it takes, a few tokens later.
+            ahead = min(keep, len(self.handles) * (self._slack + 1))
+            kept.append(self.window.num_to_lock(match.resume, match.num_tokens) + ahead)
         if self.states is not None:
             kept.append(self.states.num_to_lock(match.resume, match.num_tokens))
         return need, self.budget.shortfall(need, kept)

@@ -302,6 +302,13 @@ class StepTable(Protocol):
     this object: they are overwritten by the next step, which runs behind it.
     """
 
+    def reserve(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """Let the inputs of steps of R rows, T tokens and tables P wide stand in the same places every time.
+
+        All but logits_index, emit_slots and emit_ends. To be called once; recorded steps read them there.
+        """
+        ...
+
     def write_pages(
         self, slots: Sequence[int], indices: Sequence[int], ids: Sequence[int], groups: Sequence[int] = ()
     ) -> None:
@@ -449,6 +456,9 @@ class OpTable:
 
     int8_kv: bool = False
     """Whether `store_kv`, `paged_attention` and programs take int8 caches."""
+
+    capturable: bool = False
+    """Whether calls may be recorded in a graph: no op waits for the device, or decides by what a tensor holds."""
 
     rounds: bool = False
     """Whether `pack_linear` and `pack_experts` take an `UnroundedWeight`."""

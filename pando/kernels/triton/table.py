@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from functools import partial
 
 from pando.kernels.ops import OpTable
 from pando.kernels.reference import REFERENCE
-from pando.kernels.reference_step import TorchStepTable
 from pando.kernels.triton import (
     activation,
     attention,
@@ -18,6 +18,7 @@ from pando.kernels.triton import (
     norm,
     rotary,
     sampling,
+    step,
     store,
 )
 from pando.kernels.triton.causal_conv import causal_conv
@@ -26,7 +27,7 @@ from pando.kernels.triton.selective_scan import selective_scan
 from pando.kernels.triton.state_space import state_space
 
 MODULES = (
-    *("activation", "attention", "linear", "logits", "moe", "norm", "rotary", "routing", "sampling", "store"),
+    *("activation", "attention", "linear", "logits", "moe", "norm", "rotary", "routing", "sampling", "step", "store"),
     *("causal_conv", "gated_delta", "selective_scan", "state_space"),
 )
 """Modules of this package with `COMPILE_CASES`."""
@@ -35,7 +36,7 @@ MODULES = (
 @functools.cache
 def table() -> OpTable:
     """The table named "triton"; made once."""
-    return replace(
+    ops = replace(
         REFERENCE,
         name="triton",
         pack_linear=linear.pack_linear,
@@ -58,5 +59,9 @@ def table() -> OpTable:
         gated_delta=gated_delta,
         state_space=state_space,
         selective_scan=selective_scan,
-        step_table=functools.partial(TorchStepTable, sampling.sample, logits.argmax, logits.finite),
+    )
+    return replace(
+        ops,
+        step_table=partial(step.TritonStepTable, ops.sample, ops.argmax, ops.finite),
+        capturable=True,
     )

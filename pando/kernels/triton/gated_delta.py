@@ -23,7 +23,16 @@ import triton.language as tl
 from torch import Tensor
 
 from pando.kernels.triton.launch import CompileCase, capability, meta
-from pando.kernels.triton.rows import SAVES, first_save, in_chunks, num_saves, precision_of, tile_row
+from pando.kernels.triton.rows import (
+    SAVES,
+    first_save,
+    in_chunks,
+    left_between,
+    num_saves,
+    precision_of,
+    store_saves,
+    tile_row,
+)
 
 CHUNK = 64
 """Tokens that are taken as one matrix; with keys beyond 128, half as many."""
@@ -39,6 +48,18 @@ def _unit(x, NORMALIZE: tl.constexpr):
     if NORMALIZE:
         x = x * tl.rsqrt(tl.sum(x * x, 1) + 1e-6)[:, None]
     return x
+
+
+@triton.jit
+def _keys(
+    x, at_t, in_t, x_token,
+    K: tl.constexpr, NORMALIZE: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Queries or keys [C, K] of a chunk that begins at `x`, as factors of products."""
+    at_k = tl.arange(0, BLOCK_K)
+    seen = in_t[:, None] & (at_k < K)[None, :]
+    rows = tl.load(x + (at_t[:, None] * x_token + at_k[None, :]), mask=seen, other=0.0)
+    return _unit(rows, NORMALIZE).to(x.dtype.element_ty)
 
 
 @triton.jit
@@ -80,9 +101,7 @@ def _by_token(
             o_v = tl.sum(s * (q_k * scale)[:, None], 0)
             tl.store(o + t * o_token + head * o_head + at_v, o_v.to(o.dtype.element_ty), mask=in_v)
             if saves > 0:
-                for j in range(count):
-                    if tl.load(save_token + j) == t:
-                        tl.store(state + tl.load(save_slot + j) * (HEADS * K * V) + place, s, mask=inside)
+                store_saves(s, state, place, inside, save_token, save_slot, count, t, HEADS * K * V)
         tl.store(own, s, mask=inside)
 
 
@@ -108,8 +127,7 @@ def _inverses(
         ).to(k.dtype.element_ty)
         since = tl.cumsum(tl.load(log_decay + t * decay_token + head * decay_head, mask=in_t, other=0.0), 0)
         strength = tl.load(beta + t * beta_token + head, mask=in_t, other=0.0)
-        below = at_t[:, None] > at_t[None, :]
-        left = tl.where(below, tl.exp(tl.where(below, since[:, None] - since[None, :], 0.0)), 0.0)
+        left = left_between(since, at_t[:, None] > at_t[None, :])
         lower = tl.dot(k_tk, tl.trans(k_tk), input_precision=PRECISION) * left * strength[:, None]
         solved = tl.where(at_t[:, None] == at_t[None, :], 1.0, 0.0)
         for i in range(1, tl.minimum(CHUNK, end - first)):
@@ -153,43 +171,21 @@ def _by_chunk(
                 stop = tl.minimum(stop, first_save(save_token, count, first, stop, SAVES) + 1)
             in_t = first + at_t < stop
             base = first.to(tl.int64)
-            seen = in_t[:, None] & in_k[None, :]
             here = in_t[:, None] & in_v[None, :]
-            since = tl.cumsum(
-                tl.load(log_decay + base * decay_token + head * decay_head + at_t * decay_token, mask=in_t, other=0.0),
-                0,
-            )
+            decays = log_decay + base * decay_token + head * decay_head
+            since = tl.cumsum(tl.load(decays + at_t * decay_token, mask=in_t, other=0.0), 0)
             before = tl.exp(since)
-            k_tk = _unit(
-                tl.load(
-                    k + base * k_token + shared * k_head + (at_t[:, None] * k_token + at_k[None, :]),
-                    mask=seen,
-                    other=0.0,
-                ),
-                NORMALIZE,
-            ).to(kind)
-            v_tv = tl.load(
-                v + base * v_token + head * v_head + (at_t[:, None] * v_token + at_v[None, :]), mask=here, other=0.0
-            )
+            k_tk = _keys(k + base * k_token + shared * k_head, at_t, in_t, k_token, K, NORMALIZE, BLOCK_K)
+            values = v + base * v_token + head * v_head + (at_t[:, None] * v_token + at_v[None, :])
+            v_tv = tl.load(values, mask=here, other=0.0)
             rest = v_tv.to(tl.float32) - tl.dot(k_tk, s.to(kind), input_precision=PRECISION) * before[:, None]
             rest *= tl.load(beta + base * beta_token + head + at_t * beta_token, mask=in_t, other=0.0)[:, None]
             # The inverse's blocks on the diagonal are the inverses of the matrix's.
-            solve = tl.load(
-                inverse + (base * HEADS + head) * CHUNK + behind + (at_t[:, None] * (HEADS * CHUNK) + at_t[None, :]),
-                mask=in_t[:, None] & in_t[None, :],
-                other=0.0,
-            )
+            rows = inverse + (base * HEADS + head) * CHUNK + behind + (at_t[:, None] * (HEADS * CHUNK) + at_t[None, :])
+            solve = tl.load(rows, mask=in_t[:, None] & in_t[None, :], other=0.0)
             u_tv = tl.dot(solve, rest.to(kind), input_precision=PRECISION).to(kind)
-            q_tk = _unit(
-                tl.load(
-                    q + base * q_token + shared * q_head + (at_t[:, None] * q_token + at_k[None, :]),
-                    mask=seen,
-                    other=0.0,
-                ),
-                NORMALIZE,
-            ).to(kind)
-            weight = tl.where(causal, tl.exp(tl.where(causal, since[:, None] - since[None, :], 0.0)), 0.0)
-            weight *= tl.dot(q_tk, tl.trans(k_tk), input_precision=PRECISION)
+            q_tk = _keys(q + base * q_token + shared * q_head, at_t, in_t, q_token, K, NORMALIZE, BLOCK_K)
+            weight = left_between(since, causal) * tl.dot(q_tk, tl.trans(k_tk), input_precision=PRECISION)
             o_tv = tl.dot(q_tk, s.to(kind), input_precision=PRECISION) * before[:, None]
             o_tv += tl.dot(weight.to(kind), u_tv, input_precision=PRECISION)
             out = o + base * o_token + head * o_head + (at_t[:, None] * o_token + at_v[None, :])
@@ -198,9 +194,7 @@ def _by_chunk(
             left = tl.exp(tl.minimum(last - since, 0.0))
             s = s * tl.exp(last) + tl.dot(tl.trans((k_tk * left[:, None]).to(kind)), u_tv, input_precision=PRECISION)
             if saves > 0:
-                for i in range(count):
-                    if tl.load(save_token + i) == stop - 1:
-                        tl.store(state + tl.load(save_slot + i) * (HEADS * K * V) + place, s, mask=inside)
+                store_saves(s, state, place, inside, save_token, save_slot, count, stop - 1, HEADS * K * V)
             first = stop
         tl.store(own, s, mask=inside)
 

@@ -18,9 +18,9 @@ LONG_ROWS = 4
 
 @triton.jit
 def tile_row(cu_q_lens, num_rows, tile, BLOCK: tl.constexpr):
-    """The row of tile `tile`, where row r owns tiles cu_q_lens[r] // BLOCK + r onwards; as many as it needs, or one more.
+    """The row of tile `tile`, where row r owns tiles cu_q_lens[r] // BLOCK + r onwards.
 
-    A grid of T // BLOCK + R tiles covers all rows, whatever their lengths.
+    These are as many as it needs, or one more: a grid of T // BLOCK + R tiles covers all rows, whatever their lengths.
     """
     low = 0
     high = num_rows
@@ -54,11 +54,25 @@ def first_save(save_token, count, begin, end, BLOCK: tl.constexpr):
     return found
 
 
+@triton.jit
+def store_saves(s, state, place, inside, save_token, save_slot, count, token, SIZE: tl.constexpr):
+    """Write the state `s` after `token` to the slots that ask for it, SIZE elements apart."""
+    for i in range(count):
+        if tl.load(save_token + i) == token:
+            tl.store(state + tl.load(save_slot + i) * SIZE + place, s, mask=inside)
+
+
+@triton.jit
+def left_between(since, keep):
+    """exp(since[i] - since[j]) where `keep`, else 0; `since` falls, and only what is at most 1 may be kept."""
+    return tl.where(keep, tl.exp(tl.where(keep, since[:, None] - since[None, :], 0.0)), 0.0)
+
+
 def in_chunks(num_tokens: int, num_rows: int) -> bool:
     """Whether a step's rows are long enough for chunks. All rows of a step go the same way, whatever their lengths."""
     return num_tokens > LONG_ROWS * num_rows
 
 
 def precision_of(x: Tensor) -> str:
-    """How products round float32 operands. 16-bit inputs are exact in tf32, and states keep three bits more than theirs."""
+    """How products take the factors of float32 inputs; those of 16-bit inputs have 16 bits."""
     return "tf32x3" if x.dtype == torch.float32 else "tf32"

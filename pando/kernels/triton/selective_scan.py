@@ -1,4 +1,4 @@
-"""Mamba's recurrence on a GPU, token by token: a program follows a block of channels of a row, their states in registers.
+"""Mamba's recurrence on a GPU, token by token: a program follows some channels of a row, their states in registers.
 
 Contracts and legend are those of `pando.kernels.recurrent`.
 """
@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pando.kernels.triton.launch import CompileCase, meta
-from pando.kernels.triton.rows import SAVES, num_saves
+from pando.kernels.triton.rows import SAVES, num_saves, store_saves
 
 STATE_TILE = 1024
 """Elements of a state that a program holds: few, so that a single long row still fills the device."""
@@ -53,9 +53,7 @@ def _scan(
                 y_c += x_c * skip
             tl.store(y + t * y_token + at_c, y_c.to(y.dtype.element_ty), mask=in_c)
             if saves > 0:
-                for j in range(count):
-                    if tl.load(save_token + j) == t:
-                        tl.store(state + tl.load(save_slot + j) * (C * N) + place, s, mask=inside)
+                store_saves(s, state, place, inside, save_token, save_slot, count, t, C * N)
         tl.store(own, s, mask=inside)
 
 

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pando.kernels.triton.launch import CompileCase, capability, meta
-from pando.kernels.triton.rows import SAVES, first_save, in_chunks, num_saves, precision_of
+from pando.kernels.triton.rows import SAVES, first_save, in_chunks, left_between, num_saves, precision_of, store_saves
 
 STATE_TILE = {False: 4096, True: 8192}
 """Elements of a state that a program holds, by token and in chunks: 32 registers a thread of 4 and 8 warps."""
@@ -54,9 +54,7 @@ def _by_token(
             y_p = tl.sum(s * c_n[None, :], 1) + x_p * skip
             tl.store(y + t * y_token + head * y_head + at_p, y_p.to(y.dtype.element_ty), mask=in_p)
             if saves > 0:
-                for j in range(count):
-                    if tl.load(save_token + j) == t:
-                        tl.store(state + tl.load(save_slot + j) * (HEADS * P * N) + place, s, mask=inside)
+                store_saves(s, state, place, inside, save_token, save_slot, count, t, HEADS * P * N)
         tl.store(own, s, mask=inside)
 
 
@@ -107,8 +105,7 @@ def _by_chunk(
             c_tn = tl.load(
                 c + base * c_token + group * c_group + (at_t[:, None] * c_token + at_n[None, :]), mask=seen, other=0.0
             )
-            weight = tl.where(causal, tl.exp(tl.where(causal, since[:, None] - since[None, :], 0.0)), 0.0)
-            weight *= tl.dot(c_tn, tl.trans(b_tn), input_precision=PRECISION)
+            weight = left_between(since, causal) * tl.dot(c_tn, tl.trans(b_tn), input_precision=PRECISION)
             wide = x_tp * step[:, None]
             kind = x.dtype.element_ty  # of the factors of products; sums and the state are float32
             y_tp = tl.dot(c_tn, tl.trans(s.to(kind)), input_precision=PRECISION) * tl.exp(since)[:, None]
@@ -119,9 +116,7 @@ def _by_chunk(
             left = tl.exp(tl.minimum(last - since, 0.0))
             s = s * tl.exp(last) + tl.dot(tl.trans((wide * left[:, None]).to(kind)), b_tn, input_precision=PRECISION)
             if saves > 0:
-                for i in range(count):
-                    if tl.load(save_token + i) == stop - 1:
-                        tl.store(state + tl.load(save_slot + i) * (HEADS * P * N) + place, s, mask=inside)
+                store_saves(s, state, place, inside, save_token, save_slot, count, stop - 1, HEADS * P * N)
             first = stop
         tl.store(own, s, mask=inside)
 

@@ -7,18 +7,7 @@ from dataclasses import replace
 
 from pando.kernels.ops import OpTable
 from pando.kernels.reference import REFERENCE
-from pando.kernels.triton import (
-    activation,
-    attention,
-    attention_plan,
-    linear,
-    logits,
-    moe,
-    norm,
-    rotary,
-    sampling,
-    store,
-)
+from pando.kernels.triton import activation, attention, attention_plan, linear, logits, moe, norm, rotary, sampling, store
 from pando.kernels.triton.causal_conv import causal_conv
 from pando.kernels.triton.gated_delta import gated_delta
 from pando.kernels.triton.selective_scan import selective_scan

@@ -113,6 +113,7 @@ def wall(bench: Bench, batch: int, repeat: int, large: bool) -> None:
     for _ in range(repeat):
         for name in VARIANTS:
             run = bench.run(name, lengths if name == "free" else [MOST] * batch)
+            assert [len(tokens) for tokens in run.tokens] == lengths, f"{name} generates other texts"
             times[name].append(run.seconds / run.num_tokens * batch * 1e3)
             per_step[name] = run.num_tokens / batch / run.steps
     free = statistics.median(times["free"])

@@ -71,6 +71,12 @@ class Report:
 
     def lines(self) -> Iterator[str]:
         """The summary for people."""
+        times = ", ".join(f"{name} {value:.1f}" for name, value in spread(self.compile_ms).items())
+        yield f"compile and wait, ms: {times}"
+        if self.outcomes:
+            yield from self._replies()
+
+    def _replies(self) -> Iterator[str]:
         kinds = Counter(each.kind for each in self.outcomes.values())
         flags = Counter(each.flagged for each in self.outcomes.values() if each.flagged)
         total = max(1, len(self.outcomes))
@@ -82,8 +88,6 @@ class Report:
         told = sum(each.kind == "wrong" and each.flagged == "schema_violation" for each in self.outcomes.values())
         yield f"flagged {sum(flags.values())}: {dict(flags)}"
         yield f"wrong replies that say so: {told} of {kinds['wrong']}"
-        times = ", ".join(f"{name} {value:.1f}" for name, value in spread(self.compile_ms).items())
-        yield f"compile and wait, ms: {times}"
         for name, each in self.outcomes.items():
             if each.kind in ("wrong", "refused", "crash"):
                 yield f"  {each.kind} {name}: {each.message[:160]}"

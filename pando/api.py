@@ -65,7 +65,7 @@ class Engine:
 
         stream=True returns an iterator of replies whose text is cumulative. Other options are the fields of
         `/generate`: rid, return_logprob, logprob_start_len, top_logprobs_num, token_ids_logprob, priority, cache_salt,
-        extra_key, timeout. Raises InvalidRequest and the error that ended a single request.
+        extra_key, timeout, cache_breakpoints. Raises InvalidRequest and the error that ended a single request.
         """
         body = _body(prompt, sampling_params, input_ids, stream, options)
         if stream:

@@ -1,10 +1,14 @@
-"""The device a model runs on. The CPU is synchronous: its copies are finished when they return."""
+"""The device a model runs on. The CPU is synchronous: its copies are finished when they return.
+
+On a GPU the host runs ahead: work and copies are queued, and only `HostCopy.wait` waits for them.
+"""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -37,36 +41,116 @@ class _Pending:
         return self.tensor
 
 
+class Reached(Protocol):
+    """A point in the device's queue."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has come to it."""
+
+
+def _locked_memory(num_bytes: int) -> Tensor:
+    return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+
+
+def _here() -> Reached:
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
+
+class PinnedRing:
+    """Page-locked host memory for copies to the device, used over and over: locking pages costs more than a copy.
+
+    It is cut into parts. A part is handed out piece by piece; when it is full, the point that the queue has reached is
+    noted, and before the part is used again that point must have passed: with some steps' copies to a part it long has.
+
+        | part 0: passed | part 1: in use .... | part 2 | part 3 |
+    """
+
+    def __init__(
+        self,
+        num_bytes: int = 32 << 20,
+        num_parts: int = 4,
+        allocate: Callable[[int], Tensor] = _locked_memory,
+        mark: Callable[[], Reached] = _here,
+    ) -> None:
+        self._part_bytes = num_bytes // num_parts
+        self._num_parts = num_parts
+        self._allocate = allocate
+        self._mark = mark
+        self._memory: Tensor | None = None
+        self._marks: list[Reached | None] = [None] * num_parts
+        self._part = 0
+        self._used = 0
+
+    def take(self, num_bytes: int) -> Tensor:
+        """[num_bytes] uint8, free to be written and then copied from in the current stream. Larger than a part: new."""
+        if num_bytes > self._part_bytes:
+            return self._allocate(num_bytes)
+        if self._memory is None:
+            self._memory = self._allocate(self._part_bytes * self._num_parts)
+        if self._used + num_bytes > self._part_bytes:
+            self._turn()
+        first = self._part * self._part_bytes + self._used
+        self._used += -(-num_bytes // PIECE_ALIGNMENT) * PIECE_ALIGNMENT
+        return self._memory[first : first + num_bytes]
+
+    def _turn(self) -> None:
+        self._marks[self._part] = self._mark()
+        self._part = (self._part + 1) % self._num_parts
+        self._used = 0
+        if (mark := self._marks[self._part]) is not None:
+            mark.synchronize()
+
+
+PIECE_ALIGNMENT = 64
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """A torch device and what the runner must know about it."""
 
     name: str
+    ring: PinnedRing = field(default_factory=PinnedRing, compare=False, repr=False)
 
     @property
     def asynchronous(self) -> bool:
         """True if launched work runs behind the host, so that planning the next step can overlap with it."""
         return self.name != "cpu"
 
-    def upload(self, values: list[int], dtype: torch.dtype = torch.int64) -> Tensor:
-        """Host integers as a device tensor, without waiting for the device."""
-        tensor = torch.tensor(values, dtype=dtype)
-        return tensor.pin_memory().to(self.name, non_blocking=True) if self.asynchronous else tensor
+    def upload(self, values: Sequence[float], dtype: torch.dtype = torch.int64) -> Tensor:
+        """Host numbers as a device tensor [len(values)], without waiting for the device."""
+        if not self.asynchronous:
+            return torch.tensor(values, dtype=dtype)
+        return self.upload_array(np.asarray(values, dtype=_NUMPY_TYPES[dtype]))
+
+    def upload_array(self, values: NDArray[Any]) -> Tensor:
+        """A host array on the device, without waiting for it; on a CPU it is the same memory."""
+        host = torch.from_numpy(values)
+        if not self.asynchronous:
+            return host
+        staged = self.ring.take(values.nbytes).view(host.dtype).view(host.shape)
+        staged.copy_(host)
+        return self.transfer(staged)
+
+    def transfer(self, staged: Tensor) -> Tensor:
+        """Start the copy of page-locked memory to the device."""
+        return torch.empty_like(staged, device=self.name).copy_(staged, non_blocking=True)
 
     def to_host(self, tensor: Tensor) -> HostCopy:
         """Start copying a tensor to the host behind the work queued so far."""
         if not self.asynchronous:
             return _Ready(tensor)
+        # Torch keeps page-locked memory that was freed, so after some steps this locks none anew.
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         host.copy_(tensor, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
         return _Pending(host, event)
 
-    def upload_array(self, values: NDArray[np.int32]) -> Tensor:
-        """A host array on the device; on a CPU it is the same memory."""
-        host = torch.from_numpy(values)
-        return host.to(self.name, non_blocking=True) if self.asynchronous else host
+    def largest(self, values: Tensor, at_most: int) -> int:
+        """The largest of some integers where looking costs nothing; else `at_most`, which none of them exceeds."""
+        return at_most if self.asynchronous else int(values.max())
 
     def synchronize(self) -> None:
         """Wait until all queued work is done."""
@@ -76,8 +160,25 @@ class Device:
     def free_bytes(self) -> int:
         """Memory that can still be allocated, in bytes."""
         if self.asynchronous:
+            # What torch keeps for itself counts as free: it is given back, or used again.
+            torch.cuda.empty_cache()
             return int(torch.cuda.mem_get_info()[0])
         return available_host_bytes()
+
+    def peak_bytes(self, run: Callable[[], object]) -> int:
+        """Bytes that `run` takes at its worst beyond what is allocated before; 0 on a CPU, where none counts them."""
+        if not self.asynchronous:
+            run()
+            return 0
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        torch.cuda.synchronize()
+        return int(torch.cuda.max_memory_allocated() - before)
+
+
+_NUMPY_TYPES = {torch.int64: np.int64, torch.int32: np.int32, torch.float32: np.float32}
 
 
 def resolve_device(name: str) -> Device:

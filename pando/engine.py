@@ -46,12 +46,14 @@ from pando.models.decoder import DecoderModel
 from pando.models.load import load_model, resolve_model_path
 from pando.models.size import ModelSize
 from pando.quant.size import matrix_bits
+from pando.runtime.cuda_graph import CudaRecorder
 from pando.runtime.executor import ThreadedExecutor
-from pando.runtime.memory import MemoryPlan, ModelFacts, plan_memory
+from pando.runtime.graph import GRAPH_ROWS, GraphShape, Recorder, StepGraphs, graph_shapes
+from pando.runtime.memory import GIB, MAX_RUNNING, MemoryPlan, ModelFacts, plan_memory, token_budget
 from pando.runtime.runner import Runner
 from pando.runtime.sampler import Sampler
 from pando.runtime.table import RequestTable
-from pando.runtime.warmup import first_pass, prefill_rate
+from pando.runtime.warmup import first_choices, first_pass, prefill_rate, step_bytes
 from pando.scheduler.admission import Admission, Limits
 from pando.scheduler.gates import Gates
 from pando.scheduler.grammar_gate import GrammarGate
@@ -130,8 +132,11 @@ def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
     plan = _plan(config, model, device, ops)
     on_phase(Load("memory", 1.0, f"KV pool of {plan.total_tokens:,} tokens"))
     model.set_context_length(plan.context_length)
-    runner = _runner(config, plan, model, device, ops)
+    runner = _runner(config, plan, model, device, ops, _recorder(config, device, ops))
     first_pass(*runner, device)
+    if device.asynchronous:
+        first_choices(*runner, model.vocab_size, device)
+    _record_steps(runner[0], plan, model, device, on_phase)
     for reason in plan.reasons:
         _log.info(reason)
     info = _info(config, plan, model, device, ops, path)
@@ -200,18 +205,68 @@ def _plan(config: Config, model: DecoderModel, device: Device, ops: OpTable) -> 
     if on_cpu and config.chunked_prefill_size is None:
         probe = MemoryPlan(512, min(512, model.max_position), 1, 512, 0, 0, 0, 0, num_states=1)
         rate = prefill_rate(*_runner(config, probe, model, device, ops), device)
+    activations = None
+    if not on_cpu:
+        budget = min(token_budget(config, on_cpu, None, []), model.max_position) + 2 * config.page_size
+        probe = MemoryPlan(budget, budget, 1, budget, 0, 0, 0, 0, num_states=2)
+        activations = step_bytes(*_runner(config, probe, model, device, ops), budget, device)
+    num_graphs = 0
+    if _recorder(config, device, ops) is not None:
+        running = config.max_running_requests or MAX_RUNNING
+        num_graphs = len(_graph_shapes(config, config.context_length or model.max_position, running))
     facts = ModelFacts.of(
         ModelSize.of(model.spec), dtype_name(model.dtype), matrix_bits(config.quantization, model.config_dict)
     )
     facts = replace(facts, kv_bytes_per_token=model.cache_plan.bytes_per_token)
-    return plan_memory(config, facts, device.free_bytes(), on_cpu=on_cpu, tokens_per_second=rate)
+    return plan_memory(
+        config,
+        facts,
+        device.free_bytes(),
+        on_cpu=on_cpu,
+        tokens_per_second=rate,
+        activation_bytes=activations,
+        num_graphs=num_graphs,
+    )
+
+
+def _recorder(config: Config, device: Device, ops: OpTable) -> Recorder | None:
+    """What records steps; None if they all run kernel by kernel."""
+    wanted = device.asynchronous and not config.disable_cuda_graph and ops.capturable
+    return CudaRecorder() if wanted else None
+
+
+def _graph_shapes(config: Config, context_length: int, max_running: int) -> list[GraphShape]:
+    return graph_shapes(min(config.cuda_graph_max_bs or GRAPH_ROWS, max_running), context_length, config.page_size)
+
+
+def _record_steps(runner: Runner, plan: MemoryPlan, model: DecoderModel, device: Device, on_phase: OnPhase) -> None:
+    """Record the steps of all shapes, if steps are recorded here. What can not be recorded runs as it is."""
+    if runner.graphs is None:
+        return
+    model.reserve_positions(plan.context_length)  # recorded steps read these tables: they may not move
+    graphs, before = runner.graphs, device.free_bytes()
+    try:
+        graphs.record_all(lambda done, total: on_phase(Load("graphs", done / total, f"{done} of {total} steps")))
+    except RuntimeError as error:
+        _log.warning("%d steps recorded, the others run kernel by kernel: %s", graphs.num_recorded, error)
+    taken = before - device.free_bytes()
+    plan.reasons.append(
+        f"{graphs.num_recorded} recorded steps take {taken / GIB:.2f} GiB, {plan.graph_bytes / GIB:.2f} were kept"
+    )
 
 
 def _runner(
-    config: Config, plan: MemoryPlan, model: DecoderModel, device: Device, ops: OpTable
+    config: Config,
+    plan: MemoryPlan,
+    model: DecoderModel,
+    device: Device,
+    ops: OpTable,
+    recorder: Recorder | None = None,
 ) -> tuple[Runner, KVPool]:
+    """A runner. With a recorder the pool and the table have room for one more sequence, which fills steps up."""
     page = config.page_size
-    num_pages = _num_pages(plan, page)
+    spare = int(recorder is not None)
+    num_pages = [num + spare for num in _num_pages(plan, page)]
     pool = KVPool(
         model.cache_plan,
         num_pages[0],
@@ -219,10 +274,14 @@ def _runner(
         device.name,
         model.dtype,
         num_window_pages=sum(num_pages[1:]),
-        num_states=plan.num_states,
+        num_states=plan.num_states + spare if plan.num_states else 0,
     )
-    table = RequestTable(plan.max_running, plan.context_length, page, device, ops, pool.num_groups)
-    return Runner(model, PagedAttentionBackend(pool, ops), table, Sampler(ops, table), device), pool
+    table = RequestTable(plan.max_running + spare, plan.context_length, page, device, ops, pool.num_groups)
+    attention, graphs = PagedAttentionBackend(pool, ops), None
+    if recorder is not None:
+        shapes = _graph_shapes(config, plan.context_length, plan.max_running)
+        graphs = StepGraphs(model, attention, table, recorder, shapes)
+    return Runner(model, attention, table, Sampler(ops, table), device, graphs), pool
 
 
 def _scheduler(
@@ -275,7 +334,7 @@ def _grammar_gate(info: EngineInfo, tokenizer: Tokenizer, stats: Stats) -> Gramm
 
 def _cache(config: Config, plan: MemoryPlan, model: DecoderModel) -> CacheManager:
     kept, page = model.cache_plan, config.page_size
-    num_pages = _num_pages(plan, page)
+    num_pages = _num_pages(plan, page) if kept.bytes_per_token else [0]
     size = ModelSize.of(model.spec)
     return CacheManager(
         cache_layout(kept, page, windows=plan.windows is not None),
@@ -293,7 +352,7 @@ def cache_layout(kept: CachePlan, page_size: int, *, windows: bool) -> CacheLayo
     inside = kept.window_bytes_per_token if windows else 0
     return CacheLayout(
         page_size,
-        kept.bytes_per_token - inside if inside else max(1, kept.bytes_per_token),
+        kept.bytes_per_token - inside,
         window=kept.window if windows else 0,
         window_bytes_per_token=inside,
         state_bytes=kept.bytes_per_state,

@@ -324,6 +324,7 @@ class EngineClient:
         priority: int = 0,
         timeout: float | None = None,
         stream: bool = False,
+        cache_breakpoints: Sequence[int] = (),
     ) -> list[Generate]:
         """The `params.n` messages of one prompt, checked. Sequence k > 0 of n has id `rid-k` and a seed of its own."""
         self._check(input_ids, params, logprobs)
@@ -342,6 +343,7 @@ class EngineClient:
                 namespace=namespace,
                 priority=priority,
                 timeout=timeout,
+                cache_breakpoints=list(cache_breakpoints),
             )
             for index in range(params.n)
         ]

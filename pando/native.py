@@ -21,6 +21,9 @@ MAX_BATCH = 4096
 
 DEFAULT_MAX_NEW_TOKENS = 128
 
+MAX_BREAKPOINTS = 16
+"""Of one prompt: each may take a recurrent state."""
+
 
 class GenerateBody(msgspec.Struct, kw_only=True):
     """The body of /generate. Fields that say "or a list" take one value for all prompts or one per prompt."""
@@ -39,6 +42,7 @@ class GenerateBody(msgspec.Struct, kw_only=True):
     extra_key: str | None = None
     cache_salt: str | None = None
     timeout: float | None = None
+    cache_breakpoints: list[int] = []
     return_hidden_states: bool = False
     lora_path: str | list[str | None] | None = None
     image_data: Any = None
@@ -185,10 +189,24 @@ def native_messages(client: EngineClient, body: GenerateBody, prompts: TokenProm
             priority=body.priority or 0,
             timeout=positive_timeout(body.timeout),
             stream=body.stream,
+            cache_breakpoints=_breakpoints(body.cache_breakpoints, len(ids)),
         )
         if len(messages) > MAX_BATCH:
             raise InvalidRequest(f"more than {MAX_BATCH} sequences in one request; send several requests", param="text")
     return messages, per_prompt
+
+
+def _breakpoints(positions: list[int], prompt_len: int) -> list[int]:
+    wrong = next((position for position in positions if not 0 < position <= prompt_len), None)
+    if wrong is not None:
+        raise InvalidRequest(
+            f"cache_breakpoints has {wrong}; give numbers of prompt tokens, 1..{prompt_len}", param="cache_breakpoints"
+        )
+    if len(positions) > MAX_BREAKPOINTS:
+        raise InvalidRequest(
+            f"{len(positions)} cache_breakpoints; give at most {MAX_BREAKPOINTS}", param="cache_breakpoints"
+        )
+    return positions
 
 
 def _rids(rid: str | list[str] | None, count: int) -> list[str | None]:

@@ -226,6 +226,11 @@ HYBRID_RECIPES: dict[str, Recipe] = {
             "norm_topk_prob": False,
         },
     ),
+    "mamba": Recipe("MambaConfig", {"state_size": 12, "time_step_rank": 10, "use_bias": True}),
+    "mamba2": Recipe(
+        "Mamba2Config",
+        {"num_heads": 8, "head_dim": 16, "state_size": 12, "n_groups": 2, "chunk_size": 8},
+    ),
     "nemotron_h": Recipe(
         "NemotronHConfig",
         {

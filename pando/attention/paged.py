@@ -25,7 +25,7 @@ class PagedAttentionBackend:
         """Write this step's keys and values to `batch.out_loc` of the layer's group."""
         pool = self.pool
         where = batch.out_loc[pool.groups[layer]]
-        self._store(k_TKD.contiguous(), v_TKD.contiguous(), pool.k[layer], pool.v[layer], where)
+        self._store(k_TKD, v_TKD, pool.k[layer], pool.v[layer], where)
 
     def attend(self, layer: int, q_THD: Tensor, params: AttentionParams, batch: ForwardBatch) -> Tensor:
         """Attention output [T, H, Dv] in the dtype of q. A batch may not change while it is attended."""
@@ -34,7 +34,7 @@ class PagedAttentionBackend:
             self._plan.reset()
             self._planned = batch
         return self._attend(
-            q_THD.contiguous(),
+            q_THD,
             self.pool.k[layer],
             self.pool.v[layer],
             batch.page_table[self.pool.groups[layer]],

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from pando.errors import ConfigError
 
-ADMISSION_NAMES = ("every:K", "last", "branch", "prompt", "branch+last")
+ADMISSION_NAMES = ("every:K", "last", "branch", "prompt", "room", "branch+last+room")
 """What `checkpoints_of` understands; any of them may be joined by +."""
 
 
@@ -24,6 +24,10 @@ class CheckpointPolicy(Protocol):
     @property
     def keeps_last(self) -> bool:
         """True if the state after the last token is kept."""
+
+    @property
+    def uses_room(self) -> bool:
+        """True if the state before the prompt's last token is kept as a guest: only in room that nobody needs."""
 
     def positions(self, usable: int, matched: int, num_tokens: int) -> list[int]:
         """Tokens after which the state of a prompt of `num_tokens` tokens is kept, in any order, not rounded.
@@ -38,6 +42,7 @@ class Every:
 
     interval: int
     keeps_last: bool = False
+    uses_room: bool = False
 
     def positions(self, usable: int, matched: int, num_tokens: int) -> list[int]:
         """Multiples of the interval."""
@@ -49,6 +54,7 @@ class Last:
     """After the last token of the request, for its continuation."""
 
     keeps_last: bool = True
+    uses_room: bool = False
 
     def positions(self, usable: int, matched: int, num_tokens: int) -> list[int]:
         """None inside the prompt."""
@@ -60,6 +66,7 @@ class Branch:
     """Where the prompt leaves what the tree knows: a fork is likely there."""
 
     keeps_last: bool = False
+    uses_room: bool = False
 
     def positions(self, usable: int, matched: int, num_tokens: int) -> list[int]:
         """The end of the match, if no state is there yet."""
@@ -71,6 +78,7 @@ class Prompt:
     """Before the last token of the prompt, which is always computed again: for the same prompt asked once more."""
 
     keeps_last: bool = False
+    uses_room: bool = False
 
     def positions(self, usable: int, matched: int, num_tokens: int) -> list[int]:
         """All but the last token."""
@@ -78,18 +86,39 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """What `Prompt` keeps, but only in room that nobody needs, and given up first."""
+
+    keeps_last: bool = False
+    uses_room: bool = True
+
+    def positions(self, usable: int, matched: int, num_tokens: int) -> list[int]:
+        """None that would take room."""
+        return []
+
+
+@dataclass(frozen=True, slots=True)
 class Joined:
     """All states that any of the policies keeps."""
 
     policies: tuple[CheckpointPolicy, ...]
-    keeps_last: bool
+
+    @property
+    def keeps_last(self) -> bool:
+        """Whether any of them does."""
+        return any(policy.keeps_last for policy in self.policies)
+
+    @property
+    def uses_room(self) -> bool:
+        """Whether any of them does."""
+        return any(policy.uses_room for policy in self.policies)
 
     def positions(self, usable: int, matched: int, num_tokens: int) -> list[int]:
         """Theirs together."""
         return [p for policy in self.policies for p in policy.positions(usable, matched, num_tokens)]
 
 
-_SIMPLE: dict[str, Callable[[], CheckpointPolicy]] = {"last": Last, "branch": Branch, "prompt": Prompt}
+_SIMPLE: dict[str, Callable[[], CheckpointPolicy]] = {"last": Last, "branch": Branch, "prompt": Prompt, "room": Room}
 
 
 def checkpoints_of(policy: str | CheckpointPolicy) -> CheckpointPolicy:
@@ -97,7 +126,7 @@ def checkpoints_of(policy: str | CheckpointPolicy) -> CheckpointPolicy:
     if not isinstance(policy, str):
         return policy
     parts = tuple(_single(name, policy) for name in policy.split("+"))
-    return parts[0] if len(parts) == 1 else Joined(parts, any(part.keeps_last for part in parts))
+    return parts[0] if len(parts) == 1 else Joined(parts)
 
 
 def _single(name: str, whole: str) -> CheckpointPolicy:

@@ -45,7 +45,10 @@ class Budget:
     @property
     def used_bytes(self) -> int:
         """Bytes of all slots that are not free."""
-        return sum(c.allocator.num_used * c.slot_bytes for c in self.components)
+        used = 0
+        for component in self.components:
+            used += component.allocator.num_used * component.slot_bytes
+        return used
 
     @property
     def evictable_bytes(self) -> int:
@@ -82,6 +85,7 @@ class Budget:
 
     def lacking_bytes(self, need: Sequence[int]) -> int:
         """Bytes to free before `need[i]` slots of each component fit; <= 0 if they do now."""
-        return (
-            self.used_bytes - self.num_bytes + sum(n * c.slot_bytes for n, c in zip(need, self.components, strict=True))
-        )
+        lacking = self.used_bytes - self.num_bytes
+        for count, component in zip(need, self.components, strict=True):
+            lacking += count * component.slot_bytes
+        return lacking

@@ -9,6 +9,7 @@ import numpy as np
 
 from pando.cache.allocator import SlotAllocator
 from pando.cache.components import Pin
+from pando.cache.guests import Guests
 from pando.cache.node import NOTHING, Node, Record, pages_of
 from pando.cache.value import EvictionOrder
 
@@ -16,13 +17,16 @@ from pando.cache.value import EvictionOrder
 class Recurrent:
     """States of recurrent layers: valid at a node's end and nowhere else. Immutable; a request copies what it resumes.
 
-    A slot in the tree was written by a step that ran, or runs before anybody can read it.
+    A slot in the tree was written by a step that ran, or runs before anybody can read it. `num_slots` includes guests.
     """
 
     name = "state"
 
-    def __init__(self, index: int, slot_bytes: int, allocator: SlotAllocator, order: EvictionOrder) -> None:
+    def __init__(
+        self, index: int, slot_bytes: int, allocator: SlotAllocator, order: EvictionOrder, page_size: int = 1
+    ) -> None:
         self.index = index
+        self.page_size = page_size
         self.slot_bytes = slot_bytes
         self.allocator = allocator
         self.order = order
@@ -30,6 +34,7 @@ class Recurrent:
         self.num_locked = 0
         self.planned: set[Record] = set()
         """States that the step being planned will save: nobody resumes there before it was launched."""
+        self.guests = Guests()
 
     def usable(self, node: Node, num_tokens: int) -> tuple[Node, int]:
         """The deepest state on the path; the root is the state of nothing read."""
@@ -37,6 +42,8 @@ class Recurrent:
             record = node.records[self.index]
             if node.depth <= num_tokens and len(record.slots) and record not in self.planned:
                 return node, node.depth
+            if self.guests and (position := self.guests.deepest(node, num_tokens)):
+                return node, position
             node = node.parent
         return node, 0
 
@@ -58,8 +65,22 @@ class Recurrent:
         else:
             self.offer(node)
 
+    def settle(self, node: Node) -> None:
+        """A guest at the end of `node`, if there is one, becomes its state."""
+        slot = self.guests.take_end(node)
+        if slot >= 0:
+            self.num_slots -= 1
+            self.order.touch(node)
+            self.put(node, slot)
+
+    def take_guest(self) -> array[int]:
+        """Take the guest that goes first off the tree."""
+        self.num_slots -= 1
+        return array("i", [self.guests.take_oldest()])
+
     def split(self, upper: Node, lower: Node, num_pages: int) -> None:
         """The state stays at the lower node: at the cut there was none."""
+        self.guests.split(upper, lower)
 
     def can_merge(self, upper: Node, lower: Node) -> bool:
         """A state can not move."""
@@ -68,6 +89,7 @@ class Recurrent:
 
     def merge(self, path: Sequence[Node]) -> None:
         """The last node's state is that of the whole."""
+        self.guests.merge(path)
 
     def lock(self, node: Node) -> Pin:
         """Protect the state at the end of `node`."""
@@ -91,6 +113,8 @@ class Recurrent:
         if node is None or not num_tokens:
             return 0
         record = node.records[self.index]
+        if node.depth > num_tokens or not len(record.slots):
+            return 1  # a guest, which becomes a state
         return len(record.slots) if not record.locks else 0
 
     def touch(self, node: Node, num_hits: int) -> None:
@@ -118,5 +142,7 @@ class Recurrent:
         return slots
 
     def trim(self, node: Node, num_pages: int) -> array[int]:
-        """Its position goes, and the state with it."""
-        return self.take(node)
+        """Its position goes, and the state with it, and guests."""
+        gone = self.guests.trim(node, node.depth - num_pages * self.page_size)
+        self.num_slots -= len(gone)
+        return self.take(node) + gone

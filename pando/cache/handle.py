@@ -14,6 +14,8 @@ from pando.cache.components import Receipt
 from pando.cache.key import TokenKey
 from pando.cache.node import Node
 
+NO_GUEST = (0, -1, 0)
+
 PageWrite = tuple[int, int, int]
 """(group, page index, page id): this page of a request is at this id from now on."""
 
@@ -57,13 +59,15 @@ class CacheHandle:
     without states. restore: slot to copy there before its first step, -1 = start from zeros. node: where the tree's
     pages end. num_planned: tokens published, so the next step starts there. checkpoints: positions whose states are to
     be saved. saves: (position, slot, step that saves) of states not in the tree yet. spare, spare_at, spare_step:
-    slot for the state at the last whole page (-1 = none), its position, the step that saves it.
+    slot for the state at the last whole page (-1 = none), its position, the step that saves it. guest_at: position of a
+    guest to be saved (0 = none); guest: (position, slot, step) of one that is not in the tree yet. saving: the step
+    planned last that saves states of the handle, and their positions.
     """
 
     __slots__ = (
-        "checkpoints", "first_window_page", "key", "namespace", "node", "num_cached", "num_matched", "num_planned",
-        "num_tree_pages", "num_window_tree_pages", "pages", "prompt_len", "receipt", "restore", "saves", "spare",
-        "spare_at", "spare_step", "state", "window_pages",
+        "checkpoints", "first_window_page", "guest", "guest_at", "key", "namespace", "node", "num_cached",
+        "num_matched", "num_planned", "num_tree_pages", "num_window_tree_pages", "pages", "prompt_len", "receipt",
+        "restore", "saves", "saving", "spare", "spare_at", "spare_step", "state", "window_pages",
     )  # fmt: skip
     denied: ClassVar[Literal[False]] = False
 
@@ -83,6 +87,15 @@ class CacheHandle:
         self.prompt_len = len(key)
         self.checkpoints: list[int] = []
         self.saves: list[tuple[int, int, int]] = []
+        self.guest_at = 0
+        self.guest = NO_GUEST
+        self.saving: tuple[int, list[int]] = (0, [])
+
+    def coming(self, launched: int) -> list[int]:
+        """Positions of states that no step up to `launched` saved, but a later one will."""
+        step, positions = self.saving
+        planned = positions if step > launched else []
+        return [*self.checkpoints, *planned, *([self.guest_at] if self.guest_at else [])]
 
 
 class GrowResult:

@@ -34,7 +34,8 @@ def check_manager(store: Store, handles: Collection[CacheHandle], unborn: Unborn
     for handle in handles:
         _check_handle(handle, store)
     for component in store.components:
-        _check_slots(nodes, component, handles)
+        guests = store.states.guests.slots() if component is store.states and store.states is not None else []
+        _check_slots(nodes, component, handles, guests)
     used = sum((c.allocator.num_slots - c.allocator.num_free) * c.slot_bytes for c in store.components)
     assert used == store.budget.used_bytes <= store.budget.num_bytes, (used, store.budget.num_bytes)
 
@@ -112,7 +113,11 @@ def _check_states(nodes: list[Node], states: Recurrent, pins: list[Pin], unborn:
     for node in nodes:
         record = node.records[states.index]
         assert record.locks == locks[node] and len(record.slots) <= 1, (record.locks, locks[node])
+        assert all(node.start < position <= node.depth for position, _ in states.guests.of(node))
+        at_end = any(position == node.depth for position, _ in states.guests.of(node))
+        assert not (at_end and len(record.slots)), "a guest where there is a state"
     assert all(pin.node.depth == pin.start for pin in pins if pin.component == states.index)
+    assert len(states.guests.slots()) == sum(len(states.guests.of(node)) for node in nodes), "a guest of a lost node"
     assert states.planned == {locks[0].node.records[states.index] for _, locks in unborn}
     _check_num_locked(nodes, states)
 
@@ -168,12 +173,12 @@ def _own_slots(handle: CacheHandle, name: str) -> list[int]:
     if name == "window":
         return handle.window_pages[max(handle.num_window_tree_pages, handle.first_window_page) :].tolist()
     saved = [slot for _, slot, _ in handle.saves]
-    return [slot for slot in (handle.state, handle.spare, *saved) if slot >= 0]
+    return [slot for slot in (handle.state, handle.spare, handle.guest[1], *saved) if slot >= 0]
 
 
-def _check_slots(nodes: list[Node], component: Component, handles: Collection[CacheHandle]) -> None:
+def _check_slots(nodes: list[Node], component: Component, handles: Collection[CacheHandle], guests: list[int]) -> None:
     """Every slot has exactly one owner: the free list, the quarantine, a node, or one handle."""
-    in_tree = [int(slot) for node in nodes for slot in node.records[component.index].slots]
+    in_tree = [int(slot) for node in nodes for slot in node.records[component.index].slots] + guests
     own = list(chain.from_iterable(_own_slots(handle, component.name) for handle in handles))
     allocator = component.allocator
     idle = allocator.idle_slots()

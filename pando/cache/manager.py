@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Sequence
+from functools import partial
 
 from pando.cache.admission import CheckpointPolicy, checkpoints_of
 from pando.cache.budget import CacheLayout
@@ -36,13 +37,14 @@ from pando.cache.manager_stats import cache_stats, held_tokens
 from pando.cache.manager_store import Store
 from pando.cache.node import Node, pages_of
 from pando.cache.spec import FULL, WINDOW
+from pando.cache.tuner import CANDIDATES, TUNED, Tuning
 from pando.cache.value import Policy
 from pando.cache.value_flops import FlopProfile, LinearProfile
 
 _NO_GROWTH = GrowResult([])
 
 DEFAULT_POLICY = "reuse"
-DEFAULT_ADMISSION = "branch+last"
+DEFAULT_ADMISSION = "branch+last+room"
 
 
 class CacheManager:
@@ -51,7 +53,7 @@ class CacheManager:
     layout: what the model keeps. budget_bytes: what all of it may take. num_slots: the id spaces (pages of full
     attention, window pages, states; those the layout has, in this order), by default as many as the budget holds.
     policy, admission: a name (`POLICY_NAMES`, `ADMISSION_NAMES`) or an object. profile: the model's arithmetic.
-    sharing=False matches and publishes nothing.
+    sharing=False matches and publishes nothing. `tuning`: what chooses the policy, if that is "tuned".
     """
 
     def __init__(
@@ -70,6 +72,10 @@ class CacheManager:
         self.sharing = sharing
         if num_slots is None:
             num_slots = [budget_bytes // size if size else 0 for size in layout.slot_bytes]
+        self.tuning: Tuning | None = None
+        if policy == TUNED:
+            of = partial(CacheManager, layout, budget_bytes, num_slots=num_slots, admission=admission, profile=profile)
+            self.tuning, policy = Tuning({name: of(policy=name) for name in CANDIDATES}), CANDIDATES[0]
         self.store = Store(layout, budget_bytes, list(num_slots), policy, profile or LinearProfile())
         store = self.store
         self.tree, self.kv, self.window, self.states = store.tree, store.kv, store.window, store.states
@@ -149,6 +155,9 @@ class CacheManager:
         handle = self._hold(match, key, namespace)
         if self.states is not None and self.sharing:
             handle.checkpoints = self._checkpoints(handle, hints)
+            if self.admission.uses_room:
+                at = self._on_grid(handle, handle.prompt_len - 1)
+                handle.guest_at = at if at > handle.num_cached and at not in handle.checkpoints else 0
         if not self.budget.has_free(need):
             self.eviction.make_room(need)
         handle.pages.extend(self.allocator.take(need[0]))
@@ -174,7 +183,9 @@ class CacheManager:
             return need, 0
         kept = [self.kv.num_to_lock(match.node, match.num_matched) + (keep if self._has_kv else 0)]
         if self.window is not None:
-            kept.append(self.window.num_to_lock(match.resume, match.num_tokens) + keep)
+            # Of its window a running request lets go as many pages as it takes, a few tokens later.
+            ahead = min(keep, len(self.handles) * (self._slack + 1))
+            kept.append(self.window.num_to_lock(match.resume, match.num_tokens) + ahead)
         if self.states is not None:
             kept.append(self.states.num_to_lock(match.resume, match.num_tokens))
         return need, self.budget.shortfall(need, kept)
@@ -255,6 +266,10 @@ class CacheManager:
             if slot >= 0:
                 handle.saves.append((position, slot, step))
                 saves.append((position, slot))
+        if start < handle.guest_at <= end:
+            saves += self._invite(handle, step)
+        if saves:
+            handle.saving = step, [position for position, _ in saves]
         at = end // self.page_size * self.page_size if end - start == 1 else self._on_grid(handle, end)
         if handle.spare >= 0 and at > max(start, handle.spare_at) and at + self.page_size > handle.prompt_len:
             handle.spare_at, handle.spare_step = at, step
@@ -291,6 +306,11 @@ class CacheManager:
         self._touch(node, 0)
         self._unlock(handle.receipt)
         self._settle(node)
+        if self.tuning is not None and self.sharing and publish and num_tokens:
+            data = bytes(handle.key.data[: num_tokens * TOKEN_BYTES])
+            chosen = self.tuning.observe(data, min(handle.prompt_len, num_tokens), handle.namespace)
+            if chosen is not None:
+                self.store.use(chosen)
 
     # -- steps
 
@@ -300,6 +320,8 @@ class CacheManager:
             component.allocator.launched(step)
         if self.insertion.unborn:
             self._deliver(step)
+        if self.states is not None and self.insertion.arriving:
+            self.insertion.attach_guests(self.states, step)
 
     def collected(self, step: int) -> None:
         """Step `step` has ended, well or not. Slots freed before the next launch can be used again."""
@@ -353,6 +375,8 @@ class CacheManager:
         handle = CacheHandle(key, namespace, node, match.num_tokens, self._path_pages(node))
         handle.num_tree_pages = match.num_matched // self.page_size
         resume = node if match.num_tokens == match.num_matched else self.tree.cut_at(node, match.num_tokens)
+        if self.states is not None:
+            self.states.settle(resume)
         receipt: Receipt = (self.kv.lock(node),)
         if self.window is not None:
             first = self.window.first_page(match.num_tokens)
@@ -394,6 +418,17 @@ class CacheManager:
         if not self.eviction.try_room(need, self.order.policy.newcomer(position, min(above, position))):
             return -1
         return states.allocator.take_one()
+
+    def _invite(self, handle: CacheHandle, step: int) -> list[tuple[int, int]]:
+        """The handle's guest is saved by the step being planned, if there is room."""
+        states, position = self.states, handle.guest_at
+        assert states is not None
+        handle.guest_at = 0
+        if not self.budget.has_free([0] * (len(self.components) - 1) + [1]):
+            return []
+        handle.guest = (position, states.allocator.take_one(), step)
+        self.insertion.arriving.append(handle)
+        return [(position, handle.guest[1])]
 
     def _path_pages(self, node: Node) -> array[int]:
         """Pages of all tokens from the root to the end of `node`."""
@@ -530,6 +565,9 @@ class CacheManager:
         own = [(slot, step) for _, slot, step in handle.saves] + [(handle.state, now)]
         if handle.spare >= 0:
             own.append((handle.spare, handle.spare_step))
+        if handle in self.insertion.arriving:
+            own.append(handle.guest[1:])
+            self.insertion.drop_guest(handle)
         shared = self.sharing and handle.node.live and self.admission.keeps_last and num_tokens > 0
         if shared and state_at == num_tokens and num_tokens % self.page_size == 0:
             own.remove((handle.state, now))

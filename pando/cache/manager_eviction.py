@@ -25,6 +25,10 @@ class Eviction:
 
     def make_room(self, need: Sequence[int]) -> None:
         """Evict until `need[i]` slots of each component are free, within the budget. The caller knows that it works."""
+        if len(need) == 1 and not self._store.budget.binds:  # pages alone, and only their ids can be short
+            while (lacking := need[0] - self._kv.allocator.num_free) > 0:
+                self._evict(self._order.pop(), lacking)
+            return
         while self._step(need, math.inf):
             pass
 
@@ -45,6 +49,10 @@ class Eviction:
         num_bytes = budget.lacking_bytes(need) if budget.binds else 0
         if short is None and num_bytes <= 0:
             return False
+        states = self._states
+        if states is not None and (num_bytes > 0 or short is states) and states.guests:
+            self._free(states, states.take_guest())
+            return True
         record = self._order.pop_below(worth, None if short is None else short.index)
         if record is None:
             return False
@@ -114,8 +122,11 @@ class Eviction:
         """Remove `node` and what is above it as long as they are unlocked leaves that hold nothing. True if it went."""
         gone = False
         while self._may_prune and self._holds_nothing(node):
+            num_pages = num_pages_of(node, self._page_size)
             if self._events.active:
-                self._events.removed(node, num_pages_of(node, self._page_size))
+                self._events.removed(node, num_pages)
+            if self._states is not None:
+                self._free(self._states, self._states.trim(node, num_pages))
             parent = self._tree.detach(node)
             gone = True
             if parent.parent is None:

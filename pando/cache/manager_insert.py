@@ -7,7 +7,7 @@ from array import array
 from pando.cache.components import Pin
 from pando.cache.components_state import Recurrent
 from pando.cache.components_window import WindowKV
-from pando.cache.handle import CacheHandle, PageWrite
+from pando.cache.handle import NO_GUEST, CacheHandle, PageWrite
 from pando.cache.key import common_prefix
 from pando.cache.manager_store import Store
 from pando.cache.node import Node, pages_of, slots_of
@@ -23,6 +23,8 @@ class Insertion:
         self._page_size = store.tree.page_size
         self.unborn: list[tuple[int, tuple[Pin, Pin]]] = []
         """(step, locks) of states in the tree that a step not launched yet will write."""
+        self.arriving: list[CacheHandle] = []
+        """Handles with a guest that a step not launched yet will write."""
 
     def extend(self, handle: CacheHandle, num_pages: int, writes: list[PageWrite]) -> None:
         """The handle's first `num_pages` pages of full attention are the tree's from now on, and locked."""
@@ -144,6 +146,7 @@ class Insertion:
         """`slot`, written by `step`, is the state after `position` tokens of the handle, unless there is one."""
         node = self._tree.cut_at(handle.node, position)
         planned = step > states.allocator.newest_launched
+        states.settle(node)
         if states.slot(node) >= 0:
             states.allocator.retire(array("i", [slot]), planned=planned)
             return
@@ -156,6 +159,25 @@ class Insertion:
         if self._store.window is not None:
             self.use_window(self._store.window, node, 0)
         self._rescore(states, node)
+
+    def attach_guests(self, states: Recurrent, step: int) -> None:
+        """Guests that steps up to `step` write can be found from now on."""
+        for handle in [handle for handle in self.arriving if handle.guest[2] <= step]:
+            position, slot, _ = handle.guest
+            self.drop_guest(handle)
+            node = handle.node
+            while node.parent is not None and node.start >= position:
+                node = node.parent
+            known = position == node.depth and states.slot(node) >= 0
+            if not known and node.live and position <= node.depth and states.guests.put(node, position, slot):
+                states.num_slots += 1
+            else:
+                states.allocator.retire(array("i", [slot]))
+
+    def drop_guest(self, handle: CacheHandle) -> None:
+        """The handle's guest is its own no more."""
+        self.arriving.remove(handle)
+        handle.guest = NO_GUEST
 
     def _rescore(self, states: Recurrent, node: Node) -> None:
         """A new state at `node`: what is at it is worth more, and what is below, up to the next states, less."""

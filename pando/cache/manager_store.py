@@ -39,7 +39,7 @@ class Store:
         if window_index is not None:
             self.window = WindowKV(window_index, slot_bytes[1], spaces[1], self.order, layout.window, layout.page_size)
         if state_index is not None:
-            self.states = Recurrent(state_index, slot_bytes[-1], spaces[-1], self.order)
+            self.states = Recurrent(state_index, slot_bytes[-1], spaces[-1], self.order, layout.page_size)
         self.components: tuple[Component, ...] = tuple(c for c in (self.kv, self.window, self.states) if c is not None)
         self.budget = Budget(self.components, num_bytes)
         merged = MERGED_KEY_BYTES if self.states is None else STATES_MERGED_KEY_BYTES

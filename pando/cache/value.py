@@ -119,10 +119,9 @@ class EvictionOrder:
         """The same if its score is below `worth`; None if there is no such candidate."""
         components = self._heaps if component is None else self._heaps[component : component + 1]
         for tier in range(NUM_TIERS):
-            least = self._least([tiers[tier] for tiers in components])
-            if least is None:
+            record, score = self._least(components, tier)
+            if record is None:
                 continue
-            score, _, _, record = least
             if self.policy.looks_at_all:
                 live = (record for tiers in components for record in self._live(tiers[tier]))
                 record = self.policy.choose(live) or record
@@ -145,16 +144,18 @@ class EvictionOrder:
     def _live(groups: dict[int, list[Entry]]) -> Iterator[Record]:
         return (record for heap in groups.values() for _, _, stamp, record in heap if record.stamp == stamp)
 
-    def _least(self, tiers: list[dict[int, list[Entry]]]) -> Entry | None:
-        """The lowest of the groups' tops, with its score in place of its base."""
-        bias = self.policy.bias
-        tops = [
-            (top[0] + bias(group), *top[1:])
-            for groups in tiers
-            for group, heap in groups.items()
-            if heap and (top := self._top(heap)) is not None
-        ]
-        return min(tops, default=None)
+    def _least(self, components: list[list[dict[int, list[Entry]]]], tier: int) -> tuple[Record | None, float]:
+        """The lowest of the groups' tops and its score; among equals the one used longest ago."""
+        bias, best, least = self.policy.bias, None, math.inf
+        for tiers in components:
+            for group, heap in tiers[tier].items():
+                top = self._top(heap) if heap else None
+                if top is None:
+                    continue
+                score = top[0] + bias(group)
+                if best is None or score < least or score == least and top[1:3] < best[1:3]:
+                    best, least = top, score
+        return (None if best is None else best[3]), least
 
     def _top(self, heap: list[Entry]) -> Entry | None:
         while heap:

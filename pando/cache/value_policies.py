@@ -10,8 +10,8 @@ from pando.cache.value_flops import Worth
 from pando.cache.value_reuse import Reuse
 from pando.errors import ConfigError
 
-POLICY_NAMES = ("reuse", "lru", "lru_leaf", "marconi:ALPHA", "gdsf:BETA")
-"""What `policy_of` understands."""
+POLICY_NAMES = ("reuse", "lru", "lru_leaf", "marconi:ALPHA", "gdsf:BETA", "tuned")
+"""What a cache understands: `policy_of` all but the last, which is a choice among them (`tuner.py`)."""
 
 
 class Lru:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from pando.cache.node import Record
@@ -9,15 +10,18 @@ from pando.cache.value_flops import Worth
 
 DECAY = 0.995
 """Weight of the past at every observation: about the last 200 of a class count."""
-PRIOR = 2.0
+PRIOR = 1.0
 """Observations by which a class without a history of its own resembles all the others."""
 LAST, BRANCH = 1, 2
+DEPTH_SHIFT = 3
+_DEPTHS = [2 * 4**exponent for exponent in range(32)]
+"""Tokens in the middle of each class of depth."""
 WORTHLESS = -1
 """Group of records from which nothing can resume."""
 
 
 class Reuse:
-    """Greedy dual whose frequency is replaced by a probability: H = L + p(class).
+    """Greedy dual whose frequency is replaced by a probability: H = L + p(class) * d(depth).
 
     L is the H of the last victim, as it was when the node was last used. A node's class says where it came from (the
     end of a request, or a fork), whether a request resumed there before, and, where recurrent states decide, its depth
@@ -25,7 +29,11 @@ class Reuse:
     observations fade. So what agents leave behind and never come back to, or the state a conversation has just moved on
     from, is recognised by its kind and not only by its age. Among equals the one used longest ago goes first.
 
-    Without recurrent states every node can be resumed from, so classes differ less: there the square root of p counts.
+    d is what a hit saves per byte: after n tokens it saves n, and n tokens' KV and a state are kept for it. Scaled to 1
+    for KV alone it is n * kv / (n * kv + state), with n from the class: states of short prefixes are dear.
+
+    Without recurrent states every node can be resumed from, so classes differ less: there the square root of p counts,
+    and d is 1, as it is without KV.
     """
 
     name = "reuse"
@@ -37,10 +45,19 @@ class Reuse:
         self._worth = worth
         self._has_states = worth.state is not None
         self._index = 0 if worth.state is None else worth.state
-        self._exponent = 1.0 if self._has_states else 0.5
+        kv, state = worth.token_bytes, worth.slot_bytes[-1]
+        self._density = [n * kv / (n * kv + state) if kv else 1.0 for n in _DEPTHS]
         self._used: dict[int, float] = {}
         self._seen: dict[int, float] = {}
         self._all_used, self._all_seen = PRIOR, 2 * PRIOR
+
+    def __copy__(self) -> Reuse:
+        """Another one that has learned the same so far."""
+        twin = Reuse(self._worth)
+        twin.floor = self.floor
+        twin._used, twin._seen = dict(self._used), dict(self._seen)
+        twin._all_used, twin._all_seen = self._all_used, self._all_seen
+        return twin
 
     def place(self, record: Record) -> tuple[int, int, float]:
         """The node's class and L; forks go when nothing else is left, and what nothing can resume from goes first."""
@@ -53,7 +70,11 @@ class Reuse:
 
     def bias(self, group: int) -> float:
         """What a class adds to L."""
-        return 0.0 if group == WORTHLESS else self.probability(group) ** self._exponent
+        if group == WORTHLESS:
+            return 0.0
+        if not self._has_states:
+            return math.sqrt(self.probability(group))
+        return self.probability(group) * self._density[group >> DEPTH_SHIFT]
 
     def newcomer(self, tokens: int, above: int) -> float:
         """H of a state saved at a fork now."""
@@ -110,4 +131,4 @@ class Reuse:
 
     def _class(self, origin: int, used: bool, depth: int) -> int:
         """Origin in the lowest two bits, whether it was used in the next, half the logarithm of the depth above."""
-        return origin | used << 2 | ((depth.bit_length() - 1) // 2 << 3 if self._has_states else 0)
+        return origin | used << 2 | ((depth.bit_length() - 1) // 2 << DEPTH_SHIFT if self._has_states else 0)

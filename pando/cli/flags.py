@@ -23,6 +23,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "chunked_prefill_size": ("--max-num-batched-tokens",),
     "schedule_policy": ("--scheduling-policy",),
     "disable_radix_cache": ("--no-enable-prefix-caching",),
+    "disable_cuda_graph": ("--enforce-eager",),
+    "cuda_graph_max_bs": ("--max-cudagraph-capture-size",),
     "random_seed": ("--seed",),
     "quantization": ("-q",),
 }
@@ -68,8 +70,6 @@ NOT_HERE: dict[str, str] = {
     "--speculative-config": "there is no speculative decoding",
     "--lora-paths": "there are no adapters",
     "--enable-lora": "there are no adapters",
-    "--enforce-eager": "there are no captured graphs to switch off",
-    "--disable-cuda-graph": "there are no captured graphs to switch off",
 }
 """Flags of other servers without a counterpart: what to say instead of "unknown"."""
 

@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="bfloat16", help="of the cache of a config.json (default bfloat16)")
     for flag, default, text in (
         ("--policy", "reuse", "what is evicted first; may be repeated"),
-        ("--admission", "branch+last", "which recurrent states are kept; may be repeated"),
+        ("--admission", "branch+last+room", "which recurrent states are kept; may be repeated"),
         ("--budget", "device=4e9", "bytes the cache may take, or device=inf; may be repeated"),
     ):
         parser.add_argument(flag, action="append", metavar="X", help=f"{text} (default {default})")
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     setups = [
         (policy, admission, parse_budget(budget))
         for policy in args.policy or ["reuse"]
-        for admission in args.admission or ["branch+last"]
+        for admission in args.admission or ["branch+last+room"]
         for budget in args.budget or ["device=4e9"]
     ]
     model, trace = _model(args.model, args.dtype), _trace(args)

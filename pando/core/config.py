@@ -79,12 +79,16 @@ class Config:
     disable_radix_cache: bool = False
     """Share no prefixes (for comparison)."""
     radix_eviction_policy: str = "reuse"
-    """What the prefix cache forgets first: reuse | lru | lru_leaf | marconi:ALPHA | gdsf:BETA."""
-    state_checkpoints: str = "branch+last"
-    """Which recurrent states the prefix cache keeps: branch+last | branch | last | prompt | every:TOKENS, or
-    several of these joined by +. prompt pays where the same prompts come again."""
+    """What the prefix cache forgets first: reuse | lru | lru_leaf | marconi:ALPHA | gdsf:BETA | tuned."""
+    state_checkpoints: str = "branch+last+room"
+    """Which recurrent states the prefix cache keeps: branch | last | room | prompt | every:TOKENS, or several of these
+    joined by +. room: before a prompt's last token while room is free; prompt: always."""
     overlap: str = "auto"
     """Plan the next step while one runs: on | off | auto (on for a GPU; on a CPU both want the same cores)."""
+    disable_cuda_graph: bool = False
+    """Run every step kernel by kernel on a GPU, none from a recorded graph."""
+    cuda_graph_max_bs: int | None = None
+    """Largest batch of decoding requests that is recorded as a graph on a GPU; None = 256, or max_running_requests."""
     random_seed: int | None = None
     """Seed of requests that bring none; None = fresh at each start."""
     host: str = "127.0.0.1"
@@ -98,7 +102,7 @@ class Config:
 
     def __post_init__(self) -> None:
         positive = ("page_size", "context_length", "max_total_tokens", "max_running_requests", "chunked_prefill_size")
-        for name in (*positive, "max_queued_requests", "num_threads"):
+        for name in (*positive, "max_queued_requests", "num_threads", "cuda_graph_max_bs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; give a positive number", param=name)

@@ -15,6 +15,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     namespace: part of the cache key (adapter, cache salt, extra key); requests of two namespaces share nothing.
     seed: of this sequence's random stream; the engine never invents one, so a retracted request replays exactly.
     priority: larger is sooner, under the `priority` policy. timeout: seconds from arrival, None = no limit.
+    cache_breakpoints: prompt tokens after which others are expected to go on; recurrent states are kept there.
     """
 
     rid: str
@@ -26,6 +27,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     namespace: str = ""
     priority: int = 0
     timeout: float | None = None
+    cache_breakpoints: list[int] = []
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):

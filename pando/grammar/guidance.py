@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import llguidance
@@ -148,7 +148,7 @@ class Source:
     """
 
     def __init__(
-        self, spec: GrammarSpec, limits: Limits, markers: dict[str, int] | None, tokenizer: LLTokenizer | None
+        self, spec: GrammarSpec, limits: Limits, markers: Mapping[str, int] | None, tokenizer: LLTokenizer | None
     ) -> None:
         self._begin(spec, limits, tokenizer)
         self._markers = markers or {}

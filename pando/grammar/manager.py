@@ -41,7 +41,7 @@ class CacheBounds:
     num_grammars: int = 4_096
     refusals_s: float = 30.0
     num_refusals: int = 1_024
-    deadline_s: float = 10.0
+    deadline_s: float = 30.0
 
 
 @dataclass

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Mapping
 
 import msgspec
 
@@ -52,9 +53,9 @@ class Preparer:
     deadline_s: of one source; its process is ended then.
     """
 
-    def __init__(self, limits: Limits, markers: dict[str, int], deadline_s: float = 5.0) -> None:
+    def __init__(self, limits: Limits, markers: Mapping[str, int], deadline_s: float = 15.0) -> None:
         self._limits = limits
-        self._markers = markers
+        self._markers = dict(markers)
         self._deadline_s = deadline_s
         self._lock = threading.Lock()
         self._idle: list[subprocess.Popen[bytes]] = []

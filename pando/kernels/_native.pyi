@@ -11,6 +11,7 @@ max_taps: int
 def levels() -> list[tuple[str, str]]: ...
 def num_threads() -> int: ...
 def set_num_threads(n: int, /) -> None: ...
+def set_aside(change: int, /) -> None: ...
 def norm(
     level: int,
     dtype: int,
@@ -411,7 +412,21 @@ class StepTable:
     def flatten(
         self, slots: Sequence[int], starts: Sequence[int], lens: Sequence[int], emits: Sequence[int], /
     ) -> None: ...
-    def choose(self, logits: int, rows: int, vocab: int, slots: int, ends: int, greedy: bool, out: int, /) -> None: ...
+    def write_tokens(self, slots: Sequence[int], positions: Sequence[int], ids: Sequence[int], /) -> None: ...
+    def choose(
+        self,
+        logits: int,
+        rows: int,
+        vocab: int,
+        slots: int,
+        ends: int,
+        greedy: bool,
+        out: int,
+        mask: int,
+        stride: int,
+        masked: Sequence[int],
+        /,
+    ) -> None: ...
 
 # Recurrent ops. ragged: rows, tokens, slots of the pool, saves; addresses of cu_q_lens, slots, fresh, save_token and
 # save_slot.

@@ -31,7 +31,7 @@ else:
     if _native.interface != INTERFACE:
         LOAD_ERROR = f"it was built from other sources: interface {_native.interface}, not {INTERFACE}"
 
-NOT_NATIVE: dict[str, str] = {}
+NOT_NATIVE: dict[str, str] = {"norm_rope_": "rms_norm and rope_ are two ops here"}
 """Ops that stay torch in the native table, with the reason."""
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}

@@ -45,6 +45,10 @@ class NativeStepTable:
         self._inputs: StepInputs | None = None
         self._chosen = torch.empty((2, 0), dtype=torch.int64)
 
+    def reserve(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """Keep memory for steps of these shapes."""
+        self._memory.reserve(shapes)
+
     def write_pages(
         self, slots: Sequence[int], indices: Sequence[int], ids: Sequence[int], groups: Sequence[int] = ()
     ) -> None:

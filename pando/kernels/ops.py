@@ -302,6 +302,13 @@ class StepTable(Protocol):
     this object: they are overwritten by the next step, which runs behind it.
     """
 
+    def reserve(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """Let the inputs of steps of R rows, T tokens and tables P wide stand in the same places every time.
+
+        All but logits_index, emit_slots and emit_ends. To be called once; recorded steps read them there.
+        """
+        ...
+
     def write_pages(
         self, slots: Sequence[int], indices: Sequence[int], ids: Sequence[int], groups: Sequence[int] = ()
     ) -> None:
@@ -394,6 +401,7 @@ class OpTable:
     store_kv: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
     """(k [T,K,D], v [T,K,Dv], k_cache [S,K,D], v_cache [S,K,Dv], out_loc [T] int64): cache[out_loc] = kv.
 
+    k, v and the caches may be strided views with a contiguous last dim, as may q and the caches of `paged_attention`.
     Into an int8 cache ([S,K,D+4], [S,K,Dv+4]) as rows of `pando.kernels.int8_rows`.
     """
 
@@ -441,9 +449,16 @@ class OpTable:
     deterministic: bool = False
     """Whether what a program makes of a token is the same to the last bit however its sequence was cut into steps, and
     whatever else those held."""
+    norm_rope_: Callable[[Tensor, Tensor, Tensor, Tensor, float, Tensor, Tensor, bool], None] | None = None
+    """(q, k, q_weight [D] float32, k_weight [D] float32, eps, positions, cos_sin, interleaved): rms_norm of every head
+    of q and k in place, then `rope_`. None where the two ops do it.
+    """
 
     int8_kv: bool = False
     """Whether `store_kv`, `paged_attention` and programs take int8 caches."""
+
+    capturable: bool = False
+    """Whether calls may be recorded in a graph: no op waits for the device, or decides by what a tensor holds."""
 
     rounds: bool = False
     """Whether `pack_linear` and `pack_experts` take an `UnroundedWeight`."""

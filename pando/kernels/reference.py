@@ -24,7 +24,8 @@ from pando.errors import ConfigError
 from pando.kernels.int8_rows import expand_rows, round_rows, row_size
 from pando.kernels.ops import AttentionPlan, OpTable, PackedLinear, PackLinear
 from pando.kernels.reference_recurrent import causal_conv, gated_delta, selective_scan, state_space
-from pando.kernels.reference_step import TorchStepTable, apply_token_mask_
+from pando.kernels.reference_step import TorchStepTable
+from pando.kernels.reference_step import apply_token_mask_ as apply_token_mask_
 from pando.kernels.weights import QuantizedWeight, UnroundedWeight, Weight
 
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu2", "swiglu_oai")

@@ -31,6 +31,10 @@ class TorchStepTable:
         self._upload = upload
         self._memory = StepMemory(tokens_NC.device, pages_GNP.shape[0])
 
+    def reserve(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """Keep memory for steps of these shapes."""
+        self._memory.reserve(shapes)
+
     def write_pages(
         self, slots: Sequence[int], indices: Sequence[int], ids: Sequence[int], groups: Sequence[int] = ()
     ) -> None:
@@ -61,7 +65,7 @@ class TorchStepTable:
         out = self._memory.carve(len(slots), num_tokens, num_emitting, num_extra, num_pages)
         slots_R, starts_R, lens_R, emits_R = self._upload([*slots, *starts, *lens, *emits]).view(4, -1).unbind(0)
         ends_R = starts_R + lens_R
-        out.cu_q_lens[:1] = 0
+        out.cu_q_lens[:1].zero_()
         torch.cumsum(lens_R, 0, out=out.cu_q_lens[1:])
         out.kv_lens.copy_(ends_R)
         row_T = torch.repeat_interleave(lens_R, output_size=num_tokens)

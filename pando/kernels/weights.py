@@ -18,7 +18,8 @@ class QuantizedWeight:
 
     values [N, K]: int8 in -127..127 (bits 8) or uint8 in 0..15 (bits 4). scale and offset [N, G] float32; offset None
     is 0. group_size == K is one scale per output. activation_bits: 16 multiplies activations as they are; 8 rounds them
-    to int8 first, with one scale per token and group of inputs: max |x| / 127, ties to even.
+    to int8 first, with one scale per token and group of inputs: max |x| / 127, ties to even. A table may leave them as
+    they are where rounding would save nothing.
     """
 
     values: Tensor

@@ -65,13 +65,23 @@ class Attention:
             q, k = norm(q, k)
         q_THD = q.view(num_tokens, shape.heads, shape.head_dim)
         k_TKD = k.view(num_tokens, shape.kv_heads, shape.head_dim)
-        if norm is not None and norm.place == "head":
-            q_THD, k_TKD = norm(q_THD, k_TKD)
-        if self.rotary is not None:
-            self.rotary.rotate_(q_THD, k_TKD, batch.positions)
+        if not self._norm_and_rotate_(q_THD, k_TKD, batch.positions):
+            if norm is not None and norm.place == "head":
+                q_THD, k_TKD = norm(q_THD, k_TKD)
+            if self.rotary is not None:
+                self.rotary.rotate_(q_THD, k_TKD, batch.positions)
         if norm is not None and norm.place == "head_after_rope":
             q_THD, k_TKD = norm(q_THD, k_TKD)
         attention.store(self.index, k_TKD, v.view(num_tokens, shape.kv_heads, shape.v_dim), batch)
         out_THD = attention.attend(self.index, q_THD, self.params, batch)
         out = out_THD.view(num_tokens, -1)
         return self.o(out * gate[0].sigmoid() if gate else out)
+
+    def _norm_and_rotate_(self, q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor) -> bool:
+        """Norms per head and rotary in one op, on the projection's own memory; False if it takes two."""
+        norm = self.qk_norm
+        if self.rotary is None or norm is None or norm.place != "head":
+            return False
+        if not isinstance(norm.q, RMSNorm) or not isinstance(norm.k, RMSNorm):
+            return False
+        return self.rotary.norm_rotate_(q_THD, k_TKD, norm.q, norm.k, positions_T)

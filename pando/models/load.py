@@ -142,7 +142,7 @@ def load_model(
     resolved = resolve_dtype(dtype, config)
     plan = _Load(folder, spec, config, resolved, torch.device(device), ops, rounding, progress, context_length)
     if load_format == "dummy":
-        return plan.build(_dummy(config, resolved, seed))
+        return plan.build(_dummy(config, resolved, seed, plan.device))
     source = open_weights(folder, config)
     level = cpu.level_of(ops)
     size = sum(file.stat().st_size for file in checkpoint_files(folder))
@@ -236,14 +236,14 @@ def open_weights(path: Path, config: HFConfig) -> WeightSource:
     return files if settings is None else QuantizedSource(files, stored_format(settings, config.source))
 
 
-def _dummy(config: HFConfig, dtype: torch.dtype, seed: int) -> DummySource:
+def _dummy(config: HFConfig, dtype: torch.dtype, seed: int, device: torch.device) -> DummySource:
     if quantization_settings(config) is not None:
         raise ConfigError(
             f"{config.source}: load_format dummy makes plain weights up; take quantization_config out of the config "
             "and use --quantization int8, w8a8 or int4",
             param="load_format",
         )
-    return DummySource(seed, dtype=dtype)
+    return DummySource(seed, dtype=dtype, device=device)
 
 
 def quantization_settings(config: HFConfig) -> Mapping[str, object] | None:

@@ -122,13 +122,19 @@ class SafetensorsSource:
 
 
 class DummySource:
-    """Random weights of any shape, the same for the same seed and name; fast, because one block of noise is reused."""
+    """Random weights of any shape, the same for the same seed and name; fast, because one block of noise is reused.
+
+    They are made where they are wanted: a large model would take minutes on its way to a GPU.
+    """
 
     BLOCK = 1 << 20
 
-    def __init__(self, seed: int = 0, std: float = 0.02, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, seed: int = 0, std: float = 0.02, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> None:
         self.dtype = dtype
-        self._noise = (torch.randn(self.BLOCK, generator=torch.Generator().manual_seed(seed)) * std).to(dtype)
+        noise = torch.randn(self.BLOCK, generator=torch.Generator().manual_seed(seed)) * std
+        self._noise = noise.to(dtype).to(device)
 
     def names(self) -> frozenset[str]:
         """Nothing is listed: every name exists."""
@@ -136,7 +142,8 @@ class DummySource:
 
     def tensor(self, name: str, shape: Sequence[int], change: Change | None = None) -> Tensor:
         """Noise that starts at an offset that depends on the name; norm weights are 1 + noise."""
-        out, start, filled = torch.empty(tuple(shape), dtype=self.dtype), zlib.crc32(name.encode()) % self.BLOCK, 0
+        out = torch.empty(tuple(shape), dtype=self.dtype, device=self._noise.device)
+        start, filled = zlib.crc32(name.encode()) % self.BLOCK, 0
         flat = out.view(-1)
         while filled < flat.numel():
             count = min(self.BLOCK - start, flat.numel() - filled)

@@ -19,8 +19,13 @@ PAGE_STEP = 64
 """Page tables are this many pages wide, or a multiple: a longer sequence seldom changes the shape of a step."""
 
 
-def build_inputs(batch: Batch, table: RequestTable, spans: list[PromptSpan]) -> tuple[ForwardBatch, StepInputs]:
-    """The step on the device, once its pages and new sequences are in the table; valid until the next call."""
+def build_inputs(
+    batch: Batch, table: RequestTable, spans: list[PromptSpan], num_pages: int | None = None
+) -> tuple[ForwardBatch, StepInputs]:
+    """The step on the device, once its pages and new sequences are in the table; valid until the next call.
+
+    num_pages: width of the page tables; None = what the longest row needs, rounded up.
+    """
     page = table.page_size
     max_kv_len = max(map(add, batch.start, batch.num_tokens))
     width = -(-max_kv_len // (page * PAGE_STEP)) * PAGE_STEP
@@ -31,7 +36,7 @@ def build_inputs(batch: Batch, table: RequestTable, spans: list[PromptSpan]) -> 
         batch.num_tokens,
         batch.num_yield,
         num_extra=len(extra),
-        num_pages=min(width, table.num_pages),
+        num_pages=min(width, table.num_pages) if num_pages is None else num_pages,
     )
     if extra:
         inputs.logits_index[-len(extra) :] = table.device.upload(extra)

@@ -1,4 +1,7 @@
-"""Changes to logits before sampling, each for the rows that ask for it. Rows that ask for nothing cost nothing."""
+"""Changes to logits before sampling, each for the rows that ask for it. Rows that ask for nothing cost nothing.
+
+A processor knows its rows' lengths on the device only, and waits for nothing: the host may be a step ahead.
+"""
 
 from __future__ import annotations
 
@@ -39,16 +42,17 @@ class Penalties:
 
     def apply(self, logits_EV: Tensor, rows: list[int], entries: Entries, slots_E: Tensor, ends_E: Tensor) -> None:
         """One op call for all rows that ask."""
-        at = torch.tensor(rows, device=logits_EV.device)
+        chosen = [entry for row in rows if (entry := entries[row]) is not None]
+        device = self._table.device
+        at = device.upload(rows)
         slots, lens = slots_E[at], ends_E[at]
-        history = self._table.tokens_NC[slots, : int(lens.max())].contiguous()
-        chosen = [entry.sampling for row in rows if (entry := entries[row]) is not None]
-        values = [
-            torch.tensor([getattr(sampling, name) for sampling in chosen], device=logits_EV.device)
-            for name in ("repetition_penalty", "frequency_penalty", "presence_penalty")
-        ]
+        longest = max(max(len(entry.tokens), entry.prompt_len + entry.sampling.max_new_tokens) for entry in chosen)
+        width = device.largest(lens, min(longest, self._table.context_length) + 1)
+        history = self._table.tokens_NC[slots, :width].contiguous()
+        names = ("repetition_penalty", "frequency_penalty", "presence_penalty")
+        values = device.upload([getattr(e.sampling, name) for name in names for e in chosen], torch.float32)
         part = logits_EV[at].contiguous()
-        self._ops.apply_penalties_(part, history, self._table.prompt_len[slots], lens, *values)
+        self._ops.apply_penalties_(part, history, self._table.prompt_len[slots], lens, *values.view(3, -1).unbind(0))
         logits_EV[at] = part
 
 
@@ -56,27 +60,28 @@ class LogitBias:
     """A constant added to chosen tokens."""
 
     def __init__(self, ops: OpTable, table: RequestTable) -> None:
-        del ops, table
+        del ops
+        self._device = table.device
 
     def wants(self, entry: NewSlot) -> bool:
         """True if there is a bias."""
         return bool(entry.sampling.logit_bias)
 
     def apply(self, logits_EV: Tensor, rows: list[int], entries: Entries, slots_E: Tensor, ends_E: Tensor) -> None:
-        """Row by row: biases are short and rare."""
-        for row in rows:
-            entry = entries[row]
-            assert entry is not None
-            bias = entry.sampling.logit_bias
-            tokens = torch.tensor(list(bias), device=logits_EV.device)
-            logits_EV[row, tokens] += torch.tensor(list(bias.values()), device=logits_EV.device)
+        """All biased places at once; no place comes twice."""
+        biased = [(row, entry.sampling.logit_bias) for row in rows if (entry := entries[row]) is not None]
+        places = [row for row, bias in biased for _ in bias], [token for _, bias in biased for token in bias]
+        row_K, token_K = self._device.upload([*places[0], *places[1]]).view(2, -1).unbind(0)
+        values = self._device.upload([value for _, bias in biased for value in bias.values()], torch.float32)
+        logits_EV[row_K, token_K] += values
 
 
 class MinNewTokens:
     """No end before `min_new_tokens` tokens."""
 
     def __init__(self, ops: OpTable, table: RequestTable) -> None:
-        del ops, table
+        del ops
+        self._device = table.device
 
     def wants(self, entry: NewSlot) -> bool:
         """True if a minimum is set and something could end the sequence."""
@@ -84,12 +89,16 @@ class MinNewTokens:
 
     def apply(self, logits_EV: Tensor, rows: list[int], entries: Entries, slots_E: Tensor, ends_E: Tensor) -> None:
         """Forbid the end tokens in rows that are still too short."""
-        lens = ends_E.tolist()
-        for row in rows:
-            entry = entries[row]
-            assert entry is not None
-            if lens[row] - entry.prompt_len < entry.sampling.min_new_tokens:
-                logits_EV[row, torch.tensor(entry.eos_token_ids, device=logits_EV.device)] = -torch.inf
+        found = [(row, entry) for row in rows if (entry := entries[row]) is not None]
+        ends = [(row, token, entry) for row, entry in found for token in entry.eos_token_ids]
+        columns = self._device.upload(
+            [row for row, _, _ in ends]
+            + [token for _, token, _ in ends]
+            + [entry.prompt_len + entry.sampling.min_new_tokens for _, _, entry in ends]
+        )
+        row_K, token_K, shortest_K = columns.view(3, -1).unbind(0)
+        too_short = ends_E[row_K] < shortest_K
+        logits_EV[row_K, token_K] = logits_EV[row_K, token_K].masked_fill(too_short, -torch.inf)
 
 
 PROCESSORS: tuple[Callable[[OpTable, RequestTable], LogitsProcessor], ...] = (Penalties, LogitBias, MinNewTokens)

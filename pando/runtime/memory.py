@@ -1,8 +1,9 @@
 """The memory plan: how many tokens the KV pool holds and what follows from it. One pure function, explained in words.
 
 free memory (measured after the weights are loaded)
-|-- step workspace: activations and logits of the largest step --|-- request table --|-- KV pool --|-- left free --|
+|-- step workspace: activations and logits of the largest step, recorded steps --|-- KV pool --|-- left free --|
 
+On a device the largest step's activations are measured; on a CPU they are estimated.
 Layers with a sliding window have a pool of their own where that gains something: of a long sequence they keep a window
 and the step under way, so the tokens of the other layers, and with them sequences, may be many more.
 """
@@ -27,6 +28,8 @@ MAX_RUNNING = 256
 STATES_PER_SEQUENCE = 64
 """Recurrent states kept at most, per sequence that can run: its own, and what the prefix cache remembers."""
 MIN_BUDGET, MAX_BUDGET = 256, 8192
+GRAPH_BYTES = 16 << 20
+"""Kept free for a recorded step: its nodes in the driver, its result, its share of the memory that all share."""
 WINDOW_REFERENCE = 8192
 """Length of the sequences, in tokens, that the two pools of a device with sliding windows are balanced for."""
 STEP_SECONDS = 0.25
@@ -97,7 +100,8 @@ class MemoryPlan:
     """The resolved sizes; `reasons` says in one line each where a number comes from.
 
     total_tokens: that all layers without a window have room for. windows: None = those with one keep all tokens too.
-    num_states: slots for recurrent states. cache_bytes: what KV and states may take together.
+    num_states: slots for recurrent states. cache_bytes: what KV and states may take together. graph_bytes: kept for
+    recorded steps, part of workspace_bytes.
     """
 
     total_tokens: int
@@ -112,6 +116,7 @@ class MemoryPlan:
     num_states: int = 0
     cache_bytes: int = 0
     windows: WindowPlan | None = None
+    graph_bytes: int = 0
 
     def concurrency(self, tokens: int) -> int:
         """Sequences of `tokens` tokens that fit the pool at once."""
@@ -122,33 +127,33 @@ class MemoryPlan:
 
 
 def plan_memory(
-    config: Config, facts: ModelFacts, free_bytes: int, *, on_cpu: bool, tokens_per_second: float | None = None
+    config: Config,
+    facts: ModelFacts,
+    free_bytes: int,
+    *,
+    on_cpu: bool,
+    tokens_per_second: float | None = None,
+    activation_bytes: int | None = None,
+    num_graphs: int = 0,
 ) -> MemoryPlan:
     """Size the pool from `free_bytes` (measured after the weights are in place).
 
     tokens_per_second: measured prefill rate, from which a CPU's token budget follows; None = assume the largest.
+    activation_bytes: measured, what the largest step takes beside its logits; None = estimate it. num_graphs: steps
+    that will be recorded.
     Raises ConfigError if not even one page fits, with the numbers.
     """
     reasons: list[str] = []
-    budget = config.chunked_prefill_size or _token_budget(on_cpu, tokens_per_second, reasons)
-    workspace = _workspace_bytes(facts, budget)
+    budget = token_budget(config, on_cpu, tokens_per_second, reasons)
+    workspace = _workspace_bytes(facts, budget, activation_bytes, reasons) + num_graphs * GRAPH_BYTES
+    if num_graphs:
+        reasons.append(f"{_gib(num_graphs * GRAPH_BYTES)} kept for {num_graphs} recorded steps")
     pool_bytes = _pool_bytes(config, facts, free_bytes - workspace, on_cpu, reasons)
     page = config.page_size
-    total = (pool_bytes // facts.kv_bytes_per_token) // page * page
+    kv_pool_bytes = pool_bytes if on_cpu else pool_bytes - _num_states(config, facts, pool_bytes) * facts.state_bytes
+    total = _pool_tokens(config, facts, kv_pool_bytes, reasons) // page * page
     if config.max_total_tokens is not None:
-        total = -(-config.max_total_tokens // page) * page
-        if total < 2 * page:
-            raise ConfigError(
-                f"max_total_tokens {config.max_total_tokens} is less than two pages; give at least {2 * page}",
-                param="max_total_tokens",
-            )
-        reasons.append(f"KV pool of {total} tokens as asked (max_total_tokens)")
-        if total * facts.kv_bytes_per_token > free_bytes:
-            raise ConfigError(
-                f"max_total_tokens {total} needs {_gib(total * facts.kv_bytes_per_token)}, "
-                f"but {_gib(free_bytes)} are free; ask for at most {free_bytes // facts.kv_bytes_per_token}",
-                param="max_total_tokens",
-            )
+        total = _asked_tokens(config.max_total_tokens, page, facts, free_bytes, reasons)
     if total < 2 * page:
         raise ConfigError(
             f"no room for a KV pool: {_gib(free_bytes)} free, the largest step needs {_gib(workspace)}, one token "
@@ -172,8 +177,25 @@ def plan_memory(
     table = running * (context + 1) * 4 + running * -(-context // page) * 4 * num_groups
     return MemoryPlan(
         total, context, running, budget, kv_bytes, table, workspace, free_bytes, reasons, num_states, cache_bytes,
-        windows,
+        windows, num_graphs * GRAPH_BYTES,
     )  # fmt: skip
+
+
+def _asked_tokens(asked: int, page: int, facts: ModelFacts, free_bytes: int, reasons: list[str]) -> int:
+    """Tokens of the pool where max_total_tokens says how many."""
+    total = -(-asked // page) * page
+    if total < 2 * page:
+        raise ConfigError(
+            f"max_total_tokens {asked} is less than two pages; give at least {2 * page}", param="max_total_tokens"
+        )
+    reasons.append(f"KV pool of {total} tokens as asked (max_total_tokens)")
+    if total * facts.kv_bytes_per_token > free_bytes:
+        raise ConfigError(
+            f"max_total_tokens {total} needs {_gib(total * facts.kv_bytes_per_token)}, "
+            f"but {_gib(free_bytes)} are free; ask for at most {free_bytes // facts.kv_bytes_per_token}",
+            param="max_total_tokens",
+        )
+    return total
 
 
 def _windows(config: Config, facts: ModelFacts, total: int, budget: int, *, lazy: bool) -> WindowPlan | None:
@@ -218,15 +240,23 @@ def _with_windows(
     return total
 
 
+def _pool_tokens(config: Config, facts: ModelFacts, pool_bytes: int, reasons: list[str]) -> int:
+    """Tokens that the pool holds; of a model without KV, as many as can run."""
+    if facts.kv_bytes_per_token:
+        return pool_bytes // facts.kv_bytes_per_token
+    reasons.append("no keys and values: what a request keeps does not depend on its length")
+    return (config.max_running_requests or MAX_RUNNING) * (config.context_length or facts.max_position)
+
+
 def _states(config: Config, facts: ModelFacts, pool_bytes: int, kv_bytes: int, reasons: list[str]) -> tuple[int, int]:
     """Slots for recurrent states, and the bytes that KV and states share.
 
-    The slots take at most half of the pool, and no more than the largest batch can make use of. On a CPU memory is
-    taken when it is first written, so both pools may be as large as their share of the common budget can grow.
+    The slots take at most half of the pool, or all of it where there is no KV, and no more than the largest batch can
+    make use of. On a CPU memory is taken when it is first written, so both pools may be as large as their share of the
+    common budget can grow; on a device it is taken at once, so the KV gets what the states leave.
     """
     cache_bytes = pool_bytes if config.max_total_tokens is None else kv_bytes + pool_bytes // 2
-    running = config.max_running_requests or MAX_RUNNING
-    num_states = min(cache_bytes // 2 // facts.state_bytes, STATES_PER_SEQUENCE * running)
+    num_states = _num_states(config, facts, cache_bytes)
     if num_states < 4:
         raise ConfigError(
             f"no room for recurrent states: one takes {_gib(facts.state_bytes)}, the pool has {_gib(cache_bytes)}; "
@@ -234,6 +264,20 @@ def _states(config: Config, facts: ModelFacts, pool_bytes: int, kv_bytes: int, r
         )
     reasons.append(f"{num_states} recurrent states of {facts.state_bytes:,} bytes share the pool with the KV")
     return num_states, cache_bytes
+
+
+def _num_states(config: Config, facts: ModelFacts, cache_bytes: int) -> int:
+    """Slots for recurrent states out of the bytes that they share with the KV."""
+    if not facts.state_bytes:
+        return 0
+    running = config.max_running_requests or MAX_RUNNING
+    share = cache_bytes // 2 if facts.kv_bytes_per_token else cache_bytes
+    return min(share // facts.state_bytes, STATES_PER_SEQUENCE * running)
+
+
+def token_budget(config: Config, on_cpu: bool, rate: float | None, reasons: list[str]) -> int:
+    """Tokens of a step at most."""
+    return config.chunked_prefill_size or _token_budget(on_cpu, rate, reasons)
 
 
 def _token_budget(on_cpu: bool, rate: float | None, reasons: list[str]) -> int:
@@ -246,9 +290,12 @@ def _token_budget(on_cpu: bool, rate: float | None, reasons: list[str]) -> int:
     return budget
 
 
-def _workspace_bytes(facts: ModelFacts, budget: int) -> int:
-    """Activations of one layer in its widest place, and three float32 copies of the logits of a full batch."""
+def _workspace_bytes(facts: ModelFacts, budget: int, measured: int | None, reasons: list[str]) -> int:
+    """Activations, else those of one layer in its widest place; and three float32 copies of a full batch's logits."""
     activations = budget * (4 * facts.hidden_size + 3 * facts.intermediate_size) * facts.dtype_bytes
+    if measured is not None:
+        activations = measured
+        reasons.append(f"a step of {budget} tokens takes {_gib(measured)} beside its logits (measured)")
     return activations + 3 * MAX_RUNNING * facts.vocab_size * 4
 
 

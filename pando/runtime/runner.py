@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from pando.core.batch import Batch, StepResult, TokenMask
-from pando.core.messages import TokenLogprobs
 from pando.device import Device, HostCopy
 from pando.forward import AttentionBackend, LanguageModel
 from pando.kernels.ops import StepInputs
+from pando.runtime.graph import StepGraphs
 from pando.runtime.inputs import build_inputs, build_states
-from pando.runtime.logprobs import PromptSpan, prompt_spans, read_logprobs, wanted_top
+from pando.runtime.logprobs import PendingLogprobs, PromptSpan, prompt_spans, start_reading_rows, wanted_top
 from pando.runtime.sampler import Sampler
 from pando.runtime.table import RequestTable
 
@@ -33,8 +33,9 @@ class Step:
     spans: list[PromptSpan]
     started: float
     chosen: HostCopy | None = None
-    logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
-    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    logprob_rows: list[int] = field(default_factory=list)
+    logprobs: PendingLogprobs | None = None
+    span_logprobs: list[list[PendingLogprobs]] = field(default_factory=list)
 
 
 class Runner:
@@ -44,13 +45,20 @@ class Runner:
     """
 
     def __init__(
-        self, model: LanguageModel, attention: AttentionBackend, table: RequestTable, sampler: Sampler, device: Device
+        self,
+        model: LanguageModel,
+        attention: AttentionBackend,
+        table: RequestTable,
+        sampler: Sampler,
+        device: Device,
+        graphs: StepGraphs | None = None,
     ) -> None:
         self._model = model
         self._attention = attention
         self._table = table
         self._sampler = sampler
         self._device = device
+        self.graphs = graphs
         self.depth = 1 if device.asynchronous else 0
         self._has_states = model.cache_plan.bytes_per_state > 0
 
@@ -64,15 +72,25 @@ class Runner:
         started = time.perf_counter()
         self._table.apply(batch)
         spans = prompt_spans(batch, self._table.entries) if self._table.prompt_scored else []
-        forward, inputs = build_inputs(batch, self._table, spans)
         if self._has_states:
             self._restore_states(batch)
-            forward.states = build_states(batch, self._table)
-        hidden_TM = self._model.forward(forward, self._attention)
+        hidden_TM, inputs = self.hidden_states(batch, spans)
         rows_E = [row for row, num in enumerate(batch.num_yield) for _ in range(num)]
-        everything = len(rows_E) == hidden_TM.shape[0] and forward.max_q_len == 1 and not spans
+        everything = len(rows_E) == hidden_TM.shape[0] and not spans  # then logits_index counts up from 0
         hidden_LM = hidden_TM if everything else hidden_TM[inputs.logits_index]
         return Step(batch, hidden_LM, inputs, rows_E, spans, started)
+
+    def hidden_states(self, batch: Batch, spans: list[PromptSpan]) -> tuple[Tensor, StepInputs]:
+        """The forward pass: hidden states [T, M], or more rows where the step was filled up; and the step's inputs.
+
+        The table holds what the batch writes. Both are valid until the next call, which is queued behind.
+        """
+        if self.graphs is not None and not spans and (shape := self.graphs.find(batch)) is not None:
+            return self.graphs.run(batch, shape)
+        forward, inputs = build_inputs(batch, self._table, spans)
+        if self._has_states:
+            forward.states = build_states(batch, self._table)
+        return self._model.forward(forward, self._attention), inputs
 
     def _restore_states(self, batch: Batch) -> None:
         """Give new sequences their copies of the states they resume from, before any step writes those anew."""
@@ -94,20 +112,24 @@ class Runner:
             entries = [self._table.entries[step.batch.slot[row]] for row in step.rows_E]
             chosen_2E = self._sampler(logits_EV, entries, step.inputs.emit_slots, step.inputs.emit_ends, mask)
             step.chosen = self._device.to_host(chosen_2E)
-            wanted = wanted_top(entries)
-            if wanted:
-                step.logprobs = read_logprobs(logits_EV, chosen_2E[0], entries, wanted)
+            step.logprob_rows = wanted_top(entries)
+            if step.logprob_rows:
+                step.logprobs = start_reading_rows(logits_EV, chosen_2E[0], entries, step.logprob_rows, self._device)
         at = num_emit
         for span in step.spans:
             num_rows = span.end - span.begin
-            step.prompt_logprobs[span.row] = span.read(step.hidden_LM[at : at + num_rows], self._model.logits)
+            hidden = step.hidden_LM[at : at + num_rows]
+            step.span_logprobs.append(span.start_reading(hidden, self._model.logits, self._device))
             at += num_rows
 
     def collect(self, step: Step) -> StepResult:
         """Wait for the step's tokens."""
-        result = StepResult(step.batch.step, [], step.logprobs, step.prompt_logprobs)
+        result = StepResult(step.batch.step, [])
         if step.chosen is not None:
             tokens, finite = step.chosen.wait().tolist()
+            if step.logprobs is not None:
+                read = step.logprobs.read([tokens[row] for row in step.logprob_rows])
+                result.logprobs = {row: [entry] for row, entry in zip(step.logprob_rows, read, strict=True)}
             plain = len(tokens) == sum(step.batch.emit)
             result.tokens = [[token] for token in tokens] if plain else _without_wrong_drafts(step.batch, tokens)
             if not all(finite):
@@ -116,6 +138,8 @@ class Runner:
                     for row, is_finite in zip(step.rows_E, finite, strict=True)
                     if not is_finite
                 }
+        for span, pieces in zip(step.spans, step.span_logprobs, strict=True):
+            result.prompt_logprobs[span.row] = span.read(pieces)
         result.forward_seconds = time.perf_counter() - step.started
         return result
 

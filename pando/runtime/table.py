@@ -50,24 +50,34 @@ class RequestTable:
         for slot in batch.freed_slots:
             self.entries[slot] = None
             self.prompt_scored.discard(slot)
-        for entry in batch.new_slots:
-            self._enter(entry)
+        if batch.new_slots:
+            self._enter(batch.new_slots)
         if batch.page_slot:
             self.step.write_pages(batch.page_slot, batch.page_index, batch.page_id, batch.page_group)
         if batch.token_slot:
             self.step.write_tokens(batch.token_slot, batch.token_position, batch.token_id)
 
-    def _enter(self, entry: NewSlot) -> None:
-        slot, sampling = entry.slot, entry.sampling
-        self.entries[slot] = entry
-        self.states[slot] = entry.state
-        if entry.logprobs is not None and entry.logprobs.start >= 0:
-            self.prompt_scored.add(slot)
-        self.tokens_NC[slot, : len(entry.tokens)] = self.device.upload(entry.tokens, torch.int32)
-        self.prompt_len[slot] = entry.prompt_len
-        columns = self.sampling
-        columns.temperature[slot] = sampling.temperature
-        columns.top_k[slot] = min(sampling.top_k, INT32_MAX)
-        columns.top_p[slot] = sampling.top_p
-        columns.min_p[slot] = sampling.min_p
-        columns.seed[slot] = entry.seed
+    def _enter(self, entries: list[NewSlot]) -> None:
+        for entry in entries:
+            self.entries[entry.slot] = entry
+            self.states[entry.slot] = entry.state
+            if entry.logprobs is not None and entry.logprobs.start >= 0:
+                self.prompt_scored.add(entry.slot)
+            else:
+                self.prompt_scored.discard(entry.slot)
+            self.tokens_NC[entry.slot, : len(entry.tokens)] = self.device.upload(entry.tokens, torch.int32)
+        columns, sampling = self.sampling, [entry.sampling for entry in entries]
+        integers = self.device.upload(
+            [entry.slot for entry in entries]
+            + [entry.prompt_len for entry in entries]
+            + [min(params.top_k, INT32_MAX) for params in sampling]
+            + [entry.seed for entry in entries]
+        )
+        slots, prompt_len, top_k, seed = integers.view(4, -1).unbind(0)
+        self.prompt_len.index_copy_(0, slots, prompt_len)
+        columns.top_k.index_copy_(0, slots, top_k.to(torch.int32))
+        columns.seed.index_copy_(0, slots, seed)
+        names = ("temperature", "top_p", "min_p")
+        values = self.device.upload([getattr(params, name) for name in names for params in sampling], torch.float32)
+        for name, column in zip(names, values.view(3, -1).unbind(0), strict=True):
+            getattr(columns, name).index_copy_(0, slots, column)

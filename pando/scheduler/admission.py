@@ -4,7 +4,8 @@ One token budget covers the whole step. Decoding rows are planned first and take
 starved and the gap between two of its tokens is bounded by the time of one full step. A prompt chunk is published to
 the prefix cache when it is *planned*: steps run in order and a layer stores the KV of all rows before it attends, so a
 request admitted later in the same step already reads it. 64 equal prompts that arrive together compute their prefix
-once, without a rule for it.
+once. Where that takes waiting, for the rest of a prompt that is read in chunks, or for a recurrent state that can be
+resumed only after the step that saves it, a request waits, and those behind it go first.
 """
 
 from __future__ import annotations
@@ -13,13 +14,19 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pando.cache.handle import PageWrite
+from pando.cache.awaited import awaited
+from pando.cache.handle import CacheHandle, PageWrite
 from pando.cache.manager import CacheManager
 from pando.cache.spec import FULL, WINDOW
 from pando.core.batch import Batch, NewSlot
 from pando.scheduler.policy import WaitingQueue
 from pando.scheduler.request import Request, State
 from pando.scheduler.stats import Stats
+
+MIN_SAVED = 16
+"""Tokens that waiting a step must save at least."""
+MAX_WAITING = 8
+"""Requests that may be passed over in one step because they wait for a prefix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,8 @@ class Admission:
         self._freed: list[int] = []
         self._new: list[NewSlot] = []
         self._step = 0
+        self._reading: list[CacheHandle] = []
+        """Whose prompts are being read in the step that is planned."""
 
     def next(self) -> Plan | None:
         """The next step, or None if nothing can run. Its pages are allocated and its prompt chunks published."""
@@ -168,6 +177,7 @@ class Admission:
         for request in extending:
             if request.state is State.RUNNING:
                 self._plan_extend(plan, request, request.to_run, request.drafts)
+        self._reading = [request.handle for request in prefilling if request.handle is not None]
         budget = max(self.limits.token_budget - len(plan.rows), self.limits.token_budget // 8)
         for request in prefilling:
             if budget > 0 and request.state is State.RUNNING:
@@ -312,16 +322,31 @@ class Admission:
         if budget <= 0 or not self._free_slots or not len(self.waiting):
             return
         ahead = sum(map(self._growth, self.running))
-        while budget > 0 and self._free_slots:
+        passed: list[Request] = []
+        while budget > 0 and self._free_slots and len(passed) < MAX_WAITING:
             request = self.waiting.peek()
             # A retracted request whose last token is still under way comes back when the host has seen it.
             if request is None or request.pending or request.void:
-                return
+                break
+            if self._reading and self._waits(request):
+                self.waiting.remove(request)
+                passed.append(request)
+                continue
             if not self._admit(plan, request, int(ahead / self.limits.page_size)):
-                return
+                break
             self.waiting.pop(request)
             ahead += self._growth(request)
             budget -= self._plan_chunk(plan, request, budget)
+            if request.handle is not None and (self.cache.states is not None or request.to_run > 1):
+                self._reading.append(request.handle)
+        for request in passed:
+            self.waiting.push_front(request)
+
+    def _waits(self, request: Request) -> bool:
+        """Whether others are about to leave a longer prefix of the prompt than there is."""
+        key, namespace, limit = request.key, request.namespace, request.reusable
+        found = awaited(self.cache, self._reading, key, namespace, limit) if self.cache.sharing else 0
+        return found >= MIN_SAVED and found - self.cache.match(key, namespace, limit).num_tokens >= MIN_SAVED
 
     def _admit_trial(self, plan: Plan) -> None:
         """Admit the next group that has to prove itself, once those before it have emitted a token."""
@@ -353,8 +378,14 @@ class Admission:
         kept_bytes = keep * self.cache.page_bytes
         if blocked is request and self.running and self.cache.budget.available_bytes < wanted + kept_bytes:
             return False
-        step = self.limits.token_budget
-        handle = self.cache.admit(request.key, request.namespace, needed, limit=request.reusable, keep=keep, step=step)
+        # Those who wait with the same prompt resume before its last token, so there has to be a state.
+        hints = request.breakpoints
+        if self.cache.states is not None and self.waiting.repeated(request):
+            hints = [*hints, needed - 1]
+        step, limit = self.limits.token_budget, request.reusable
+        handle = self.cache.admit(
+            request.key, request.namespace, needed, limit=limit, keep=keep, hints=hints, step=step
+        )
         if handle.denied:
             available = self.cache.budget.available_bytes
             self._blocked = (request, available + handle.shortfall_bytes - kept_bytes)

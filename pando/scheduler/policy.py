@@ -13,6 +13,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Hashable, Iterator
+from itertools import islice
 from typing import Protocol
 
 from pando.cache.manager import CacheManager
@@ -38,6 +39,9 @@ class WaitingQueue(Protocol):
 
     def peek(self) -> Request | None:
         """The next request to admit; the same one until it is popped or removed, or another becomes better."""
+
+    def repeated(self, request: Request) -> bool:
+        """True if the request that `peek` returned is followed by one with the same prompt. Looks at a few, O(1)."""
 
     def pop(self, request: Request) -> None:
         """Take out the request that `peek` returned: it was admitted."""
@@ -73,6 +77,10 @@ class Ordered:
         while heap and self._members.get(heap[0][2].rid) is not heap[0][2]:
             heapq.heappop(heap)
         return heap[0][2] if heap else None
+
+    def repeated(self, request: Request) -> bool:
+        """Whoever follows the first is one of its two children in the heap."""
+        return any(_same(request, other) and other.rid in self._members for _, _, other in self._heap[1:3])
 
     def pop(self, request: Request) -> None:
         """Take out the request that `peek` returned."""
@@ -142,6 +150,12 @@ class LongestPrefix:
         bucket = self._best()
         return bucket.requests[0] if bucket else None
 
+    def repeated(self, request: Request) -> bool:
+        """Equal prompts are in one bucket, in the order in which they came."""
+        bucket = self._home.get(request.rid)
+        first = () if bucket is None else islice(bucket.requests, 4)
+        return any(_same(request, other) and self._waits(other) for other in first)
+
     def pop(self, request: Request) -> None:
         """Take out an admitted request; the rest of its bucket has a longer prefix as soon as it is published."""
         del self._members[request.rid]
@@ -199,6 +213,11 @@ class LongestPrefix:
             else:
                 heapq.heappop(self._heap)
         return None
+
+
+def _same(one: Request, other: Request) -> bool:
+    """Two requests with one prompt."""
+    return one is not other and one.namespace == other.namespace and one.key.data == other.key.data
 
 
 def waiting_queue(policy: str, cache: CacheManager) -> WaitingQueue:

@@ -29,13 +29,13 @@ class Reporter:
             hit, miss = stats.hit_tokens - self._hit, stats.miss_tokens - self._miss
             cache = admission.cache.stats()
             _log.info(
-                "running %d, waiting %d | in %.0f tok/s, out %.0f tok/s | cached %.0f%% of prompts | KV %.0f%% held",
+                "running %d, waiting %d | in %.0f tok/s, out %.0f tok/s | cached %.0f%% of prompts | cache %.0f%% full",
                 len(admission.running),
                 len(admission.waiting),
                 (hit + miss) / seconds,
                 (stats.generation_tokens - self._generated) / seconds,
                 100 * hit / max(1, hit + miss),
-                100 * cache.num_held_tokens / (cache.num_pages * admission.limits.page_size),
+                100 * cache.held_bytes / max(1, cache.budget_bytes),
             )
         self._at = time.monotonic()
         self._hit, self._miss, self._steps = stats.hit_tokens, stats.miss_tokens, stats.steps

@@ -66,6 +66,7 @@ class Request:
         "logprobs",
         "namespace",
         "priority",
+        "breakpoints",
         "stream",
         "key",
         "prompt_len",
@@ -103,6 +104,7 @@ class Request:
         self.logprobs: LogprobSpec | None = message.logprobs
         self.namespace = message.namespace
         self.priority = message.priority
+        self.breakpoints = message.cache_breakpoints
         self.stream = message.stream
         self.key = TokenKey(message.input_ids)
         self.prompt_len = len(message.input_ids)

@@ -26,7 +26,7 @@ Item = tuple[str, str, bytes]
 MIXES = ("full", "full+window", "full+state", "full+window+state", "state")
 PAGE_SIZES = (1, 4, 16)
 POLICIES = ("reuse", "lru", "gdsf:0.25", "lru_leaf", "marconi:0.5")
-ADMISSIONS = ("branch+last", "branch+last", "every:5", "last", "branch", "every:7+branch+last")
+ADMISSIONS = ("branch+last+room", "branch+last", "last+room", "every:5", "last", "branch", "every:7+branch+last")
 
 
 class Quadratic:
@@ -109,6 +109,8 @@ class Traffic:
         self.running: list[Sequence] = []
         self.history: list[list[int]] = [[]]
         self.step = self.collected = -1
+        self.longest = random.Random(seed).choice((None, 5, 20))
+        """Tokens of the longest step, if requests ask for window pages step by step."""
         self.num_hits = self.num_denied = self.num_branches = self.num_victims = 0
         self.paths: set[Item] = set()
         self.cached: dict[Item, int] = {}
@@ -158,7 +160,7 @@ class Traffic:
         keep = self.random.randint(0, 2) if self.random.random() < 0.2 else 0
         idle = not self.running and not self.device.in_flight
         before = self.cache.stats()
-        handle = self.cache.admit(TokenKey(tokens), namespace, len(tokens), keep=keep)
+        handle = self.cache.admit(TokenKey(tokens), namespace, len(tokens), keep=keep, step=self.longest)
         if handle.denied:
             assert handle.shortfall_bytes > 0 and self.cache.stats() == before, "a denial changed something"
             assert not idle or keep or self._too_large(len(tokens)), "an idle cache denies what fits"
@@ -199,7 +201,13 @@ class Traffic:
                 return None
             end = start + 1
         else:
-            end = start + self.random.randint(1, to_run)
+            end = start + self.random.randint(1, min(to_run, self.longest or to_run))
+            if self.longest is not None:
+                if self.random.random() < 0.8:
+                    self.cache.publish(sequence.handle, min(start, known), start)
+                if self.cache.grow(sequence.handle, end, start).denied:
+                    self._release(sequence, publish=True)
+                    return None
         saves = self.cache.plan_saves(sequence.handle, start, end)
         if to_run > 1:
             self.cache.publish(sequence.handle, end)
@@ -304,6 +312,9 @@ class Traffic:
                 slots = node.records[component.index].slots.tolist()
                 for offset, slot in enumerate(reversed(slots)):
                     found[component.name, node.namespace, data[: len(data) - offset * width]] = slot
+            if self.cache.states is not None:
+                for position, slot in self.cache.states.guests.of(node):
+                    found["state", node.namespace, data[: position * TOKEN_BYTES]] = slot
         return found
 
     def _brute_match(self, namespace: str, tokens: list[int]) -> tuple[int, int]:

@@ -3,6 +3,9 @@
 Nothing of pando.cache is used. Requests run one after the other. A node holds an edge's tokens, and perhaps the
 recurrent state at its end. A prompt resumes at the deepest state on its path; where its path leaves the tree a state is
 kept, and one after its last token. Then whole nodes go, least recently used first, until the bytes fit.
+
+Two rules show only where a few requests fill the budget. Of the states on a request's path the one it resumes from and
+those it leaves are spared, older ones are not. And where the pages alone are too many no state goes in vain: leaves do.
 """
 
 from __future__ import annotations
@@ -26,10 +29,13 @@ class Node:
 
 
 class ReferenceCache:
-    """leaves_only: evict leaves only; otherwise nodes with one child give up their states, too."""
+    """leaves_only: evict leaves only; otherwise nodes with one child give up their states, too.
 
-    def __init__(self, budget: float, *, leaves_only: bool) -> None:
-        self.budget, self.leaves_only = budget, leaves_only
+    spares_path: spare every state on the path of the request, too.
+    """
+
+    def __init__(self, budget: float, *, leaves_only: bool, spares_path: bool = False) -> None:
+        self.budget, self.leaves_only, self.spares_path = budget, leaves_only, spares_path
         self.root = Node(None, [], 0, 0)
         self.nodes: list[Node] = []
         self.used = self.time = 0
@@ -41,8 +47,10 @@ class ReferenceCache:
         self._touch(resume)
         whole = prompt + output
         end, known = self._walk(whole, split=True)
+        used = [resume]
         if matched > resume.depth:
-            self._keep_state(next(node for node in end.path() if node.depth == matched))
+            used.append(next(node for node in end.path() if node.depth == matched))
+            self._keep_state(used[-1])
         if known < len(whole):
             leaf = Node(end, whole[known:], len(whole), 0)
             end.children[whole[known]] = leaf
@@ -50,7 +58,7 @@ class ReferenceCache:
             self.used += KV_BYTES * len(leaf.tokens)
             end = leaf
         self._keep_state(end)
-        self._evict(protected=end.path())
+        self._evict(protected=end.path() if self.spares_path else [*used, end])
         self._evict(protected=[])
         return resume.depth
 
@@ -89,7 +97,9 @@ class ReferenceCache:
     def _evict(self, protected: Iterable[Node]) -> None:
         kept = set(protected)
         while self.used > self.budget:
-            candidates = [node for node in self.nodes if node not in kept and self._may_go(node)]
+            too_many_pages = sum(len(node.tokens) for node in self.nodes) > self.budget // KV_BYTES
+            goes = (lambda node: not node.children) if too_many_pages else self._may_go
+            candidates = [node for node in self.nodes if node not in kept and goes(node)]
             if not candidates:
                 return
             self._remove(min(candidates, key=lambda node: node.time))

@@ -15,9 +15,11 @@ def full_cache(num_pages: int, page_size: int, **options: Any) -> CacheManager:
     return CacheManager(CacheLayout(page_size, 1), num_pages * page_size, **{"policy": "lru", **options})
 
 
-def admit(manager: CacheManager, tokens: list[int], namespace: str = "", num_tokens: int | None = None) -> CacheHandle:
+def admit(
+    manager: CacheManager, tokens: list[int], namespace: str = "", num_tokens: int | None = None, **options: Any
+) -> CacheHandle:
     """Admit a request that must fit, with pages for all its tokens unless told otherwise."""
-    handle = manager.admit(TokenKey(tokens), namespace, len(tokens) if num_tokens is None else num_tokens)
+    handle = manager.admit(TokenKey(tokens), namespace, len(tokens) if num_tokens is None else num_tokens, **options)
     assert not handle.denied
     manager.check()
     return handle
@@ -44,7 +46,7 @@ def hybrid_cache(
     layout = CacheLayout(page_size, kv_bytes, state_bytes=10, grid=grid)
     slots = [1000 * (kv_bytes > 0), num_states]
     size = sum(n * b for n, b in zip(slots, layout.slot_bytes, strict=True))
-    return CacheManager(layout, size, num_slots=slots, **{"policy": "lru", **options})
+    return CacheManager(layout, size, num_slots=slots, **{"policy": "lru", "admission": "branch+last", **options})
 
 
 def run_hybrid(manager: CacheManager, tokens: list[int], namespace: str = "") -> int:

@@ -37,5 +37,5 @@ def test_an_object_is_taken_as_it_is() -> None:
 
 @pytest.mark.parametrize("name", ["", "every", "every:0", "every:x", "first", "branch+", "last:3"])
 def test_unknown_names_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="choose one of every:K, last, branch, prompt, branch"):
+    with pytest.raises(ConfigError, match="choose one of every:K, last, branch, prompt, room, branch"):
         checkpoints_of(name)

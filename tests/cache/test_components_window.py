@@ -133,3 +133,34 @@ def test_windows_are_evicted_inside_a_path_before_its_kv() -> None:
     stats = manager.stats().by_component
     assert stats["window"].num_evicted == 6 and stats["full"].num_evicted == 0, "what fell out of the window"
     assert cached(manager, list(range(10))) == 10
+
+
+def test_running_requests_need_little_room_to_grow_in_the_window() -> None:
+    """Pages to keep are for growth; a window does not grow."""
+    layout = CacheLayout(1, 1, window=8, window_bytes_per_token=1)
+    manager = CacheManager(layout, 600, num_slots=[500, 100], policy="lru")
+    first = admit(manager, list(range(40)), keep=300, step=20)
+    assert len(first.window_pages) == 28, "a window and a step"
+    second = admit(manager, list(range(100, 140)), keep=300, step=20)
+    assert not manager.admit(TokenKey(range(200, 240)), "", 40, keep=300, step=20).denied
+    fourth = manager.admit(TokenKey(range(300, 340)), "", 40, keep=300, step=20)
+    assert fourth.denied, "of 100 pages 84 are reserved"
+    for handle in (first, second):
+        manager.publish(handle, 20)
+    manager.check()
+
+
+def test_a_long_prompt_takes_window_pages_step_by_step() -> None:
+    layout = CacheLayout(1, 1, window=8, window_bytes_per_token=1)
+    manager = CacheManager(layout, 230, num_slots=[200, 30], policy="lru")
+    assert manager.admit(TokenKey(range(200)), "", 200).denied
+    handle = admit(manager, list(range(200)), step=10)
+    for start in range(0, 200, 10):
+        manager.publish(handle, start, start)
+        grown = manager.grow(handle, start + 10, start)
+        assert not grown.denied and all(group == WINDOW for group, _, _ in grown.writes)
+        manager.publish(handle, start + 10)
+        seen = handle.window_pages[max(0, start - 8) : start + 10].tolist()
+        assert len(set(seen)) == len(seen) and -1 not in seen
+        manager.check()
+    assert manager.window is not None and manager.window.num_locked <= 8 + 10

@@ -152,7 +152,6 @@ def whole_engine(family: str, **options: object) -> tuple[EngineCore, ListInbox]
         "max_total_tokens": 400,
         "chunked_prefill_size": 16,
         "num_threads": 1,
-        "device": "cpu",
         "dtype": "float32",
     }
     config = Config(model_path=str(tiny_checkpoint(family)), device="cpu", **{**values, **options})  # type: ignore[arg-type]

@@ -1,8 +1,12 @@
-"""The real scheduler over the real runner with a tiny checkpoint, driven step by step."""
+"""The real scheduler over the real runner with a tiny checkpoint, driven step by step.
+
+PANDO_TEST_DEVICE=cuda runs it on a GPU: steps are recorded there, and "overlap" is the device's own.
+"""
 
 from __future__ import annotations
 
 import functools
+import os
 from typing import Any
 
 from pando.attention.paged import PagedAttentionBackend
@@ -13,14 +17,16 @@ from pando.engine import cache_layout
 from pando.kernels import op_table
 from pando.models.decoder import DecoderModel
 from pando.models.load import load_model
+from pando.runtime.cuda_graph import CudaRecorder
 from pando.runtime.executor import ThreadedExecutor
+from pando.runtime.graph import StepGraphs, graph_shapes
 from pando.runtime.runner import Runner
 from pando.runtime.sampler import Sampler
 from pando.runtime.table import RequestTable
 from tests.scheduler.harness import Bench, bench
 from tests.tiny_models import tiny_checkpoint
 
-CPU = Device("cpu")
+DEVICE = Device(os.environ.get("PANDO_TEST_DEVICE", "cpu"))
 CONTEXT = 160
 POISON = 1e4
 """What a pool with windows holds at first: read by mistake, it changes any output."""
@@ -29,7 +35,8 @@ POISON = 1e4
 @functools.lru_cache(maxsize=2)
 def tiny_model(family: str, kernels: str, dtype: str = "float32") -> DecoderModel:
     """The family's model; the last two are kept, tests go family by family."""
-    return load_model(tiny_checkpoint(family), dtype=dtype, ops=op_table("cpu", kernels))
+    ops = op_table(DEVICE.name, kernels)
+    return load_model(tiny_checkpoint(family), dtype=dtype, device=DEVICE.name, ops=ops)
 
 
 def tiny_runner(
@@ -44,20 +51,26 @@ def tiny_runner(
     num_states: int = 0,
 ) -> Runner:
     """A runner with a pool of `num_tokens` tokens, and one of `num_window_tokens` of layers with a window."""
-    model, ops = tiny_model(family, kernels), op_table("cpu", kernels)
+    model, ops = tiny_model(family, kernels), op_table(DEVICE.name, kernels)
+    spare = int(DEVICE.asynchronous and ops.capturable)  # what fills recorded steps up
     pool = KVPool(
         model.cache_plan,
-        num_tokens // page_size,
+        num_tokens // page_size + spare,
         page_size,
-        "cpu",
+        DEVICE.name,
         model.dtype,
-        num_window_pages=num_window_tokens // page_size,
-        num_states=num_states,
+        num_window_pages=num_window_tokens // page_size + spare if num_window_tokens else 0,
+        num_states=num_states + spare if num_states else 0,
     )
     for tensor in (*pool.k, *pool.v) if num_window_tokens else ():
         tensor.fill_(POISON)
-    table = RequestTable(max_running, context, page_size, CPU, ops, pool.num_groups)
-    return Runner(model, PagedAttentionBackend(pool, ops), table, Sampler(ops, table), CPU)
+    table = RequestTable(max_running + spare, context, page_size, DEVICE, ops, pool.num_groups)
+    attention, graphs = PagedAttentionBackend(pool, ops), None
+    if spare:
+        model.reserve_positions(context)
+        graphs = StepGraphs(model, attention, table, CudaRecorder(), graph_shapes(max_running, context, page_size))
+        graphs.record_all()
+    return Runner(model, attention, table, Sampler(ops, table), DEVICE, graphs)
 
 
 def tiny_engine(
@@ -90,7 +103,9 @@ def tiny_engine(
     if num_states or num_window_tokens:
         spaces = [num_tokens // page_size, num_window_tokens // page_size, num_states]
         options.setdefault("cache", _cache(runner._model, page_size, spaces, options.get("sharing", True)))
-    executor = ThreadedExecutor(runner) if overlap else runner
+    executor = ThreadedExecutor(runner) if overlap and not DEVICE.asynchronous else runner
+    if DEVICE.asynchronous:
+        runner.depth = int(overlap)
     return bench(
         num_pages=num_tokens // page_size,
         page_size=page_size,

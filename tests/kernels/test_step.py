@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, fields
+from functools import partial
 
 import pytest
 import torch
@@ -32,19 +33,16 @@ class Request:
     step: StepTable
 
 
-def upload(values: list[int]) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64)
-
-
-def request_table(ops: OpTable, page_size: int, seed: int = 0, groups: int = 2) -> Request:
+def request_table(ops: OpTable, page_size: int, seed: int = 0, groups: int = 2, device: str = "cpu") -> Request:
     generator = torch.Generator().manual_seed(seed)
 
     def numbers(most: int, *shape: int) -> Tensor:
-        return torch.randint(most, shape, generator=generator)
+        return torch.randint(most, shape, generator=generator).to(device)
 
     num_pages = -(-CONTEXT // page_size)
     tokens = numbers(5000, SLOTS, CONTEXT + 1).int()
-    pages = torch.randperm(groups * SLOTS * num_pages, generator=generator).view(groups, SLOTS, num_pages).int()
+    pages = torch.randperm(groups * SLOTS * num_pages, generator=generator).view(groups, SLOTS, num_pages)
+    pages = pages.int().to(device)
     sampling = SamplingColumns(
         temperature=numbers(3, SLOTS) / 2.0,
         top_k=numbers(20, SLOTS).int() - 1,
@@ -52,7 +50,8 @@ def request_table(ops: OpTable, page_size: int, seed: int = 0, groups: int = 2) 
         min_p=numbers(3, SLOTS) / 20.0,
         seed=numbers(2**62, SLOTS),
     )
-    return Request(tokens, pages, sampling, ops.step_table(tokens, pages, sampling, page_size, upload))
+    to_device = partial(torch.tensor, dtype=torch.int64, device=device)
+    return Request(tokens, pages, sampling, ops.step_table(tokens, pages, sampling, page_size, to_device))
 
 
 Row = tuple[int, int, int, int]

@@ -9,7 +9,7 @@ import pytest
 
 from pando.core.config import Config
 from pando.errors import ConfigError
-from pando.runtime.memory import CPU_POOL_BYTES, GIB, MemoryPlan, ModelFacts, plan_memory
+from pando.runtime.memory import CPU_POOL_BYTES, GIB, GRAPH_BYTES, MemoryPlan, ModelFacts, plan_memory
 
 KIB = 1 << 10
 FACTS = ModelFacts(
@@ -194,3 +194,36 @@ def test_a_model_of_windows_alone_has_no_other_pool() -> None:
     assert windows is not None and windows.full_bytes_per_token == 0
     assert found.context_length == 65_536, "the pool does not bound the context"
     assert found.concurrency(65_536) == found.concurrency(700) == windows.tokens // windows.held
+
+
+def test_without_keys_and_values_states_take_the_pool() -> None:
+    facts = replace(FACTS, kv_bytes_per_token=0, state_bytes=4 << 20)
+    found = plan(facts=facts)
+    pool = (4 * GIB - workspace(2048)) // 2
+    assert found.num_states == pool // (4 << 20) and found.cache_bytes == pool and found.kv_bytes == 0
+    assert found.context_length == 8192 and found.max_running == min(256, found.num_states // 2)
+
+
+def test_what_was_measured_takes_the_place_of_the_estimate() -> None:
+    config, logits = Config(chunked_prefill_size=1024), 3 * 256 * 32_000 * 4
+    found = plan_memory(config, FACTS, 20 * GIB, on_cpu=False, activation_bytes=GIB)
+    assert found.workspace_bytes == GIB + logits
+    assert any("a step of 1024 tokens takes 1.00 GiB beside its logits (measured)" in line for line in found.reasons)
+    assert plan_memory(config, FACTS, 20 * GIB, on_cpu=False).workspace_bytes == workspace(1024)
+
+
+def test_recorded_steps_are_accounted_for() -> None:
+    config = Config(chunked_prefill_size=1024)
+    found = plan_memory(config, FACTS, 20 * GIB, on_cpu=False, num_graphs=10)
+    assert found.graph_bytes == 10 * GRAPH_BYTES and found.workspace_bytes == workspace(1024) + found.graph_bytes
+    assert any("kept for 10 recorded steps" in line for line in found.reasons)
+
+
+def test_states_and_kv_of_a_device_fit_the_pool_together() -> None:
+    """A CPU's memory is taken when it is first written; a device's at once."""
+    facts = replace(FACTS, state_bytes=50 << 20)
+    found = plan(40 * GIB, facts=facts, gpu=True)
+    pool = int((40 * GIB - workspace(8192)) * 0.9)
+    assert found.cache_bytes == pool and found.num_states > 100
+    taken = found.num_states * facts.state_bytes + found.kv_bytes
+    assert 0.999 * pool < taken <= pool

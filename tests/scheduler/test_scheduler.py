@@ -394,3 +394,19 @@ def _random_run(seed: int, operations: int) -> int:
 @pytest.mark.parametrize("seed", range(24))
 def test_random_operations(seed: int) -> None:
     assert _random_run(seed, 700) >= 700
+
+
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize("policy", ["lpm", "fcfs"])
+def test_equal_prompts_cost_one_prefill_also_in_chunks(page_size: int, policy: str) -> None:
+    """Who comes while the prompt is being read waits for its rest; another prompt goes on in the meantime."""
+    run = bench(page_size=page_size, num_pages=2048 // page_size, token_budget=40, policy=policy)
+    prompt = list(range(100, 230))
+    for index in range(4):
+        run.add(f"same {index}", prompt, 3, ignore_eos=True)
+    run.add("other", list(range(300, 320)), 3, ignore_eos=True)
+    run.run()
+    known = 129 // page_size * page_size
+    assert sorted(run.ended[f"same {index}"].cached_tokens for index in range(4)) == [0, known, known, known]
+    assert run.scheduler.stats.step_tokens == 130 + 3 * (130 - known) + 20 + 5 * 2
+    run.cache.check()

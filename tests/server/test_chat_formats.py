@@ -268,3 +268,18 @@ def test_exact_grammars_say_nothing_and_strict_is_passed_on() -> None:
         assert response.status_code == 400 and "give true or false" in response.text
 
     call(test)
+
+
+def test_markers_of_calls_are_looked_for_only_with_tools() -> None:
+    form = FORMATS["kimi_k2"]
+    tokenizer = with_markers(marker_texts(form), special=True, template=THINK_TEMPLATE)
+
+    async def test(server: Server, http: httpx.AsyncClient) -> None:
+        server.engine.say("why</think>So. <|tool_call_end|>")
+        body: dict[str, Any] = {"messages": USER}
+        message = (await http.post(PATH, json=body)).json()["choices"][0]["message"]
+        assert (message["reasoning_content"], message["content"]) == ("why", "So. ")
+        message = (await http.post(PATH, json={**body, "tools": TOOLS})).json()["choices"][0]["message"]
+        assert message["content"] == "So. <|tool_call_end|>"
+
+    call(test, tokenizer=tokenizer, config=Config(tool_call_parser="kimi_k2"))

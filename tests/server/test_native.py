@@ -218,3 +218,15 @@ def test_namespaces_share_nothing_and_are_passed_on() -> None:
         assert len(set(spaces)) == 3
 
     call(test)
+
+
+def test_cache_breakpoints_are_checked_and_passed_on() -> None:
+    async def test(server: Server, http: httpx.AsyncClient) -> None:
+        body = {"input_ids": [5, 6, 7], "sampling_params": {"max_new_tokens": 1}}
+        assert (await http.post("/generate", json={**body, "cache_breakpoints": [2, 3]})).status_code == 200
+        assert server.engine.commands[-1].cache_breakpoints == [2, 3]  # type: ignore[union-attr]
+        for wrong in ([0], [4], [1] * 17):
+            reply = await http.post("/generate", json={**body, "cache_breakpoints": wrong})
+            assert reply.status_code == 400 and reply.json()["error"]["param"] == "cache_breakpoints"
+
+    call(test)

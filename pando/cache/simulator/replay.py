@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pando.cache.budget import CacheLayout
 from pando.cache.handle import CacheHandle
@@ -19,10 +19,7 @@ from pando.cache.simulator.models import SimulatedModel
 from pando.cache.simulator.report import Report
 from pando.cache.simulator.traces import Trace, TraceRequest
 from pando.cache.spec import CachePlan, SlidingWindow
-from pando.cache.tuner import CANDIDATES, Tuner
 from pando.errors import ConfigError
-
-TUNED = "tuned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +47,7 @@ def layout_of(plan: CachePlan, page_size: int) -> CacheLayout:
 
 
 class Replay:
-    """One run over a trace. Policy `tuned` replays it on a shadow per candidate, too, and follows the best of them."""
+    """One run over a trace."""
 
     def __init__(self, setup: Setup, trace: Trace) -> None:
         self.setup = setup
@@ -59,23 +56,18 @@ class Replay:
         self.cache = CacheManager(
             self._layout,
             _enough(self._layout, trace) if math.isinf(setup.budget_bytes) else int(setup.budget_bytes),
-            policy=CANDIDATES[0] if setup.policy == TUNED else setup.policy,
+            policy=setup.policy,
             admission=setup.admission,
             profile=setup.model.flops,
         )
         self.report = Report.of(setup.model, self._layout)
         self._step = 0
-        self._tuner = Tuner()
-        names = CANDIDATES if setup.policy == TUNED else ()
-        self._shadows = {name: Replay(replace(setup, policy=name), trace) for name in names}
 
     def run(self, progress: Callable[[], None] | None = None) -> Report:
         """Replay all requests; `progress` is called after each. Returns the report, also kept in `report`."""
         start = time.perf_counter()
         for request in self._trace:
             self.serve(request)
-            if self._shadows and self._tuner.observe({n: s.serve(request) for n, s in self._shadows.items()}):
-                self.cache.store.use(self._tuner.choice)
             if progress is not None:
                 progress()
         report, setup = self.report, self.setup

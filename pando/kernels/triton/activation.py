@@ -19,7 +19,7 @@ BLOCK = 1024
 
 @triton.jit
 def gated(gate, up, KIND: tl.constexpr):
-    """act(gate) * up in float32. KIND: index into `ACTIVATIONS`. A NaN stays one: comparisons pass it on, minima not."""
+    """act(gate) * up in float32. KIND: index into `ACTIVATIONS`. Comparisons pass a NaN on, minima would not."""
     if KIND == 0:  # silu
         return gate * tl.sigmoid(gate) * up
     elif KIND == 1:  # gelu_tanh; 1 + tanh(z) = 2 sigmoid(2 z)

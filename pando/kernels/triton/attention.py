@@ -36,7 +36,8 @@ SHORT = 8
 """Queries of the longest short row: drafts of seven tokens. More would make room for partial results nobody writes."""
 
 
-@triton.jit
+# A value that changes from step to step must not bring a compilation with it when it is 1 or divisible by 16.
+@triton.jit(do_not_specialize=["table_row", "members_stride"], do_not_specialize_on_alignment=["table_ptr", "mask_ptr"])
 def _split_kernel(
     q_ptr, k_ptr, v_ptr, table_ptr, mask_ptr, squares_ptr, items_ptr, members_ptr, counter_ptr, acc_ptr, sums_ptr,
     q_token, q_head, k_slot, k_head, v_slot, v_head, table_row, members_stride,
@@ -85,7 +86,7 @@ def _split_kernel(
         tl.store(sums_ptr + at * 2 + 1, total, mask=is_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_splits", "tokens_stride"])
 def _merge_kernel(
     acc_ptr, sums_ptr, tokens_ptr, rows_ptr, sinks_ptr, out_ptr, num_rows, num_splits, tokens_stride,
     H: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr, CHUNK: tl.constexpr, HAS_SINKS: tl.constexpr,
@@ -133,7 +134,10 @@ def _find_tile(tiles_ptr, tile, num_rows, BLOCK: tl.constexpr):
     return row
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["table_row", "num_rows"],
+    do_not_specialize_on_alignment=["table_ptr", "mask_ptr", "cu_q_ptr", "kv_lens_ptr"],
+)
 def _extend_kernel(
     q_ptr, k_ptr, v_ptr, table_ptr, mask_ptr, squares_ptr, tiles_ptr, cu_q_ptr, kv_lens_ptr, sinks_ptr, out_ptr,
     q_token, q_head, k_slot, k_head, v_slot, v_head, table_row,

@@ -50,16 +50,16 @@ def _row_facts(
     keys = tl.load(kv_lens_ptr + row, mask=inside, other=0)
     low = tl.where(window > 0, tl.maximum(keys - queries - window + 1, 0), 0)
     size = tl.where(keys > 0, FIRST, FIRST)
-    for _ in tl.static_range(16):
+    for _ in tl.static_range(8):
         size = tl.where(size * MOST < keys - low, size * 2, size)
     return queries, keys, low, size, (queries > 0) & (queries <= SHORT)
 
 
 @triton.jit
 def _is_full(split, size, queries, keys, window):
-    """Whether every query of a row sees all keys of the split."""
+    """Whether every query of a row sees all keys of the split, which are older than the step: a tree may hide those."""
     hidden = tl.where(window > 0, keys - window, 0)
-    return ((split + 1) * size <= keys - queries + 1) & (split * size >= hidden)
+    return ((split + 1) * size <= keys - queries) & (split * size >= hidden)
 
 
 @triton.jit
@@ -120,7 +120,11 @@ def _find_leader(
     return tl.where(differing > 0, row, leader)
 
 
-@triton.jit
+# Values that change from step to step must not bring a compilation with them when they are 1 or divisible by 16.
+@triton.jit(
+    do_not_specialize=["table_stride", "num_rows", "num_splits", "window"],
+    do_not_specialize_on_alignment=["table_ptr", "cu_q_ptr", "kv_lens_ptr"],
+)
 def _leaders_kernel(
     table_ptr, table_stride, cu_q_ptr, kv_lens_ptr, sums_ptr, squares_ptr, counter_ptr, leaders_ptr,
     num_rows, num_splits, window,
@@ -160,7 +164,10 @@ def _followers(
     return row, local, tl.where(its == leader, queries, 0), keys
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["num_rows", "num_splits", "members_stride", "tokens_stride", "window"],
+    do_not_specialize_on_alignment=["cu_q_ptr", "kv_lens_ptr"],
+)
 def _items_kernel(
     cu_q_ptr, kv_lens_ptr, sums_ptr, counter_ptr, leaders_ptr, items_ptr, members_ptr, tokens_ptr,
     num_rows, num_splits, members_stride, tokens_stride, window,
@@ -235,7 +242,7 @@ def _items_kernel(
             tl.store(at + 1, begin_key)
             tl.store(at + 2, end_key)
             tl.store(at + 3, tl.where(is_full, begin_key, seen_from))
-            tl.store(at + 4, tl.where(is_full, end_key, tl.minimum(end_key, keys - queries + 1)))
+            tl.store(at + 4, tl.where(is_full, end_key, tl.minimum(end_key, keys - queries)))
             tl.store(at + 5, tl.minimum(ITEM_TOKENS, total - item * ITEM_TOKENS))
             tl.store(at + 6, keys - queries)
             tl.store(at + 7, queries)

@@ -1,8 +1,8 @@
 """Linear maps: few rows by our own kernel, many rows of plain weights by the vendor's library.
 
-Up to 16 rows a step reads the weight and does little else: one kernel for all kinds of weights, with the gated activation
-at its end, and activations as they are. Rounding them to 8 bits, as `activation_bits` 8 allows, would cost a kernel and
-save no reading. Above that
+Up to 16 rows a step reads the weight and does little else: one kernel for all kinds of weights, with the gated
+activation at its end, and activations as they are. Rounding them to 8 bits, as `activation_bits` 8 asks for, would cost
+a kernel and save no reading. Weights of 4 bits never have their activations rounded. Above that
 
 - plain weights go to torch (cuBLAS), with the activation as a kernel of its own;
 - int8 weights with 8-bit activations: rows are rounded once, then int8 tensor cores;

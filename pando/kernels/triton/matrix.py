@@ -24,7 +24,7 @@ DENSE, INT8, INT4 = 0, 1, 2
 class Matrix:
     """Weights [E, N, K] of one shape and scheme.
 
-    values: DENSE [E, N, K] floats, INT8 [E, N, K'] int8 or fp8, INT4 [E, N, K' / 2] bytes; K' is K filled up with zeros.
+    values: DENSE [E, N, K] floats, INT8 [E, N, K'] int8, INT4 [E, N, K' / 2] bytes; K' is K filled up with zeros.
     scale, offset [E, G, N] float16 or None: of groups, in units of `factor` [E, N] float32, which multiplies an output.
     bias [E, N] float32. half: H, the inputs of half a chunk of 4-bit weights. eight_bit_rows: whether many rows are to
     be rounded to 8 bits before the product.
@@ -77,6 +77,8 @@ def choose_tiles(matrix: Matrix, num_rows: int, gated: bool, sms: int, routed: b
     """
     k, n = matrix.num_inputs, matrix.num_outputs
     rows = 16 if num_rows <= 16 else 32 if num_rows <= 32 else 64 if num_rows <= 64 or matrix.kind == INT4 else 128
+    if routed and matrix.kind == INT4:
+        rows = min(rows, 32)  # more would not leave room for the sums of gate and up beside their partial sums
     inputs = _inputs(matrix, rows)
     if rows >= 64:
         return Tiles(64 if gated else 128, rows, inputs, 1, 8 if rows == 128 or not gated else 4, 3)
@@ -136,15 +138,10 @@ def product(
     steps = triton.cdiv(triton.cdiv(matrix.num_inputs, tiles.inputs), tiles.pieces)
     row_tiles = triton.cdiv(num_rows, tiles.rows) if routing is None else routing.tiles.shape[0]
     width = n // 2 if gated >= 0 else n
-    scales = row_scale is not None
     product_kernel[(triton.cdiv(width, tiles.outputs), row_tiles, tiles.pieces)](
         x,
         row_scale,
-        matrix.values,
-        matrix.scale,
-        matrix.offset,
-        matrix.factor,
-        matrix.bias,
+        *(matrix.values, matrix.scale, matrix.offset, matrix.factor, matrix.bias),
         target,
         None if routing is None else routing.tiles,
         None if routing is None else routing.pairs,
@@ -158,15 +155,10 @@ def product(
         steps,
         1 if routing is None else routing.choices,
         KIND=matrix.kind,
-        GROUPED=matrix.scale is not None,
-        OFFSETS=matrix.offset is not None,
-        FACTORS=matrix.factor is not None,
-        ROW_SCALES=scales,
         GATED=gated,
         SPLIT=split,
         EVEN=matrix.num_inputs % tiles.inputs == 0,
         GATHER=routing is not None and routing.gather,
-        SCATTER=routing is not None and not routing.gather,
         BN=tiles.outputs,
         BM=tiles.rows,
         BK=tiles.inputs,
@@ -188,8 +180,6 @@ def _join(parts: Tensor, matrix: Matrix, out: Tensor, activation: int, row_scale
         out,
         parts.shape[2],
         parts.shape[0],
-        FACTORS=matrix.factor is not None,
-        ROW_SCALES=row_scale is not None,
         GATED=activation,
         BLOCK=block,
         num_warps=4,

@@ -19,6 +19,22 @@ ELEMENTS = 1024
 
 
 @triton.jit
+def _norm_rest(first, second, at, exists, weight_ptr, begin, head_dim, eps, REST: tl.constexpr):
+    """1 / rms [heads, 1] of heads that consist of pairs and of what is behind `begin`; that part is normed in place."""
+    total = tl.sum(first * first + second * second, 1)
+    if REST > 0:
+        behind = begin + tl.arange(0, REST)[None, :]
+        inside = exists & (behind < head_dim)
+        rest = tl.load(at + behind, mask=inside, other=0.0).to(tl.float32)
+        total += tl.sum(rest * rest, 1)
+    scale = tl.rsqrt(total / head_dim + eps)[:, None]
+    if REST > 0:
+        weight = tl.load(weight_ptr + behind, mask=behind < head_dim, other=0.0).to(tl.float32)
+        tl.store(at + behind, (rest * scale * weight).to(at.dtype.element_ty), mask=inside)
+    return scale
+
+
+@triton.jit
 def _rope_kernel(
     q_ptr,
     k_ptr,
@@ -68,20 +84,11 @@ def _rope_kernel(
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     if NORM:
         weight_ptr = q_weight_ptr if block < query_blocks else k_weight_ptr
-        total = tl.sum(first * first + second * second, 1)
-        if REST > 0:
-            behind = 2 * half + tl.arange(0, REST)[None, :]
-            still = (heads < num_heads) & (behind < head_dim)
-            rest = tl.load(at + behind, mask=still, other=0.0).to(tl.float32)
-            total += tl.sum(rest * rest, 1)
-        scale = tl.rsqrt(total / head_dim + eps)[:, None]
+        scale = _norm_rest(first, second, at, heads < num_heads, weight_ptr, 2 * half, head_dim, eps, REST)
         # Rounded to the dtype between norm and rotary, as two ops would.
         first = first * scale * tl.load(weight_ptr + place, mask=pair < half, other=0.0).to(tl.float32)
         second = second * scale * tl.load(weight_ptr + partner, mask=pair < half, other=0.0).to(tl.float32)
         first, second = first.to(dtype).to(tl.float32), second.to(dtype).to(tl.float32)
-        if REST > 0:
-            weight = tl.load(weight_ptr + behind, mask=behind < head_dim, other=0.0).to(tl.float32)
-            tl.store(at + behind, (rest * scale * weight).to(dtype), mask=still)
     tl.store(at + place, (first * cos - second * sin).to(dtype), mask=inside)
     tl.store(at + partner, (second * cos + first * sin).to(dtype), mask=inside)
 

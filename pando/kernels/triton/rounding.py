@@ -1,4 +1,4 @@
-"""Activations to 8 bits, one scale per row, and packed weights back to 16-bit floats. `linear` launches and compiles these."""
+"""Activations to 8 bits, one scale per row, and packed weights back to 16-bit floats. `linear` launches both."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def _chosen(id_ptr, first, pairs, SIZE: tl.constexpr, EXPERTS: tl.constexpr):
 
 @triton.jit
 def _counts(id_ptr, first, pairs, SIZE: tl.constexpr, EXPERTS: tl.constexpr):
-    """[EXPERTS]: how many of SIZE pairs have chosen an expert, 16 at a time: all at once would not fit the registers."""
+    """[EXPERTS]: how many of SIZE pairs have chosen an expert; 16 at a time, as all would not fit the registers."""
     counts = tl.zeros((EXPERTS,), tl.int32)
     for begin in range(0, SIZE, 16):
         counts += tl.sum(_chosen(id_ptr, first + begin, pairs, 16, EXPERTS), 0)
@@ -144,7 +144,7 @@ def route(topk_ids: Tensor, experts: int, rows: int) -> Routing:
         counts = torch.empty(blocks, width, dtype=torch.int32, device=device)
         _count_kernel[(blocks,)](ids, counts, pairs, EXPERTS=width, BLOCK=BLOCK, num_warps=8)
         _plan_kernel[(1,)](
-            counts, tiles, blocks, num_tiles, ROWS=rows, EXPERTS=width, CHUNK=max(1, 4096 // width), num_warps=8
+            counts, tiles, blocks, num_tiles, ROWS=rows, EXPERTS=width, CHUNK=max(1, 2048 // width), num_warps=8
         )
         _place_kernel[(blocks,)](ids, counts, order, pairs, EXPERTS=width, BLOCK=BLOCK, num_warps=8)
     return Routing(tiles, order, topk_ids.shape[1], gather=True)

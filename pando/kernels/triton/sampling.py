@@ -1,11 +1,11 @@
 """`OpTable.sample` without sorting the vocabulary, and without waiting for the device.
 
-A row's weights exp((logit - largest) / temperature) are counted in units of 2^-40 as 64-bit integers: sums are exact, do
-not depend on their order, and prefix sums of pieces fit together. They differ from the reference's float64 by about
+A row's weights exp((logit - largest) / temperature) are counted in units of 2^-40 as 64-bit integers: sums are exact,
+do not depend on their order, and prefix sums of pieces fit together. They differ from the reference's float64 by about
 1e-7 of the mass, so a uniform number that close to a boundary between two tokens may draw its neighbour.
 
-top_k, top_p and min_p keep a prefix of the tokens in descending order (lower id first on a tie). A token's place in that
-order is one distinct 64-bit integer, so a filter is a threshold, found by bisection. Four kernels:
+top_k, top_p and min_p keep a prefix of the tokens in descending order (lower id first on a tie). A token's place in
+that order is one distinct 64-bit integer, so a filter is a threshold, found by bisection. Four kernels:
 
 1. pieces of the vocabulary: best token, sum of weights, largest logit of every 64;
 2. rows: a lower bound of the threshold. The k-th largest of the groups' largest logits is at most the k-th largest
@@ -137,7 +137,7 @@ def _bound_kernel(
         mass = tl.sum(shares * _weight(_number((best_of >> 32).to(tl.int32)), largest, heat), 0)
         key = tl.load(group_ptr + row * groups + group, mask=group < groups, other=_LOWEST)
         weight = tl.where(group < groups, _weight(_number(key), largest, heat), 0.0)
-        # top_p after top_k is of the mass that top_k leaves: all of that must be above the bound, which is top_k's then.
+        # top_p after top_k is of the mass that top_k leaves: all of that must be above the bound, so top_k's it is.
         joint = some_k & (p < 1.0)
         # A little more than p: the mass is rounded here, and the bound must not be too high.
         need = tl.where((p < 1.0) & (joint == 0), p * mass * 1.0001, float("inf"))
@@ -244,7 +244,7 @@ def _thresholds(ranks, units, low, best, total, k, p, logits_at, vocab, heat, HE
 
 @triton.jit
 def _drawn(kept, before, target):
-    """[N] bool: the token (one at most) at which prefix sums, from `before` on, pass the target; and the sum behind it."""
+    """[N] bool: the token (one at most) at which prefix sums, from `before` on, pass the target; their last sum."""
     ends = before + tl.cumsum(kept, 0)
     return (ends > target) & (ends - kept <= target), before + tl.sum(kept, 0)
 
@@ -262,6 +262,33 @@ def _draw_in_row(logits_at, best, heat, low, min_p, first, last, before, target,
         hit, before = _drawn(_units(x, inside, best, heat), before, target)
         token = tl.maximum(token, tl.max(tl.where(hit, place, -1), 0))
     return token, before
+
+
+@triton.jit
+def _draw_held(
+    logits_at, place, inside, best, heat, low, total, k, p, min_p, seed, position, vocab, PIECE: tl.constexpr
+):
+    """The token drawn by a filtered row whose tokens above the bound are at hand."""
+    x = tl.load(logits_at + place, mask=inside, other=float("-inf"))
+    ranks = tl.where(inside, _rank(x, place), -0x8000000000000000)
+    units = _units(x, inside, best, heat)
+    low = _thresholds(ranks, units, low, best, total, k, p, logits_at, vocab, heat, True, PIECE)
+    inside = (ranks >= low) & (_weight(x, _number((best >> 32).to(tl.int32)), heat) >= min_p)
+    kept = tl.where(inside, units, 0)
+    hit, mass = _drawn(kept, tl.zeros((), tl.int64), _target(seed, position, tl.sum(kept, 0)))
+    return tl.max(tl.where(hit, place, -1), 0)
+
+
+@triton.jit
+def _draw_filtered(logits_at, best, heat, low, total, k, p, min_p, seed, position, vocab, PIECE: tl.constexpr):
+    """The token drawn by a filtered row of which too many tokens are above the bound: everything from memory."""
+    none = tl.zeros((16,), tl.int64)
+    low = _thresholds(none, none, low, best, total, k, p, logits_at, vocab, heat, False, PIECE)
+    start, never = tl.zeros((), tl.int64), tl.full((), 0x7FFFFFFFFFFFFFFF, tl.int64)
+    token, kept = _draw_in_row(logits_at, best, heat, low, min_p, 0, vocab, start, never, PIECE)
+    target = _target(seed, position, kept)
+    token, kept = _draw_in_row(logits_at, best, heat, low, min_p, 0, vocab, start, target, PIECE)
+    return token
 
 
 @triton.jit
@@ -309,23 +336,13 @@ def _draw_kernel(
             counts = tl.load(count_ptr + row * pieces + piece, mask=piece < pieces, other=0)
             low = bound.to(tl.int64) << 32
             if tl.sum(counts, 0) <= HELD:
-                held_at, counts_at = held_ptr + row * pieces * PIECE, count_ptr + row * pieces
-                place, inside = _held(held_at, counts_at, pieces, PIECE, HELD)
-                x = tl.load(logits_at + place, mask=inside, other=float("-inf"))
-                ranks = tl.where(inside, _rank(x, place), -0x8000000000000000)
-                units = _units(x, inside, best, heat)
-                low = _thresholds(ranks, units, low, best, total, k, p, logits_at, vocab, heat, True, PIECE)
-                inside = (ranks >= low) & (_weight(x, _number((best >> 32).to(tl.int32)), heat) >= min_p)
-                kept = tl.where(inside, units, 0)
-                hit, mass = _drawn(kept, 0, _target(seed, position, tl.sum(kept, 0)))
-                token = tl.max(tl.where(hit, place, -1), 0)
+                held_at, count_at = held_ptr + row * pieces * PIECE, count_ptr + row * pieces
+                place, inside = _held(held_at, count_at, pieces, PIECE, HELD)
+                token = _draw_held(
+                    logits_at, place, inside, best, heat, low, total, k, p, min_p, seed, position, vocab, PIECE
+                )
             else:
-                none = tl.zeros((16,), tl.int64)
-                low = _thresholds(none, none, low, best, total, k, p, logits_at, vocab, heat, False, PIECE)
-                start, never = tl.zeros((), tl.int64), tl.full((), 0x7FFFFFFFFFFFFFFF, tl.int64)
-                token, total = _draw_in_row(logits_at, best, heat, low, min_p, 0, vocab, start, never, PIECE)
-                target = _target(seed, position, total)
-                token, total = _draw_in_row(logits_at, best, heat, low, min_p, 0, vocab, start, target, PIECE)
+                token = _draw_filtered(logits_at, best, heat, low, total, k, p, min_p, seed, position, vocab, PIECE)
     tl.store(out_ptr + row, tl.where(token < 0, top, token).to(tl.int64))
 
 
@@ -357,15 +374,46 @@ def sample(
     if rows == 0:
         return out
     pieces = triton.cdiv(vocab, PIECE)
-    groups = pieces * (PIECE // GROUP)
-    width = triton.next_power_of_2(pieces)
     best, mass = torch.empty(2, rows, pieces, dtype=torch.int64, device=device)
-    sums = torch.empty(rows, pieces, dtype=torch.float32, device=device)
-    group = torch.empty(rows, groups, dtype=torch.int32, device=device)
     row_best = torch.empty(rows, dtype=torch.int64, device=device)
     bound = torch.empty(rows, dtype=torch.int32, device=device)
+    filters = (top_k, top_p, min_p)
+    _find_bounds(logits, temperature, filters, best, row_best, bound)
     counts = torch.empty(rows, pieces, dtype=torch.int32, device=device)
     held = torch.empty(rows, pieces * PIECE, dtype=torch.int32, device=device)
+    _mass_kernel[(rows, pieces)](
+        logits, temperature, row_best, bound, mass, counts, held, vocab, pieces, PIECE=PIECE, num_warps=8
+    )
+    _draw_kernel[(rows,)](
+        logits,
+        temperature,
+        *filters,
+        seeds,
+        positions,
+        *(row_best, bound, mass, counts, held, out),
+        vocab,
+        pieces,
+        PIECES=triton.next_power_of_2(pieces),
+        PIECE=PIECE,
+        HELD=HELD,
+        num_warps=16,
+    )
+    return out
+
+
+def _find_bounds(
+    logits: Tensor,
+    temperature: Tensor,
+    filters: tuple[Tensor, Tensor, Tensor],
+    best: Tensor,
+    row_best: Tensor,
+    bound: Tensor,
+) -> None:
+    """The first two kernels: best tokens of pieces [R, pieces] and rows [R], and the rows' bounds [R]."""
+    (rows, vocab), (_, pieces), device = logits.shape, best.shape, logits.device
+    groups = pieces * (PIECE // GROUP)
+    sums = torch.empty(rows, pieces, dtype=torch.float32, device=device)
+    group = torch.empty(rows, groups, dtype=torch.int32, device=device)
     _piece_kernel[(rows, pieces)](
         logits, temperature, best, sums, group, vocab, pieces, PIECE=PIECE, GROUP=GROUP, num_warps=4
     )
@@ -374,43 +422,16 @@ def sample(
         sums,
         group,
         temperature,
-        top_k,
-        top_p,
-        min_p,
+        *filters,
         row_best,
         bound,
         vocab,
         pieces,
         groups,
-        PIECES=width,
+        PIECES=triton.next_power_of_2(pieces),
         GROUPS=triton.next_power_of_2(groups),
         num_warps=8,
     )
-    _mass_kernel[(rows, pieces)](
-        logits, temperature, row_best, bound, mass, counts, held, vocab, pieces, PIECE=PIECE, num_warps=8
-    )
-    _draw_kernel[(rows,)](
-        logits,
-        temperature,
-        top_k,
-        top_p,
-        min_p,
-        seeds,
-        positions,
-        row_best,
-        bound,
-        mass,
-        counts,
-        held,
-        out,
-        vocab,
-        pieces,
-        PIECES=width,
-        PIECE=PIECE,
-        HELD=HELD,
-        num_warps=16,
-    )
-    return out
 
 
 def _case(vocab: int) -> CompileCase:

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from functools import partial
 
 from pando.kernels.ops import OpTable
 from pando.kernels.reference import REFERENCE
-from pando.kernels.triton import activation, attention, attention_plan, linear, logits, moe, norm, rotary, sampling, store
+from pando.kernels.triton import (
+    activation,
+    attention,
+    attention_plan,
+    linear,
+    logits,
+    moe,
+    norm,
+    rotary,
+    sampling,
+    step,
+    store,
+)
 from pando.kernels.triton.causal_conv import causal_conv
 from pando.kernels.triton.gated_delta import gated_delta
 from pando.kernels.triton.selective_scan import selective_scan
 from pando.kernels.triton.state_space import state_space
 
 MODULES = (
-    *("activation", "attention", "linear", "logits", "moe", "norm", "rotary", "routing", "sampling", "store"),
+    *("activation", "attention", "linear", "logits", "moe", "norm", "rotary", "routing", "sampling", "step", "store"),
     *("causal_conv", "gated_delta", "selective_scan", "state_space"),
 )
 """Modules of this package with `COMPILE_CASES`."""
@@ -23,7 +36,7 @@ MODULES = (
 @functools.cache
 def table() -> OpTable:
     """The table named "triton"; made once."""
-    return replace(
+    ops = replace(
         REFERENCE,
         name="triton",
         pack_linear=linear.pack_linear,
@@ -31,6 +44,7 @@ def table() -> OpTable:
         rms_norm=norm.rms_norm,
         add_rms_norm=norm.add_rms_norm,
         rope_=rotary.rope_,
+        norm_rope_=rotary.norm_rope_,
         store_kv=store.store_kv,
         gated_activation=activation.gated_activation,
         paged_attention=attention.paged_attention,
@@ -45,4 +59,9 @@ def table() -> OpTable:
         gated_delta=gated_delta,
         state_space=state_space,
         selective_scan=selective_scan,
+    )
+    return replace(
+        ops,
+        step_table=partial(step.TritonStepTable, ops.sample, ops.argmax, ops.finite),
+        capturable=True,
     )

@@ -30,6 +30,10 @@ class ReplyStyle:
         if reasoning is not None:
             texts += [reasoning.begin, reasoning.end]
         self.marks = Marks({}, ()) if tokenizer is None else Marks.of(tokenizer, texts)
+        thought = (
+            set() if reasoning is None else {self.marks.symbols(reasoning.begin), self.marks.symbols(reasoning.end)}
+        )
+        self.thought_letters = {token: letter for token, letter in self.marks.letters.items() if letter in thought}
         self.shape: Shape | None = None if self.uses_channels else shape_of(tools, self.marks)
         self.exact: Shape | None = None if self.uses_channels else shape_of(tools, self.marks, exact=True)
         self.reasoning_tokens = _ReasoningTokens.of(self, tokenizer)
@@ -58,7 +62,10 @@ class ReplyFormat:
     @property
     def letters(self) -> Mapping[int, str]:
         """What marker tokens look like in the text that the parser reads; none if it reads nothing."""
-        return {} if self.is_plain else self.style.marks.letters
+        if self.is_plain:
+            return {}
+        # Where no calls are looked for, their markers are what other special tokens are: left out of the text.
+        return self.style.marks.letters if self.max_calls or self.style.uses_channels else self.style.thought_letters
 
 
 class ReplyParser:

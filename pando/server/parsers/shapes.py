@@ -102,12 +102,12 @@ def shape_of(form: ToolFormat, marks: Marks, *, exact: bool = False) -> Shape:
             first.append(Opening(head, body))
     separator = _texts(form.separator, marks)
     is_list = body == "list"
-    # Without a text between calls, the next one is found like the first.
+    # Outside a section, and without a text between calls, the next one is found like the first.
     further = Opening((Step.SPACE, *separator, Step.SPACE, *_head(form, marks)), body)
     return Shape(
         form=form,
         first=tuple(opening for opening in first if opening.tag or opening.bare),
-        next=(further,) if separator and not is_list else (),
+        next=(further,) if (separator or form.section_begin) and not is_list else (),
         closing=(marks.symbols(_LIST_END),) if is_list else _texts(form.call_end.removeprefix("}"), marks),
         section_end="" if is_list else marks.symbols(form.section_end.strip()),
         elements=_elements(form, marks),

@@ -1,4 +1,4 @@
-"""The sampler against the reference, token for token, with small pieces and few tokens held, so that every path runs."""
+"""The sampler against the reference, token for token, with small pieces and few tokens held: every path runs."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from pando.kernels import reference
 from pando.kernels.int8_rows import row_size
 from pando.kernels.ops import AttentionPlan, OpTable
 
-INTERFACE = 10
+INTERFACE = 11
 """The signatures this module calls; a compiled module of another number is stale."""
 
 LOAD_ERROR: str | None = None

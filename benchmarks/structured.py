@@ -148,9 +148,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--quantization", choices=["auto", "w8a8", "int4"], default="auto")
-    parser.add_argument(
-        "--file", type=Path, help="schemas and documents as `pando grammar check` reads them"
-    )
+    parser.add_argument("--file", type=Path, help="schemas and documents as `pando grammar check` reads them")
     parser.add_argument("--tokenizer", type=Path, help="for passes and coverage")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     args = parser.parse_args()

@@ -35,6 +35,23 @@ def test_a_model_runs_through_everything(name: str, capfd: pytest.CaptureFixture
     assert "of the roofline" in capfd.readouterr().out
 
 
+def test_tests_that_fail_or_do_not_run_are_wrong(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "test_some.py"
+    file.write_text("def test_one():\n    pass\n\ndef test_two():\n    assert VALUE\n\nVALUE = True\n")
+    where = [str(file), "-c", "/dev/null", "--rootdir", str(tmp_path)]
+    assert gpu.run_tests("some", where, 60.0, "cpu")
+    file.write_text(file.read_text().replace("True", "False"))
+    assert not gpu.run_tests("some", where, 60.0, "cpu")
+    assert not gpu.run_tests("some", [*where, "-k", "nothing"], 60.0, "cpu")
+    assert not gpu.run_tests("some", where, 0.01, "cpu")
+    lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("some:")]
+    assert lines[:2] == [
+        "some: right: 2 passed, 0 failed, all of them",
+        "some: WRONG: 1 passed, 1 failed, all of them",
+    ]
+    assert lines[3] == "some: WRONG: 0 passed, 0 failed, stopped after 0 s"
+
+
 def test_limits_are_positive() -> None:
     found = gpu.measure_limits(TINY)
     assert found["copy GB/s"] > 0 and found["bf16 TFLOP/s"] > 0

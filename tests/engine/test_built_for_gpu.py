@@ -47,7 +47,7 @@ def played_gpu(monkeypatch: pytest.MonkeyPatch) -> TapeRecorder:
     """Engines are built for a device that a CPU plays."""
     recorder = TapeRecorder()
     monkeypatch.setattr(engine, "resolve_device", lambda name: queue_device())
-    monkeypatch.setattr(engine, "op_table", lambda device, prefer: STATIC)
+    monkeypatch.setattr(engine, "op_table", lambda device, prefer, **options: STATIC)
     monkeypatch.setattr(engine, "CudaRecorder", lambda: recorder)
     return recorder
 

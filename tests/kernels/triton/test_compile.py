@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,13 +27,15 @@ CASES: list[tuple[str, CompileCase]] = [
 ]
 
 
-@pytest.fixture(scope="session")
-def compiled() -> dict[tuple[str, str], list[dict]]:
-    """Facts of all kernels by module and case, from one process in which Triton compiles."""
+COMPILE_TEST = "test_kernels_compile["
+
+
+def compile_module(module: str) -> list[dict]:
+    """Facts of a module's kernels, from a process in which Triton compiles and does not interpret."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "triton"))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.triton.compile_all"],
+        [sys.executable, "-m", "tests.kernels.triton.compile_all", module],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -39,10 +43,17 @@ def compiled() -> dict[tuple[str, str], list[dict]]:
         timeout=1200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="session")
+def compiled(request: pytest.FixtureRequest) -> dict[tuple[str, str], list[dict]]:
+    """Facts of kernels by module and case, of the modules that this session tests; a process per core."""
+    wanted = {item.callspec.params["module"] for item in request.session.items if item.name.startswith(COMPILE_TEST)}
     facts: dict[tuple[str, str], list[dict]] = {}
-    for line in done.stdout.splitlines():
-        fact = json.loads(line)
-        facts.setdefault((fact["module"], fact["case"]), []).append(fact)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for fact in itertools.chain.from_iterable(pool.map(compile_module, sorted(wanted))):
+            facts.setdefault((fact["module"], fact["case"]), []).append(fact)
     return facts
 
 
@@ -64,6 +75,7 @@ def faults(case: CompileCase, facts: list[dict]) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1300)
 @pytest.mark.parametrize(("module", "case"), CASES, ids=[f"{module}-{case.name}" for module, case in CASES])
 def test_kernels_compile(module: str, case: CompileCase, compiled: dict[tuple[str, str], list[dict]]) -> None:

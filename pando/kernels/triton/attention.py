@@ -393,7 +393,7 @@ def paged_attention(
     out = torch.empty((num_tokens, num_heads, v_cache_SKD.shape[2]), dtype=q_THD.dtype, device=q_THD.device)
     if num_tokens == 0 or num_heads == 0:
         return out
-    assert scale > 0, scale
+    assert scale > 0 and k_cache_SKD.is_floating_point(), (scale, k_cache_SKD.dtype)
     assert isinstance(plan, Plan | None), "the plan of another op table"
     assert q_THD.stride(2) == k_cache_SKD.stride(2) == v_cache_SKD.stride(2) == page_table_RP.stride(1) == 1
     call = _prepare(q_THD, k_cache_SKD, v_cache_SKD, page_table_RP, tree_mask, page_size, (scale, softcap, window))

@@ -131,7 +131,7 @@ def random_trie(seed: int, num_rows: int, page_size: int) -> tuple[list[list[int
 
 
 @pytest.mark.usefixtures("short_splits", "products_by_row")
-@pytest.mark.parametrize(("page_size", "window"), [(1, 0), (3, 0), (16, 150)])
+@pytest.mark.parametrize(("page_size", "window"), [(1, 0), (16, 150)])
 def test_a_result_is_bitwise_the_same_whether_or_not_rows_share(
     page_size: int, window: int, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,7 +239,7 @@ def test_a_plan_serves_layers_of_several_kinds_and_the_next_step_after_a_reset(d
     paths, rows = random_trie(7, 4, 16)
     batch = batch_of(paths, rows, device)
     plan = OPS.attention_plan()
-    for window in (0, 100, 0):
+    for window in (100, 0):
         planned = replace(batch, options={**batch.options, "window": window, "plan": plan})
         fresh = replace(batch, options={**batch.options, "window": window})
         assert torch.equal(planned.run(OPS), fresh.run(OPS))

@@ -190,40 +190,18 @@ def _items_kernel(
         total = 0
         for start in range(row, end, BLOCK):
             _, _, its_queries, _ = _followers(
-                leaders_ptr,
-                cu_q_ptr,
-                kv_lens_ptr,
-                start,
-                end,
-                row,
-                split,
-                num_splits,
-                window,
-                SHORT,
-                FIRST,
-                MOST,
-                BLOCK,
-            )
+                leaders_ptr, cu_q_ptr, kv_lens_ptr, start, end, row, split, num_splits, window,
+                SHORT, FIRST, MOST, BLOCK,
+            )  # fmt: skip
             total += tl.sum(its_queries, 0)
         num_items = (total + ITEM_TOKENS - 1) // ITEM_TOKENS
         base = tl.atomic_add(counter_ptr, num_items)
         done = 0
         for start in range(row, end, BLOCK):
             other, its_local, its_queries, its_keys = _followers(
-                leaders_ptr,
-                cu_q_ptr,
-                kv_lens_ptr,
-                start,
-                end,
-                row,
-                split,
-                num_splits,
-                window,
-                SHORT,
-                FIRST,
-                MOST,
-                BLOCK,
-            )
+                leaders_ptr, cu_q_ptr, kv_lens_ptr, start, end, row, split, num_splits, window,
+                SHORT, FIRST, MOST, BLOCK,
+            )  # fmt: skip
             rank = done + tl.cumsum(its_queries, 0) - its_queries
             begin = tl.load(cu_q_ptr + other, mask=its_queries > 0, other=0)
             place = tl.load(first_short + other, mask=its_queries > 0, other=0)

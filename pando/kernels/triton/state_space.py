@@ -17,8 +17,8 @@ from torch import Tensor
 from pando.kernels.triton.launch import CompileCase, capability, meta
 from pando.kernels.triton.rows import SAVES, first_save, in_chunks, left_between, num_saves, precision_of, store_saves
 
-STATE_TILE = {False: 4096, True: 8192}
-"""Elements of a state that a program holds, by token and in chunks: 32 registers a thread of 4 and 8 warps."""
+STATE_TILE = 4096
+"""Elements of a state that a program holds: 32 registers a thread of four warps."""
 
 
 @triton.jit
@@ -145,7 +145,8 @@ def state_space_by_token(
         return y_THP
     hopper = capability(x_THP.device) >= 90  # its products read shared memory and leave registers to spare
     block_n = max(16, triton.next_power_of_2(size))
-    block_p = min(max(16, triton.next_power_of_2(head_dim)), max(16, STATE_TILE[chunked] // block_n))
+    tile = 2 * STATE_TILE if chunked and block_n <= 128 else STATE_TILE
+    block_p = min(max(16, triton.next_power_of_2(head_dim)), max(16, tile // block_n))
     grid = (slots.shape[0], heads, triton.cdiv(head_dim, block_p))
     arguments = (
         x_THP, dt_TH, a_H, b_TGN, c_TGN, d_H, y_THP, state_SHPN,
@@ -189,7 +190,8 @@ def _case(name: str, tokens: int, heads: int, groups: int, head_dim: int, size: 
     f32, ids = partial(meta, dtype=torch.float32), partial(meta, dtype=torch.int64)
     return CompileCase(
         name,
-        partial(
+        may_spill=("_by_chunk",) if size > 128 else (),  # under 100 bytes: two tokens' worth of 256 state entries
+        call=partial(
             state_space, x.unflatten(1, (heads, head_dim)), f32(tokens, heads), f32(heads),
             b.unflatten(1, (groups, size)), c.unflatten(1, (groups, size)), f32(heads), f32(9, heads, head_dim, size),
             meta(3, dtype=torch.int32), ids(2), meta(2, dtype=torch.bool), ids(3), ids(3),

@@ -190,7 +190,7 @@ def _case(name: str, tokens: int, heads: int, groups: int, head_dim: int, size: 
     f32, ids = partial(meta, dtype=torch.float32), partial(meta, dtype=torch.int64)
     return CompileCase(
         name,
-        may_spill=("_by_chunk",) if size > 128 else (),  # under 100 bytes: two tokens' worth of 256 state entries
+        may_spill=("_by_chunk",) if size > 128 else (),  # under 100 bytes, of states 256 wide
         call=partial(
             state_space, x.unflatten(1, (heads, head_dim)), f32(tokens, heads), f32(heads),
             b.unflatten(1, (groups, size)), c.unflatten(1, (groups, size)), f32(heads), f32(9, heads, head_dim, size),

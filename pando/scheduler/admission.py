@@ -19,6 +19,7 @@ from pando.cache.handle import CacheHandle, PageWrite
 from pando.cache.manager import CacheManager
 from pando.cache.spec import FULL, WINDOW
 from pando.core.batch import Batch, NewSlot
+from pando.scheduler.guide import HOST_SHARE, Guide
 from pando.scheduler.policy import WaitingQueue
 from pando.scheduler.request import Request, State
 from pando.scheduler.stats import Stats
@@ -161,6 +162,7 @@ class Admission:
         decoding: list[Request] = []
         extending: list[Request] = []
         prefilling: list[Request] = []
+        unsure: list[tuple[Request, Guide]] = []
         for request in self.running:
             length = request.known + request.pending
             to_run = length - request.planned
@@ -171,7 +173,12 @@ class Admission:
             elif to_run > 1:
                 prefilling.append(request)
             elif to_run == 1 and (length < request.limit or request.planned < request.known):
-                decoding.append(request)
+                if request.pending and request.guide is not None:
+                    unsure.append((request, request.guide))
+                else:
+                    decoding.append(request)
+        if unsure:
+            decoding += _impatient(unsure, alone=not (decoding or extending or prefilling))
         if decoding:
             self._plan_decodes(plan, decoding)
         for request in extending:
@@ -417,3 +424,13 @@ class Admission:
         self.running.remove(request)
         self._free_slots.append(request.slot)
         self._freed.append(request.slot)
+
+
+def _impatient(unsure: list[tuple[Request, Guide]], *, alone: bool) -> list[Request]:
+    """Guided requests with a token under way that are planned all the same; the others wait until it is known.
+
+    alone: nobody else runs, so that if all wait, they lose no step.
+    """
+    if alone and 2 * sum(guide.patience.pays(HOST_SHARE) for _, guide in unsure) > len(unsure):
+        return []
+    return [request for request, guide in unsure if not guide.patience.pays(1.0)]

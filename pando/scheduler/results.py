@@ -87,7 +87,8 @@ class Results:
         request.written = request.known
         if finish is None and request.guide is not None:
             finish = self._follow_guide(request, request.guide)
-            if finish is None and not request.pending and not request.void and self._may_draft:
+            settled = not request.pending and not request.void and request.state is State.RUNNING
+            if finish is None and settled and self._may_draft:
                 request.drafts = request.guide.draft(request.key, request.limit - request.known - 1, self._price)
         if finish is not None:
             self._finish(request, finish)
@@ -114,6 +115,7 @@ class Results:
     def _follow_guide(self, request: Request, guide: Guide) -> Finish | None:
         """Append the tokens that must come next; what is under way in their place is void."""
         forced = guide.take_forced(request.limit - request.known)
+        guide.patience.forced(len(forced))
         if forced:
             request.void, request.pending = request.void + request.pending, 0
             self._stats.forced_tokens += len(forced)

@@ -75,7 +75,7 @@ class Scheduler:
         self._deadlines: list[tuple[float, int, Request]] = []
         self._in_flight: deque[tuple[Plan, Any]] = deque()
         self._failing: Plan | None = None
-        """The step being launched or committed, for whoever handles its failure."""
+        """The step being launched, sampled or committed, for whoever handles its failure."""
         self._sent_at = 0.0
         self._order = 0
         self._stopping = False
@@ -116,6 +116,7 @@ class Scheduler:
         while self._in_flight:
             self._commit(*self._in_flight[0])
         if plan is not None:
+            self._failing = plan
             self._executor.sample(launched, self._masks.end())
             self._in_flight.append((plan, launched))
             if self._executor.depth == 0:

@@ -95,7 +95,8 @@ def test_forced_tokens_and_drafts_save_steps() -> None:
     assert plain == num > 20
     assert jumps < num * 0.8
     assert drafts < jumps * 0.6
-    assert steps(True, 0, depth=1) < num + 2
+    assert steps(True, 0, depth=1) == jumps
+    assert steps(True, 7, depth=1) == drafts
 
 
 def test_counters() -> None:

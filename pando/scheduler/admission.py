@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pando.cache.awaited import awaited
 from pando.cache.handle import CacheHandle, PageWrite
 from pando.cache.manager import CacheManager
+from pando.cache.scratch import Scratch
 from pando.cache.spec import FULL, WINDOW
 from pando.core.batch import Batch, NewSlot
 from pando.scheduler.guide import HOST_SHARE, Guide
@@ -83,6 +84,7 @@ class Admission:
         """The request a row is being planned for: the suspect if planning raises."""
         self.reserve = Reserve()
         self._saves_decodes = cache.states is not None and limits.page_size > 1
+        self._scratch = Scratch(cache.store, cache.eviction)
         self._has_windows = cache.window is not None
         self.num_retracted = 0
         self._free_slots = list(range(limits.max_running - 1, -1, -1))
@@ -168,7 +170,7 @@ class Admission:
             to_run = length - request.planned
             if request.in_doubt:
                 continue
-            if request.drafts or request.written < request.known:
+            if request.drafts or request.written < request.known or request.stale:
                 extending.append(request)
             elif to_run > 1:
                 prefilling.append(request)
@@ -224,7 +226,8 @@ class Admission:
         """A row of `num` known positions of a generating sequence, and its drafts; retracts others for room."""
         num += len(drafts)
         self.planning = request
-        if not self._grow(plan, request, num, patient=not drafts):
+        room = not drafts or self._may_go_back(request)
+        if not room or not self._grow(plan, request, num, patient=not drafts):
             if drafts:
                 request.drafts = []
                 self._plan_extend(plan, request, num - len(drafts), [])
@@ -232,8 +235,39 @@ class Admission:
         self._write_tokens(plan.batch, request, drafts)
         self._row(plan, request, num, int(request.known + request.pending < request.limit), len(drafts))
         request.in_doubt = bool(drafts)
+        if self.cache.states is not None:
+            self._plan_way_back(plan, request, bool(drafts))
         if self._saves_decodes:
             self._plan_saves(plan, len(plan.rows) - 1, request.planned - num)
+
+    def _may_go_back(self, request: Request) -> bool:
+        """Whether the request can go on behind its first wrong draft: a recurrent state needs a copy from before."""
+        assert request.handle is not None
+        return self.cache.states is None or self._scratch.lend(request.handle)
+
+    def _plan_way_back(self, plan: Plan, request: Request, drafts: bool) -> None:
+        """The row planned last goes on from the state before wrong drafts, and leaves one before those of its own."""
+        handle, batch, row = request.handle, plan.batch, len(plan.rows) - 1
+        assert handle is not None
+        if request.stale:
+            batch.restore_row.append(row)
+            batch.restore_from.append(handle.scratch)
+            request.stale = False
+        if drafts:
+            batch.save_row.append(row)
+            batch.save_position.append(request.known)
+            batch.save_slot.append(handle.scratch)
+        else:
+            self._scratch.take_back(handle, planned=True)
+
+    def settle(self, request: Request, num_right: int) -> None:
+        """A step with drafts has ended, `num_right` of them were right; the request has not got their tokens yet."""
+        if self.cache.states is None or request.handle is None:
+            request.planned = min(request.planned, request.known + num_right)
+        elif request.planned > request.known + num_right:
+            request.planned, request.stale = request.known, True
+        else:
+            self._scratch.take_back(request.handle)
 
     def _grow(self, plan: Plan, request: Request, num: int, *, patient: bool = True) -> bool:
         """Pages for the request's next `num` positions; a patient one retracts others for room, or itself. False if
@@ -290,7 +324,8 @@ class Admission:
         """Recurrent states of a planned row that the cache wants to keep; the row runs from position `start`."""
         request, batch = plan.rows[row], plan.batch
         assert request.handle is not None
-        for position, slot in self.cache.plan_saves(request.handle, start, request.planned):
+        certain = request.planned - len(request.drafts) if request.in_doubt else request.planned
+        for position, slot in self.cache.plan_saves(request.handle, start, certain):
             batch.save_row.append(row)
             batch.save_position.append(position)
             batch.save_slot.append(slot)
@@ -420,7 +455,9 @@ class Admission:
 
     def _release(self, request: Request, num_tokens: int, *, publish: bool) -> None:
         assert request.handle is not None
-        self.cache.release(request.handle, num_tokens, publish=publish, state_at=request.planned)
+        self.cache.release(
+            request.handle, num_tokens, publish=publish, state_at=None if request.stale else request.planned
+        )
         self.running.remove(request)
         self._free_slots.append(request.slot)
         self._freed.append(request.slot)

@@ -81,6 +81,7 @@ class Request:
         "written",
         "void",
         "in_doubt",
+        "stale",
         "drafts",
         "guide",
         "cached_tokens",
@@ -124,6 +125,8 @@ class Request:
         """Tokens under way that come too late: a forced one has taken their place."""
         self.in_doubt = False
         """True while a step with drafts is under way: how far it came is not known, so no other may be planned."""
+        self.stale = False
+        """True if its recurrent state has read wrong drafts: its next step goes on from the state before them."""
         self.drafts: list[int] = []
         """Guesses for the next positions, to be checked by the next step."""
         self.guide: Guide | None = None
@@ -183,4 +186,5 @@ class Request:
         self.slot = -1
         self.handle = None
         self.planned = 0
+        self.stale = False
         self.drafts = []

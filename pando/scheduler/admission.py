@@ -167,12 +167,13 @@ class Admission:
         unsure: list[tuple[Request, Guide]] = []
         for request in self.running:
             length = request.known + request.pending
-            to_run = length - request.planned
+            to_run = length - request.planned - request.held
             if request.in_doubt:
                 continue
-            if request.drafts or request.written < request.known or request.stale:
+            reading = request.planned < request.written - 1  # of its prompt, whatever was forced behind that
+            if request.drafts or request.stale or (request.written < request.known and not reading):
                 extending.append(request)
-            elif to_run > 1:
+            elif to_run > 1 or (to_run and request.held):
                 prefilling.append(request)
             elif to_run == 1 and (length < request.limit or request.planned < request.known):
                 if request.pending and request.guide is not None:
@@ -302,12 +303,17 @@ class Admission:
         page = self.limits.page_size
         if num < to_run and num > page:
             num -= (request.planned + num) % page
-        if self._has_windows and not self._grow_window(plan, request, num):
-            return 0
-        last = num == to_run
-        emit = int(last and request.known + request.pending < request.limit)
-        self._row(plan, request, num, emit)
         assert request.handle is not None
+        if self._has_windows:
+            if not self._grow_window(plan, request, num):
+                return 0
+        elif request.known > request.handle.prompt_len and not self._grow(plan, request, num):
+            return 0
+        if request.written < request.known:
+            self._write_tokens(plan.batch, request, [])
+        may_emit = num == to_run and not request.held
+        emit = int(may_emit and request.known + request.pending < request.limit)
+        self._row(plan, request, num, emit)
         if self.cache.states is not None:
             self._plan_saves(plan, len(plan.rows) - 1, request.planned - num)
         self._write(plan.batch, request.slot, self.cache.publish(request.handle, request.planned))

@@ -45,8 +45,8 @@ _FORGET = 0.02
 class Patience:
     """Whether a request should know its last token before it is planned again, where steps may overlap.
 
-    If it does not wait, the token that is under way when a forced run turns up is void, and nothing can be guessed. If it
-    does, it takes part in every other step, or nothing overlaps. Means over its tokens tell which gives more.
+    If it does not wait, the token that is under way when a forced run turns up is void, and nothing can be guessed. If
+    it does, it takes part in every other step, or nothing overlaps. Means over its tokens tell which gives more.
     """
 
     __slots__ = ("_drafts", "_first_drafts", "_forced", "_runs")

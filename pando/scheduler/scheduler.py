@@ -206,13 +206,13 @@ class Scheduler:
             self._ready(request, None)
 
     def _ready(self, request: Request, error: PandoError | None) -> None:
+        if request.state is State.DONE:
+            return
         if error is not None:
             self.results.fail(request, error)
-            return
-        if self.results.begin(request):
-            return
-        request.move(State.WAITING)
-        self._admission.waiting.push(request)
+        elif not self.results.begin(request) and request.state is State.GATED:  # else its prompt is read already
+            request.move(State.WAITING)
+            self._admission.waiting.push(request)
 
     def abort(self, rid: str | None, error: PandoError | None = None) -> None:
         """Abort exactly this request, or all with None. Its slot is free for the next step; unknown ids are ignored."""
@@ -232,7 +232,7 @@ class Scheduler:
 
     def _unstick(self) -> None:
         """Nothing runs, nothing can be planned: the first request can never fit. It fails, the rest go on."""
-        if self.paused:
+        if self.paused or any(request.held for request in self._admission.running):
             return
         stuck = self._admission.running[0] if self._admission.running else self._admission.waiting.peek()
         if stuck is not None:

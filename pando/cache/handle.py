@@ -61,13 +61,14 @@ class CacheHandle:
     be saved. saves: (position, slot, step that saves) of states not in the tree yet. spare, spare_at, spare_step:
     slot for the state at the last whole page (-1 = none), its position, the step that saves it. guest_at: position of a
     guest to be saved (0 = none); guest: (position, slot, step) of one that is not in the tree yet. saving: the step
-    planned last that saves states of the handle, and their positions.
+    planned last that saves states of the handle, and their positions. scratch: slot of a state that the request may go
+    back to, -1 = none.
     """
 
     __slots__ = (
         "checkpoints", "first_window_page", "guest", "guest_at", "key", "namespace", "node", "num_cached",
         "num_matched", "num_planned", "num_tree_pages", "num_window_tree_pages", "pages", "prompt_len", "receipt",
-        "restore", "saves", "saving", "spare", "spare_at", "spare_step", "state", "window_pages",
+        "restore", "saves", "saving", "scratch", "spare", "spare_at", "spare_step", "state", "window_pages",
     )  # fmt: skip
     denied: ClassVar[Literal[False]] = False
 
@@ -82,7 +83,7 @@ class CacheHandle:
         self.pages = pages
         self.window_pages = array("i")
         self.first_window_page = self.num_window_tree_pages = 0
-        self.state = self.restore = self.spare = -1
+        self.state = self.restore = self.spare = self.scratch = -1
         self.spare_at = self.spare_step = 0
         self.prompt_len = len(key)
         self.checkpoints: list[int] = []

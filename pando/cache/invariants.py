@@ -173,7 +173,7 @@ def _own_slots(handle: CacheHandle, name: str) -> list[int]:
     if name == "window":
         return handle.window_pages[max(handle.num_window_tree_pages, handle.first_window_page) :].tolist()
     saved = [slot for _, slot, _ in handle.saves]
-    return [slot for slot in (handle.state, handle.spare, handle.guest[1], *saved) if slot >= 0]
+    return [slot for slot in (handle.state, handle.spare, handle.scratch, handle.guest[1], *saved) if slot >= 0]
 
 
 def _check_slots(nodes: list[Node], component: Component, handles: Collection[CacheHandle], guests: list[int]) -> None:

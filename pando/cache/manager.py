@@ -562,9 +562,8 @@ class CacheManager:
         states = self.states
         assert states is not None
         now = states.allocator.newest_launched
-        own = [(slot, step) for _, slot, step in handle.saves] + [(handle.state, now)]
-        if handle.spare >= 0:
-            own.append((handle.spare, handle.spare_step))
+        own = [(slot, step) for _, slot, step in handle.saves]
+        own += [(handle.state, now), (handle.spare, handle.spare_step), (handle.scratch, now)]
         if handle in self.insertion.arriving:
             own.append(handle.guest[1:])
             self.insertion.drop_guest(handle)
@@ -576,7 +575,8 @@ class CacheManager:
             own.remove((handle.spare, handle.spare_step))
             self.insertion.attach_state(states, handle, handle.spare_at, handle.spare, handle.spare_step)
         for slot, step in own:
-            states.allocator.retire(array("i", [slot]), planned=step > now)
+            if slot >= 0:
+                states.allocator.retire(array("i", [slot]), planned=step > now)
 
     def _settle(self, node: Node) -> None:
         """`node` lost a lock: tidy up around it."""

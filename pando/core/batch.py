@@ -49,6 +49,8 @@ class Batch(msgspec.Struct):
     token_slot/token_position/token_id: tokens that the host has chosen (forced by a grammar, or drafts) for
     the history, `tokens[token_slot, token_position] = token_id`. Both are applied before the step, in order.
     save_row/save_position/save_slot: recurrent states to keep, that of row `save_row` after `save_position` tokens.
+    restore_row/restore_from: rows that go on from a kept state: `restore_from` is copied to where they have theirs,
+    before the step.
     """
 
     step: int
@@ -69,6 +71,8 @@ class Batch(msgspec.Struct):
     save_position: list[int] = []
     save_slot: list[int] = []
     page_group: list[int] = []
+    restore_row: list[int] = []
+    restore_from: list[int] = []
 
     @property
     def num_rows(self) -> int:

@@ -93,8 +93,10 @@ class Runner:
         return self._model.forward(forward, self._attention), inputs
 
     def _restore_states(self, batch: Batch) -> None:
-        """Give new sequences their copies of the states they resume from, before any step writes those anew."""
+        """Give sequences their copies of the states they go on from, before any step writes those anew."""
         copies = [(entry.restore, entry.state) for entry in batch.new_slots if entry.restore >= 0]
+        for row, source in zip(batch.restore_row, batch.restore_from, strict=True):
+            copies.append((source, self._table.states[batch.slot[row]]))
         if copies:
             sources, targets = self._device.upload([*(s for s, _ in copies), *(t for _, t in copies)]).view(2, -1)
             self._attention.pool.copy_states(sources, targets)

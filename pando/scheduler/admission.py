@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pando.cache.awaited import awaited
 from pando.cache.handle import CacheHandle, PageWrite
 from pando.cache.manager import CacheManager
+from pando.cache.scratch import Scratch
 from pando.cache.spec import FULL, WINDOW
 from pando.core.batch import Batch, NewSlot
+from pando.scheduler.guide import HOST_SHARE, Guide
 from pando.scheduler.policy import WaitingQueue
 from pando.scheduler.request import Request, State
 from pando.scheduler.stats import Stats
@@ -82,6 +84,7 @@ class Admission:
         """The request a row is being planned for: the suspect if planning raises."""
         self.reserve = Reserve()
         self._saves_decodes = cache.states is not None and limits.page_size > 1
+        self._scratch = Scratch(cache.store, cache.eviction)
         self._has_windows = cache.window is not None
         self.num_retracted = 0
         self._free_slots = list(range(limits.max_running - 1, -1, -1))
@@ -161,17 +164,24 @@ class Admission:
         decoding: list[Request] = []
         extending: list[Request] = []
         prefilling: list[Request] = []
+        unsure: list[tuple[Request, Guide]] = []
         for request in self.running:
             length = request.known + request.pending
-            to_run = length - request.planned
+            to_run = length - request.planned - request.held
             if request.in_doubt:
                 continue
-            if request.drafts or request.written < request.known:
+            reading = request.planned < request.written - 1  # of its prompt, whatever was forced behind that
+            if request.drafts or request.stale or (request.written < request.known and not reading):
                 extending.append(request)
-            elif to_run > 1:
+            elif to_run > 1 or (to_run and request.held):
                 prefilling.append(request)
             elif to_run == 1 and (length < request.limit or request.planned < request.known):
-                decoding.append(request)
+                if request.pending and request.guide is not None:
+                    unsure.append((request, request.guide))
+                else:
+                    decoding.append(request)
+        if unsure:
+            decoding += _impatient(unsure, alone=not (decoding or extending or prefilling))
         if decoding:
             self._plan_decodes(plan, decoding)
         for request in extending:
@@ -217,7 +227,8 @@ class Admission:
         """A row of `num` known positions of a generating sequence, and its drafts; retracts others for room."""
         num += len(drafts)
         self.planning = request
-        if not self._grow(plan, request, num, patient=not drafts):
+        room = not drafts or self._may_go_back(request)
+        if not room or not self._grow(plan, request, num, patient=not drafts):
             if drafts:
                 request.drafts = []
                 self._plan_extend(plan, request, num - len(drafts), [])
@@ -225,8 +236,39 @@ class Admission:
         self._write_tokens(plan.batch, request, drafts)
         self._row(plan, request, num, int(request.known + request.pending < request.limit), len(drafts))
         request.in_doubt = bool(drafts)
+        if self.cache.states is not None:
+            self._plan_way_back(plan, request, bool(drafts))
         if self._saves_decodes:
             self._plan_saves(plan, len(plan.rows) - 1, request.planned - num)
+
+    def _may_go_back(self, request: Request) -> bool:
+        """Whether the request can go on behind its first wrong draft: a recurrent state needs a copy from before."""
+        assert request.handle is not None
+        return self.cache.states is None or self._scratch.lend(request.handle)
+
+    def _plan_way_back(self, plan: Plan, request: Request, drafts: bool) -> None:
+        """The row planned last goes on from the state before wrong drafts, and leaves one before those of its own."""
+        handle, batch, row = request.handle, plan.batch, len(plan.rows) - 1
+        assert handle is not None
+        if request.stale:
+            batch.restore_row.append(row)
+            batch.restore_from.append(handle.scratch)
+            request.stale = False
+        if drafts:
+            batch.save_row.append(row)
+            batch.save_position.append(request.known)
+            batch.save_slot.append(handle.scratch)
+        else:
+            self._scratch.take_back(handle, planned=True)
+
+    def settle(self, request: Request, num_right: int) -> None:
+        """A step with drafts has ended, `num_right` of them were right; the request has not got their tokens yet."""
+        if self.cache.states is None or request.handle is None:
+            request.planned = min(request.planned, request.known + num_right)
+        elif request.planned > request.known + num_right:
+            request.planned, request.stale = request.known, True
+        else:
+            self._scratch.take_back(request.handle)
 
     def _grow(self, plan: Plan, request: Request, num: int, *, patient: bool = True) -> bool:
         """Pages for the request's next `num` positions; a patient one retracts others for room, or itself. False if
@@ -261,12 +303,17 @@ class Admission:
         page = self.limits.page_size
         if num < to_run and num > page:
             num -= (request.planned + num) % page
-        if self._has_windows and not self._grow_window(plan, request, num):
-            return 0
-        last = num == to_run
-        emit = int(last and request.known + request.pending < request.limit)
-        self._row(plan, request, num, emit)
         assert request.handle is not None
+        if self._has_windows:
+            if not self._grow_window(plan, request, num):
+                return 0
+        elif request.known > request.handle.prompt_len and not self._grow(plan, request, num):
+            return 0
+        if request.written < request.known:
+            self._write_tokens(plan.batch, request, [])
+        may_emit = num == to_run and not request.held
+        emit = int(may_emit and request.known + request.pending < request.limit)
+        self._row(plan, request, num, emit)
         if self.cache.states is not None:
             self._plan_saves(plan, len(plan.rows) - 1, request.planned - num)
         self._write(plan.batch, request.slot, self.cache.publish(request.handle, request.planned))
@@ -283,7 +330,8 @@ class Admission:
         """Recurrent states of a planned row that the cache wants to keep; the row runs from position `start`."""
         request, batch = plan.rows[row], plan.batch
         assert request.handle is not None
-        for position, slot in self.cache.plan_saves(request.handle, start, request.planned):
+        certain = request.planned - len(request.drafts) if request.in_doubt else request.planned
+        for position, slot in self.cache.plan_saves(request.handle, start, certain):
             batch.save_row.append(row)
             batch.save_position.append(position)
             batch.save_slot.append(slot)
@@ -413,7 +461,19 @@ class Admission:
 
     def _release(self, request: Request, num_tokens: int, *, publish: bool) -> None:
         assert request.handle is not None
-        self.cache.release(request.handle, num_tokens, publish=publish, state_at=request.planned)
+        self.cache.release(
+            request.handle, num_tokens, publish=publish, state_at=None if request.stale else request.planned
+        )
         self.running.remove(request)
         self._free_slots.append(request.slot)
         self._freed.append(request.slot)
+
+
+def _impatient(unsure: list[tuple[Request, Guide]], *, alone: bool) -> list[Request]:
+    """Guided requests with a token under way that are planned all the same; the others wait until it is known.
+
+    alone: nobody else runs, so that if all wait, they lose no step.
+    """
+    if alone and 2 * sum(guide.patience.pays(HOST_SHARE) for _, guide in unsure) > len(unsure):
+        return []
+    return [request for request, guide in unsure if not guide.patience.pays(1.0)]

@@ -26,7 +26,10 @@ class Gate(Protocol):
         """Start preparing."""
 
     def poll(self) -> list[tuple[Request, PandoError | None]]:
-        """Requests whose preparation ended since the last call, with the error if it failed."""
+        """Requests whose preparation ended since the last call, with the error if it failed.
+
+        A request may be reported before that, once, with `held` set: its prompt is read meanwhile, but for its end.
+        """
 
     def cancel(self, request: Request) -> None:
         """The request is gone; `poll` must not report it any more."""
@@ -54,7 +57,10 @@ class Gates:
         return False
 
     def poll(self) -> list[tuple[Request, PandoError | None]]:
-        """Requests that became ready (None) or failed since the last call."""
+        """Requests that became ready (None) or failed since the last call.
+
+        One that went ahead, held, is reported again when its gate has done with it.
+        """
         ready: list[tuple[Request, PandoError | None]] = []
         if not self._left:
             return ready
@@ -63,10 +69,13 @@ class Gates:
                 if request.rid not in self._left:
                     continue
                 left = self._left[request.rid][1]
-                left.discard(i)
+                if error is not None or not request.held:
+                    left.discard(i)
                 if error is not None or not left:
                     self.leave(request)
                     ready.append((request, error))
+                elif request.held and len(left) == 1:
+                    ready.append((request, None))
         return ready
 
     def _poll(self, i: int) -> list[tuple[Request, PandoError | None]]:

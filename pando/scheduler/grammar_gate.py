@@ -9,6 +9,11 @@ from pando.scheduler.guide import Guide
 from pando.scheduler.ngram import NgramDrafter
 from pando.scheduler.request import Request
 
+MAX_AHEAD = 4
+"""Requests whose prompts are read while their grammars compile; they hold slots and pages for so long."""
+MIN_AHEAD_TOKENS = 128
+"""Prompts shorter than this wait: their last token would take a step of its own."""
+
 
 class GrammarGate:
     """Implements `pando.scheduler.gates.Gate` over a grammar manager. jump, draft: see `Guide`.
@@ -24,6 +29,8 @@ class GrammarGate:
         self._jump = jump
         self._draft = draft
         self._held: dict[str, Request] = {}
+        self._ahead: set[str] = set()
+        """Of those, the ids of requests whose prompts are being read."""
 
     def wants(self, request: Request) -> bool:
         """True if the request's output must match something."""
@@ -36,10 +43,12 @@ class GrammarGate:
         self._manager.submit(request.rid, request.sampling.grammar)
 
     def poll(self) -> list[tuple[Request, PandoError | None]]:
-        """Requests whose grammar is there, or can not be."""
+        """Requests whose grammar is there, or can not be; and such as need not wait for it yet."""
         ended: list[tuple[Request, PandoError | None]] = []
         for rid, outcome in self._manager.poll():
             request = self._held.pop(rid)
+            self._ahead.discard(rid)
+            request.held = 0
             if isinstance(outcome, PandoError):
                 ended.append((request, outcome))
                 continue
@@ -52,9 +61,22 @@ class GrammarGate:
             relaxed = tuple((issue.pointer, issue.message) for issue in outcome.relaxed)
             request.guide = Guide(state, jump=self._jump and not plain, drafter=drafter, relaxed=relaxed)
             ended.append((request, None))
-        return ended
+        return ended + self._send_ahead() if self._held else ended
+
+    def _send_ahead(self) -> list[tuple[Request, PandoError | None]]:
+        """Requests with long prompts go on without their guides, up to the end of the prompt."""
+        sent: list[tuple[Request, PandoError | None]] = []
+        for rid, request in self._held.items():
+            if len(self._ahead) >= MAX_AHEAD:
+                break
+            if rid not in self._ahead and request.prompt_len >= MIN_AHEAD_TOKENS:
+                self._ahead.add(rid)
+                request.held = 1
+                sent.append((request, None))
+        return sent
 
     def cancel(self, request: Request) -> None:
         """The request is gone."""
+        self._ahead.discard(request.rid)
         if self._held.pop(request.rid, None) is not None:
             self._manager.cancel(request.rid)

@@ -35,13 +35,51 @@ class Drafter(Protocol):
         """Of the last proposal, `num_judged` tokens were tried, and the first `num_right` were right."""
 
 
+HOST_SHARE = 0.2
+"""What it costs to plan a step only when the one before has ended, as a share of a step."""
+_LEARN = 0.1
+_FORGET = 0.02
+"""Weights of a new outcome in a mean, and of the first assumption where there was no outcome."""
+
+
+class Patience:
+    """Whether a request should know its last token before it is planned again, where steps may overlap.
+
+    If it does not wait, the token that is under way when a forced run turns up is void, and nothing can be guessed. If
+    it does, it takes part in every other step, or nothing overlaps. Means over its tokens tell which gives more.
+    """
+
+    __slots__ = ("_drafts", "_first_drafts", "_forced", "_runs")
+
+    def __init__(self, *, drafts: bool) -> None:
+        self._runs, self._forced = 0.3, 1.0
+        """Of a sampled token: how often a forced run follows, and how many forced tokens."""
+        self._first_drafts = self._drafts = 1.0 if drafts else 0.0
+        """Drafts that come true per sampled token."""
+
+    def forced(self, num: int) -> None:
+        """A sampled token came, and `num` forced ones behind it."""
+        self._runs += _LEARN * ((num > 0) - self._runs)
+        self._forced += _LEARN * (num - self._forced)
+        self._drafts += _FORGET * (self._first_drafts - self._drafts)
+
+    def drafted(self, num_right: int) -> None:
+        """Guesses were possible, and `num_right` came true."""
+        self._drafts += _LEARN * (num_right - self._drafts)
+
+    def pays(self, price: float) -> bool:
+        """Whether waiting gives more tokens a step; price: steps that waiting takes beside the one it waits for."""
+        plain = 1.0 + self._forced
+        return (plain + self._drafts) * (1.0 + self._runs) > plain * (1.0 + price)
+
+
 class Guide:
     """One request's grammar state.
 
     jump: take forced tokens without running the model for each. relaxed: see `Finish`.
     """
 
-    __slots__ = ("_num_guessed", "_problem", "drafter", "jump", "relaxed", "state")
+    __slots__ = ("_num_guessed", "_problem", "drafter", "jump", "patience", "relaxed", "state")
 
     def __init__(
         self,
@@ -55,6 +93,7 @@ class Guide:
         self.jump = jump
         self.drafter = drafter
         self.relaxed = relaxed
+        self.patience = Patience(drafts=drafter is not None)
         self._problem: str | None = None
         self._num_guessed = 0
         """Drafts of the last call that were guessed; what the grammar forces behind them follows."""
@@ -83,6 +122,7 @@ class Guide:
             return []
         guesses = self.drafter.propose(key, limit, price)
         if not guesses:
+            self.patience.drafted(0)
             return []
         self._num_guessed = num = self.state.accept(guesses)
         forced = self.state.forced_tokens(min(limit - num, MAX_FORCED_DRAFTS)) if num and self.jump else []
@@ -91,6 +131,7 @@ class Guide:
 
     def judge(self, num_right: int) -> None:
         """Of the last drafts, the first `num_right` came true."""
+        self.patience.drafted(num_right)
         if self.drafter is not None:
             self.drafter.learn(self._num_guessed, min(num_right, self._num_guessed))
 

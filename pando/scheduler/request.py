@@ -80,7 +80,9 @@ class Request:
         "pending",
         "written",
         "void",
+        "held",
         "in_doubt",
+        "stale",
         "drafts",
         "guide",
         "cached_tokens",
@@ -122,8 +124,12 @@ class Request:
         """Positions whose token the device's history holds; the host writes those from here to `known`."""
         self.void = 0
         """Tokens under way that come too late: a forced one has taken their place."""
+        self.held = 0
+        """Last tokens of its prompt that may not run yet: 1 while its prompt is read and its guide not ready."""
         self.in_doubt = False
         """True while a step with drafts is under way: how far it came is not known, so no other may be planned."""
+        self.stale = False
+        """True if its recurrent state has read wrong drafts: its next step goes on from the state before them."""
         self.drafts: list[int] = []
         """Guesses for the next positions, to be checked by the next step."""
         self.guide: Guide | None = None
@@ -147,8 +153,8 @@ class Request:
 
     @property
     def to_run(self) -> int:
-        """Positions whose KV is still to be computed and whose token is known or under way."""
-        return self.known + self.pending - self.planned
+        """Positions whose KV may be computed now: their token is known or under way, and nothing holds them."""
+        return self.known + self.pending - self.planned - self.held
 
     def is_sound(self) -> bool:
         """Whether the counts can be true; False means that something overwrote them."""
@@ -164,10 +170,11 @@ class Request:
 
     @property
     def reusable(self) -> int:
-        """Prompt tokens that may come from the cache: prompt logprobs need their positions run again."""
+        """Prompt tokens that may come from the cache: one is left to run, and prompt logprobs need theirs run again."""
+        most = self.known - 1 - self.held
         if self.prompt_logprobs_done or self.logprobs is None:
-            return self.known - 1
-        return min(max(self.logprobs.start - 1, 0), self.known - 1)
+            return most
+        return min(max(self.logprobs.start - 1, 0), most)
 
     def begin(self, slot: int, handle: CacheHandle) -> None:
         """Enter the running set in `slot`, with `handle.num_cached` positions already in the cache."""
@@ -183,4 +190,5 @@ class Request:
         self.slot = -1
         self.handle = None
         self.planned = 0
+        self.stale = False
         self.drafts = []

@@ -34,8 +34,6 @@ class Results:
         self._stats = stats
         self._requests = requests
         self.replies: list[Reply] = []
-        self._may_draft = admission.cache.states is None
-        """A recurrent state that has read a wrong draft can not go back."""
         self._price = FIRST_PRICE
         """Of a draft, in terms of a token won; see `Drafter.propose`."""
 
@@ -87,7 +85,8 @@ class Results:
         request.written = request.known
         if finish is None and request.guide is not None:
             finish = self._follow_guide(request, request.guide)
-            if finish is None and not request.pending and not request.void and self._may_draft:
+            settled = not request.pending and not request.void and request.state is State.RUNNING
+            if finish is None and settled:
                 request.drafts = request.guide.draft(request.key, request.limit - request.known - 1, self._price)
         if finish is not None:
             self._finish(request, finish)
@@ -97,7 +96,7 @@ class Results:
     def _settle_drafts(self, request: Request, num_right: int) -> None:
         """A step with drafts came back with `num_right` tokens, the last of which is no draft: go on behind them."""
         request.in_doubt = False
-        request.planned = min(request.planned, request.known + num_right - 1)
+        self._admission.settle(request, num_right - 1)
         self._stats.draft_tokens += len(request.drafts)
         self._stats.accepted_draft_tokens += num_right - 1
         if request.guide is not None:
@@ -114,6 +113,7 @@ class Results:
     def _follow_guide(self, request: Request, guide: Guide) -> Finish | None:
         """Append the tokens that must come next; what is under way in their place is void."""
         forced = guide.take_forced(request.limit - request.known)
+        guide.patience.forced(len(forced))
         if forced:
             request.void, request.pending = request.void + request.pending, 0
             self._stats.forced_tokens += len(forced)

@@ -75,7 +75,7 @@ class Scheduler:
         self._deadlines: list[tuple[float, int, Request]] = []
         self._in_flight: deque[tuple[Plan, Any]] = deque()
         self._failing: Plan | None = None
-        """The step being launched or committed, for whoever handles its failure."""
+        """The step being launched, sampled or committed, for whoever handles its failure."""
         self._sent_at = 0.0
         self._order = 0
         self._stopping = False
@@ -116,6 +116,7 @@ class Scheduler:
         while self._in_flight:
             self._commit(*self._in_flight[0])
         if plan is not None:
+            self._failing = plan
             self._executor.sample(launched, self._masks.end())
             self._in_flight.append((plan, launched))
             if self._executor.depth == 0:
@@ -205,13 +206,13 @@ class Scheduler:
             self._ready(request, None)
 
     def _ready(self, request: Request, error: PandoError | None) -> None:
+        if request.state is State.DONE:
+            return
         if error is not None:
             self.results.fail(request, error)
-            return
-        if self.results.begin(request):
-            return
-        request.move(State.WAITING)
-        self._admission.waiting.push(request)
+        elif not self.results.begin(request) and request.state is State.GATED:  # else its prompt is read already
+            request.move(State.WAITING)
+            self._admission.waiting.push(request)
 
     def abort(self, rid: str | None, error: PandoError | None = None) -> None:
         """Abort exactly this request, or all with None. Its slot is free for the next step; unknown ids are ignored."""
@@ -231,7 +232,7 @@ class Scheduler:
 
     def _unstick(self) -> None:
         """Nothing runs, nothing can be planned: the first request can never fit. It fails, the rest go on."""
-        if self.paused:
+        if self.paused or any(request.held for request in self._admission.running):
             return
         stuck = self._admission.running[0] if self._admission.running else self._admission.waiting.peek()
         if stuck is not None:

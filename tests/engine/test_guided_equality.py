@@ -137,7 +137,7 @@ def outputs(core: EngineCore, bench: Bench, jump: bool, draft: bool, run: str) -
     return {rid.removeprefix(run): bench.tokens[rid] for rid in [*rids, f"{run} free"]}
 
 
-def check(core: EngineCore, bench: Bench, drafts: bool) -> None:
+def check(core: EngineCore, bench: Bench) -> None:
     stats, steps, found = core.scheduler.stats, [], []
     for run, (jump, draft) in enumerate(((False, False), (True, False), (True, True))):
         before = stats.steps
@@ -145,7 +145,7 @@ def check(core: EngineCore, bench: Bench, drafts: bool) -> None:
         steps.append(stats.steps - before)
     assert found[0] == found[1] == found[2]
     assert stats.forced_tokens > 0 and steps[1] <= steps[0]
-    assert (stats.accepted_draft_tokens > 0) == drafts
+    assert stats.draft_tokens > 0
     ended(core)
 
 
@@ -155,11 +155,11 @@ def test_same_tokens_on_three_tokenizers(tmp_path: Path, name: str, overlap: boo
     folder = folder_of(tmp_path, name)
     core, bench = started(str(folder), overlap, load_format="dummy", dtype="float32")
     assert core.info.vocab_size >= (WIDE if name == "128k" else 300)
-    check(core, bench, drafts=not overlap)
+    check(core, bench)
 
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["depth 0", "depth 1"])
 def test_same_tokens_of_a_recurrent_model(overlap: bool) -> None:
-    """Forced runs extend a recurrent state as a prompt does. Guesses are not made: a state can not go back."""
+    """Forced runs extend a recurrent state as a prompt does. After a wrong guess it goes back."""
     core, bench = started("willow", overlap, dtype="float32")
-    check(core, bench, drafts=False)
+    check(core, bench)

@@ -136,7 +136,9 @@ class FakeExecutor:
                 token = next_token(state, self.vocab)
                 if mask is not None and at + i in mask.rows:
                     bits = mask.bits[mask.rows.index(at + i)]
-                    token = next(t for t in [*range(token, self.vocab), *range(token)] if bits[t // 32] >> (t % 32) & 1)
+                    order = [*range(token, self.vocab), *range(token)]
+                    # Behind a draft that ends the output nothing is allowed, and anything may come.
+                    token = next((t for t in order if bits[t // 32] >> (t % 32) & 1), token)
                 out.append(token)
                 if history[first + i : first + i + 1] != [token]:
                     break

@@ -64,8 +64,8 @@ class Engine:
         """Generate from one prompt (a reply) or several, or with n > 1 (a list of replies, prompt-major).
 
         stream=True returns an iterator of replies whose text is cumulative. Other options are the fields of
-        `/generate`: rid, return_logprob, logprob_start_len, top_logprobs_num, token_ids_logprob, priority, cache_salt,
-        extra_key, timeout, cache_breakpoints. Raises InvalidRequest and the error that ended a single request.
+        `/generate`: rid, return_logprob, logprob_start_len, top_logprobs_num, token_ids_logprob,
+        return_text_in_logprobs, priority, cache_salt, extra_key, timeout, cache_breakpoints. Raises InvalidRequest and the error that ended a single request.
         """
         body = _body(prompt, sampling_params, input_ids, stream, options)
         if stream:
@@ -159,7 +159,8 @@ class Engine:
         if not as_list:
             raise_failure(completions[0].finish)
         replies = [
-            native_reply(done, message, self._client) for done, message in zip(completions, messages, strict=True)
+            native_reply(done, message, self._client, with_text=body.return_text_in_logprobs)
+            for done, message in zip(completions, messages, strict=True)
         ]
         return replies if as_list else replies[0]
 
@@ -173,7 +174,8 @@ class Engine:
                 completion.add(delta)
                 if not as_list:
                     raise_failure(completion.finish)
-                reply = native_reply(completion, messages[delta.index], self._client)
+                message, with_text = messages[delta.index], body.return_text_in_logprobs
+                reply = native_reply(completion, message, self._client, with_text=with_text)
                 yield {"index": delta.index, **reply} if as_list else reply
         finally:
             generation.cancel()

@@ -368,8 +368,8 @@ class EngineClient:
             raise InvalidRequest(f"rid {taken!r} is in use by a running request; give another", param="rid")
         generation = Generation(self, requests, group, letters)
         for sequence in generation.unfinished():
+            self._transport.send(sequence.request)  # first: what can not be sent must not stay open
             self._open[sequence.request.rid] = sequence
-            self._transport.send(sequence.request)
         if group is not None and rids != [group]:
             self._groups[group] = generation
         return generation

@@ -106,7 +106,8 @@ class StepFailed(PandoError):
 class GrammarFailed(PandoError):
     """A grammar could not go on: its budget is spent, or it and the model's tokens do not fit."""
 
-    status = 500
+    status = 400
+    type = "invalid_request_error"
     code = "grammar_error"
 
 
@@ -136,6 +137,7 @@ ERRORS: dict[str, type[PandoError]] = {
         PandoError,
         InvalidRequest,
         InvalidGrammar,
+        GrammarFailed,
         ContextLengthExceeded,
         AuthenticationFailed,
         ModelNotFound,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -25,6 +25,12 @@ MAX_BREAKPOINTS = 16
 """Of one prompt: each may take a recurrent state."""
 
 
+MAX_TOP_LOGPROBS = 1024
+"""Alternatives per position at most: events of a stream repeat them all."""
+
+Priority = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+
+
 class GenerateBody(msgspec.Struct, kw_only=True):
     """The body of /generate. Fields that say "or a list" take one value for all prompts or one per prompt."""
 
@@ -38,7 +44,7 @@ class GenerateBody(msgspec.Struct, kw_only=True):
     top_logprobs_num: int | list[int] | None = None
     token_ids_logprob: list[Any] | None = None
     return_text_in_logprobs: bool = False
-    priority: int | None = None
+    priority: Priority | None = None
     extra_key: str | None = None
     cache_salt: str | None = None
     timeout: float | None = None
@@ -233,8 +239,14 @@ def _logprob_spec(body: GenerateBody, index: int, count: int) -> LogprobSpec | N
         return None
     start = _per_prompt(-1 if body.logprob_start_len is None else body.logprob_start_len, count, "logprob_start_len")
     top = _per_prompt(body.top_logprobs_num or 0, count, "top_logprobs_num")
+    if not 0 <= top[index] <= MAX_TOP_LOGPROBS:
+        raise InvalidRequest(f"top_logprobs_num is {top[index]}; give 0..{MAX_TOP_LOGPROBS}", param="top_logprobs_num")
     wanted: Any = body.token_ids_logprob or []
     if wanted and isinstance(wanted[0], list):
         wanted = _per_prompt(wanted, count, "token_ids_logprob")[index]
     token_ids = token_prompts(wanted or [], "token_ids_logprob").ids[0]
+    if len(token_ids) > MAX_TOP_LOGPROBS:
+        raise InvalidRequest(
+            f"token_ids_logprob has {len(token_ids)} ids; give at most {MAX_TOP_LOGPROBS}", param="token_ids_logprob"
+        )
     return LogprobSpec(start=start[index], top=top[index], token_ids=token_ids)

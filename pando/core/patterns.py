@@ -7,8 +7,14 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from pando.core.pattern_ways import backtracking_ways
+
 LONG_REPEAT = 32
 """A repeat of more than this many rounds counts as unbounded."""
+
+MAX_WAYS = 5_000
+"""Ways to match one text from one place at most: one unbounded repeat that takes letters of what follows it, and a
+little more. A search then takes milliseconds at worst, and there is one after every token."""
 
 
 def parse(source: str) -> Any:
@@ -17,8 +23,10 @@ def parse(source: str) -> Any:
 
 
 def may_explode(source: str) -> bool:
-    """True if a repeat stands inside another one, as in `(a+)+`: the time to match may grow exponentially."""
-    return _nested(parse(source), inside=False)
+    """True if matching may take very long: a repeat inside another one, as in `(a+)+`, or more ways to fail than
+    MAX_WAYS, as in `(a|a)*b` and `a*a*a*a*b`."""
+    pattern = parse(source)
+    return _nested(pattern, inside=False) or backtracking_ways(pattern) > MAX_WAYS
 
 
 def _nested(pattern: Iterable[tuple[Any, Any]], inside: bool) -> bool:

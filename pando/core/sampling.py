@@ -14,6 +14,9 @@ from pando.errors import InvalidRequest
 GREEDY_TEMPERATURE = 1e-6
 """Temperatures below this are greedy decoding."""
 
+MAX_PATTERNS, MAX_PATTERN = 16, 1024
+"""Stop regexes of a request, and characters of each, at most: they are searched for after every token."""
+
 GRAMMAR_KINDS = ("json_schema", "regex", "ebnf", "structural_tag")
 """Kinds that a native request may name as sampling parameters of their own."""
 
@@ -104,7 +107,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for field, low, high in _RANGES:
             value = getattr(self, field)
-            if not low <= value <= high:
+            if value is not None and not low <= value <= high:
                 raise InvalidRequest(f"{field} is {value}; give a value in [{low}, {high}]", param=field)
         if not 0.0 < self.top_p <= 1.0:
             raise InvalidRequest(f"top_p is {self.top_p}; give a value in (0, 1]", param="top_p")
@@ -124,15 +127,23 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
                 raise InvalidRequest(f"logit_bias of token {token} is {bias}; give a number", param="logit_bias")
         if any(text == "" for text in self.stop):
             raise InvalidRequest("a stop string is empty; remove it", param="stop")
+        if len(self.stop_regex) > MAX_PATTERNS:
+            raise InvalidRequest(
+                f"stop_regex has {len(self.stop_regex)} patterns; give at most {MAX_PATTERNS}", param="stop_regex"
+            )
         for pattern in self.stop_regex:
+            if len(pattern) > MAX_PATTERN:
+                raise InvalidRequest(
+                    f"a stop_regex has {len(pattern)} characters; give at most {MAX_PATTERN}", param="stop_regex"
+                )
             try:
                 re.compile(pattern)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise InvalidRequest(f"stop_regex {pattern!r} does not compile: {error}", param="stop_regex") from None
             if may_explode(pattern):
                 raise InvalidRequest(
-                    f"stop_regex {pattern!r} has an unbounded repeat inside another, which may take for ever; "
-                    "bound one of them, as in {1,32}",
+                    f"stop_regex {pattern!r} may take for ever to match: a repeat inside another, choices that begin "
+                    "alike inside a repeat, or too many repeats that take the same letters; bound one of them, as in {1,4}",
                     param="stop_regex",
                 )
 
@@ -164,6 +175,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("presence_penalty", -2.0, 2.0),
     ("min_new_tokens", 0, 2**31),
     ("n", 1, 128),
+    ("top_k", -1, 2**31 - 1),
+    ("sampling_seed", -(2**63), 2**64 - 1),
 )
 
 
@@ -175,6 +188,8 @@ def sampling_from_mapping(values: Mapping[str, Any], defaults: Mapping[str, Any]
     """
     merged: dict[str, Any] = {**(defaults or {}), **{k: v for k, v in values.items() if v is not None}}
     grammars = {kind: merged.pop(kind) for kind in GRAMMAR_KINDS if kind in merged}
+    if isinstance(merged.get("grammar"), Mapping) and set(merged["grammar"]) - {"kind", "source", "options"}:
+        raise InvalidRequest("grammar takes kind, source and options, nothing else", param="grammar")
     if grammars and "grammar" in merged:
         raise InvalidRequest("grammar and its kinds exclude each other; give one", param="grammar")
     if len(grammars) > 1:
@@ -196,4 +211,5 @@ def sampling_from_mapping(values: Mapping[str, Any], defaults: Mapping[str, Any]
     except msgspec.ValidationError as error:
         if isinstance(error.__cause__, InvalidRequest):  # raised by __post_init__ and wrapped on the way out
             raise error.__cause__ from None
-        raise InvalidRequest(f"sampling_params: {error}", param="sampling_params") from None
+        field = re.search(r"`\$\.(\w+)", str(error))
+        raise InvalidRequest(f"sampling_params: {error}", param=field[1] if field else "sampling_params") from None

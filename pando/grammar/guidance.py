@@ -79,7 +79,7 @@ class GuidanceBackend:
         matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
         matcher.compute_ff_tokens()
         if matcher.is_error():
-            raise refuse("", str(matcher.get_error())[:500], kind)
+            raise refuse("", _plain_words(str(matcher.get_error()))[:500], kind)
 
     def close(self) -> None:
         """End the processes that read sources, if there are any."""
@@ -245,7 +245,7 @@ class Source:
             return LLMatcher.validate_grammar(grammar, limits=bounds) or None
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=bounds)
         if matcher.is_error():
-            return str(matcher.get_error()) or "it can not be compiled"
+            return _plain_words(str(matcher.get_error())) or "it can not be compiled"
         self.matcher = matcher
         return None
 
@@ -261,12 +261,19 @@ _READERS: dict[str, Callable[[Source], None]] = {
 }
 
 
+def _plain_words(reason: str) -> str:
+    """The backend's message, where it is one that only its makers would understand in our words."""
+    reason = reason.removesuffix("<non-verbose/>").rstrip()
+    return "no text can match it" if reason == "NoExtensionBias" else reason
+
+
 def parser_limits(limits: Limits) -> LLParserLimits:
     """The backend's own bounds."""
     return LLParserLimits(
         initial_lexer_fuel=limits.initial_lexer_fuel,
         step_lexer_fuel=limits.step_lexer_fuel,
         step_max_items=limits.step_items,
+        max_items_in_row=limits.step_items,
         max_lexer_states=limits.lexer_states,
         max_grammar_size=limits.grammar_size,
         verbose_errors=False,  # schemas stay out of logs
@@ -377,4 +384,4 @@ class GuidanceState:
 
     def error(self) -> str | None:
         """See GrammarState."""
-        return str(self._matcher.get_error()) if self._matcher.is_error() else None
+        return _plain_words(str(self._matcher.get_error())) if self._matcher.is_error() else None

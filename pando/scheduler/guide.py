@@ -104,7 +104,7 @@ class Guide:
         if reason is None and self.state.accept([token]) != 1:
             reason = self.state.error() or f"it does not allow the sampled token {token}"
         if reason is not None:
-            raise GrammarFailed(f"the grammar can not go on: {reason}")
+            raise GrammarFailed(f"the grammar can not go on; make it simpler: {reason}")
 
     def take_forced(self, limit: int) -> list[int]:
         """The tokens that must come next, at most `limit`; the state has accepted them on return."""

@@ -176,17 +176,32 @@ def _tools(body: ChatBody) -> list[dict[str, Any]] | None:
         function = tool.get("function")
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise InvalidRequest(f"tools[{index}] has no function.name", param=f"tools[{index}]")
+        _check_function(function, f"tools[{index}].function")
         names.append(function["name"])
     choice = body.tool_choice
     if isinstance(choice, dict) and choice.get("type") == "function":
-        name = (choice.get("function") or {}).get("name")
-        if name not in names:
-            raise InvalidRequest(f"tool_choice names {name!r}, which is not in tools", param="tool_choice")
+        function = choice.get("function")
+        name = function.get("name") if isinstance(function, dict) else function
+        if not isinstance(function, dict) or name not in names:
+            known = ", ".join(names[:20]) or "there are no tools"
+            raise InvalidRequest(
+                f"tool_choice names {name!r:.60}, which is not in tools ({known}); "
+                'give {"type": "function", "function": {"name": ...}}',
+                param="tool_choice",
+            )
     elif choice == "required" and not names:
         raise InvalidRequest("tool_choice is required, but there are no tools", param="tool_choice")
     elif choice not in (None, "auto", "none", "required"):
         raise InvalidRequest(f"tool_choice is {choice!r}; give none, auto or required", param="tool_choice")
     return body.tools if names and choice != "none" else None
+
+
+def _check_function(function: dict[str, Any], where: str) -> None:
+    parameters, strict = function.get("parameters"), function.get("strict")
+    if parameters is not None and not isinstance(parameters, dict | bool):
+        raise InvalidRequest(f"{where}.parameters is {parameters!r:.60}; give a JSON schema", param=where)
+    if strict not in (None, True, False):
+        raise InvalidRequest(f"{where}.strict is {strict!r:.60}; give true or false", param=where)
 
 
 def _reply_format(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,7 @@ from pando.core.sampling import SamplingParams
 from pando.engine_client import Completion, Delta, EngineClient
 from pando.errors import InvalidGrammar, InvalidRequest, PandoError
 from pando.grammar.report import report_of
-from pando.native import cache_namespace
+from pando.native import Priority, cache_namespace
 from pando.server.structured import grammar_of
 
 Fields = dict[str, Any]
@@ -65,7 +66,7 @@ class OpenAIBody(msgspec.Struct, kw_only=True):
     rid: str | None = None
     cache_salt: str | None = None
     extra_key: str | None = None
-    priority: int | None = None
+    priority: Priority | None = None
     timeout: float | None = None
     return_token_ids: bool | None = None
 
@@ -112,7 +113,11 @@ def openai_names(**names: str) -> Iterator[None]:
     try:
         yield
     except PandoError as error:
-        error.param = {**_NATIVE_TO_OPENAI, **names}.get(error.param or "", error.param)
+        native = error.param or ""
+        name = {**_NATIVE_TO_OPENAI, **names}.get(native, native)
+        if name != native:
+            error.param = name
+            error.message = re.sub(rf"\b{re.escape(native)}\b", name, error.message)
         raise
 
 

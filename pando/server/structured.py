@@ -17,6 +17,13 @@ from pando.errors import InvalidRequest
 _STRUCTURED = {"json": "json_schema", "regex": "regex", "choice": "choice", "grammar": "ebnf"}
 """vLLM's fields of `structured_outputs`."""
 
+_STRUCTURED_TYPES: dict[str, tuple[type, ...]] = {
+    "json": (str, dict, bool),
+    "regex": (str,),
+    "choice": (list,),
+    "grammar": (str,),
+}
+
 
 def grammar_of(
     response_format: Mapping[str, Any] | None,
@@ -75,6 +82,11 @@ def _of_structured(wanted: Mapping[str, Any] | None) -> GrammarSpec | None:
             param="structured_outputs",
         )
     kind = _STRUCTURED[name]
+    if not isinstance(value, _STRUCTURED_TYPES[name]):
+        what = {"choice": "a list of texts", "json": "a JSON schema"}.get(name, "a text")
+        raise InvalidRequest(
+            f"structured_outputs.{name} is {value!r:.60}; give {what}", param=f"structured_outputs.{name}"
+        )
     return GrammarSpec(kind, value if isinstance(value, str) else _json(value), AS_SERVED)  # type: ignore[arg-type]
 
 

@@ -70,6 +70,8 @@ class ChatTemplate:
         }
         try:
             text = template.render(names)
+        except RecursionError:
+            raise InvalidRequest("messages or tools are nested too deeply; flatten them", param="messages") from None
         except (jinja2.TemplateError, TypeError, KeyError, ValueError, AttributeError) as error:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {error}", param="messages"
@@ -100,6 +102,8 @@ def _normalize(message: Mapping[str, Any], index: int) -> Message:
     if reasoning is not None:
         plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
     if plain.get("tool_calls"):
+        if not isinstance(plain["tool_calls"], list):
+            raise InvalidRequest(f"{where}.tool_calls is not a list of calls", param=f"{where}.tool_calls")
         plain["tool_calls"] = [_normalize_call(call, f"{where}.tool_calls") for call in plain["tool_calls"]]
     else:
         plain.pop("tool_calls", None)
@@ -136,6 +140,8 @@ def _normalize_call(call: object, where: str) -> object:
             arguments = json.loads(arguments) if arguments.strip() else {}
         except ValueError:
             pass
+        except RecursionError:
+            raise InvalidRequest(f"{where}: arguments are nested too deeply; flatten them", param=where) from None
     return {**call, "type": "function", "function": {**function, "arguments": arguments}}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import re
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from types import TracebackType
@@ -221,4 +222,5 @@ def _body(
     try:
         return msgspec.convert(fields, GenerateBody)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(str(error)) from None
+        field = re.search(r"`\$\.(\w+)", str(error))
+        raise InvalidRequest(str(error), param=field[1] if field else None) from None

@@ -12,7 +12,7 @@ import msgspec
 from pando.core.messages import Finish, Generate, TokenLogprobs
 from pando.core.sampling import LogprobSpec
 from pando.engine_client import Completion, EngineClient
-from pando.errors import InvalidRequest, from_code
+from pando.errors import InvalidGrammar, InvalidRequest, PandoError, from_code
 from pando.grammar.report import report_of
 from pando.tokenizer.tokenizer import Tokenizer
 
@@ -37,7 +37,7 @@ class GenerateBody(msgspec.Struct, kw_only=True):
     text: str | list[str] | None = None
     input_ids: list[Any] | None = None
     sampling_params: dict[str, Any] | list[dict[str, Any]] | None = None
-    stream: bool = False
+    stream: bool | None = None
     rid: str | list[str] | None = None
     return_logprob: bool | list[bool] | None = None
     logprob_start_len: int | list[int] | None = None
@@ -48,7 +48,7 @@ class GenerateBody(msgspec.Struct, kw_only=True):
     extra_key: str | None = None
     cache_salt: str | None = None
     timeout: float | None = None
-    cache_breakpoints: list[int] = []
+    cache_breakpoints: list[int] | None = None
     return_hidden_states: bool = False
     lora_path: str | list[str | None] | None = None
     image_data: Any = None
@@ -141,7 +141,14 @@ def _logprob_fields(
 def raise_failure(finish: Finish | None) -> None:
     """A failed single request is an HTTP error; one that somebody aborted is a reply that says so."""
     if finish is not None and finish.kind == "abort" and finish.error_code not in ("", "request_aborted"):
-        raise from_code(finish.error_code, finish.message)
+        raise with_field(from_code(finish.error_code, finish.message))
+
+
+def with_field(error: PandoError) -> PandoError:
+    """The error; one about a grammar names the field that the grammar came from."""
+    if isinstance(error, InvalidGrammar) and error.param is None:
+        error.param = "sampling_params"
+    return error
 
 
 def refuse_unsupported(body: GenerateBody) -> None:
@@ -166,8 +173,11 @@ def encode_prompts(body: GenerateBody, encode: Callable[[str], list[int]]) -> To
         prompts = TokenPrompts([encode(text) for text in texts], not isinstance(body.text, str))
     else:
         prompts = token_prompts(body.input_ids or [], "input_ids")
+    field = "text" if body.text is not None else "input_ids"
     if not prompts.ids:
-        raise InvalidRequest("the list of prompts is empty", param="text" if body.text is not None else "input_ids")
+        raise InvalidRequest("the list of prompts is empty", param=field)
+    if not all(prompts.ids):
+        raise InvalidRequest("the prompt is empty; give at least one token", param=field)
     return prompts
 
 
@@ -194,8 +204,8 @@ def native_messages(client: EngineClient, body: GenerateBody, prompts: TokenProm
             namespace=cache_namespace(body.cache_salt, body.extra_key),
             priority=body.priority or 0,
             timeout=positive_timeout(body.timeout),
-            stream=body.stream,
-            cache_breakpoints=_breakpoints(body.cache_breakpoints, len(ids)),
+            stream=bool(body.stream),
+            cache_breakpoints=_breakpoints(body.cache_breakpoints or [], len(ids)),
         )
         if len(messages) > MAX_BATCH:
             raise InvalidRequest(f"more than {MAX_BATCH} sequences in one request; send several requests", param="text")

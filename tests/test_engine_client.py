@@ -323,3 +323,18 @@ def test_prefill_only_ends_with_no_tokens() -> None:
 def test_delta_error_needs_an_abort() -> None:
     delta = Delta(0, "", [], 1, 0, 0, finish=Finish("stop", 3))
     assert delta.error is None
+
+
+def test_a_request_that_can_not_be_sent_does_not_stay_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(setup: Setup) -> None:
+        def send(command: object) -> None:
+            raise OverflowError("a number of more than 64 bits")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(setup.transport, "send", send)
+            with pytest.raises(OverflowError):
+                setup.client.submit(setup.client.sequences(PROMPT, SamplingParams(max_new_tokens=1)))
+        assert setup.client.num_open == 0
+        await setup.client.control("flush_cache")
+
+    run(test)

@@ -14,8 +14,8 @@ from pando.errors import InvalidRequest
 GREEDY_TEMPERATURE = 1e-6
 """Temperatures below this are greedy decoding."""
 
-MAX_PATTERNS, MAX_PATTERN = 16, 1024
-"""Stop regexes of a request, and characters of each, at most: they are searched for after every token."""
+MAX_PATTERNS, MAX_PATTERN, MAX_GROUPS = 16, 1024, 100
+"""Stop regexes of a request, and characters and groups of each, at most: they are searched for after every token."""
 
 GRAMMAR_KINDS = ("json_schema", "regex", "ebnf", "structural_tag")
 """Kinds that a native request may name as sampling parameters of their own."""
@@ -132,13 +132,15 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
                 f"stop_regex has {len(self.stop_regex)} patterns; give at most {MAX_PATTERNS}", param="stop_regex"
             )
         for pattern in self.stop_regex:
-            if len(pattern) > MAX_PATTERN:
+            if len(pattern) > MAX_PATTERN or pattern.count("(") > MAX_GROUPS:
                 raise InvalidRequest(
-                    f"a stop_regex has {len(pattern)} characters; give at most {MAX_PATTERN}", param="stop_regex"
+                    f"stop_regex {pattern!r:.60} is too large; give at most {MAX_PATTERN} characters and {MAX_GROUPS} "
+                    "groups",
+                    param="stop_regex",
                 )
             try:
                 re.compile(pattern)
-            except (re.error, OverflowError, RecursionError) as error:
+            except (re.error, OverflowError) as error:
                 raise InvalidRequest(f"stop_regex {pattern!r} does not compile: {error}", param="stop_regex") from None
             if may_explode(pattern):
                 raise InvalidRequest(

@@ -49,6 +49,21 @@ def check_text(text: str, kind: str, limits: Limits) -> None:
         raise refuse("", f"the source has {size} bytes; the limit is {limits.source_bytes}", kind)
     if "\0" in text:
         raise refuse("", "the source holds a NUL byte; write it as an escape", kind)
+    if not _is_whole(text):
+        raise refuse("", "the source holds half of a surrogate pair; write the whole letter", kind)
+
+
+def _is_whole(text: str) -> bool:
+    """False if half of a surrogate pair stands in the text, or is escaped in it where it is JSON."""
+    try:
+        text.encode()
+        if "\\ud" in text.lower():
+            json.dumps(json.loads(text), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    except (ValueError, RecursionError):
+        pass  # no JSON: its reader says so
+    return True
 
 
 def check_regex(pattern: str, pointer: str, kind: str, limits: Limits) -> None:

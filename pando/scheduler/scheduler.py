@@ -228,7 +228,7 @@ class Scheduler:
             request = heapq.heappop(self._deadlines)[2]
             if request.state is not State.DONE:
                 seconds = time.monotonic() - request.arrival
-                self.abort(request.rid, RequestTimeout(f"no result within the request's timeout ({seconds:.1f} s)"))
+                self.abort(request.rid, RequestTimeout(f"no result within the request's timeout ({seconds:.3g} s)"))
 
     def _unstick(self) -> None:
         """Nothing runs, nothing can be planned: the first request can never fit. It fails, the rest go on."""

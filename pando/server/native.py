@@ -16,6 +16,7 @@ from pando.native import (
     raise_failure,
     refuse_unsupported,
     text_length,
+    with_field,
 )
 from pando.server.exchange import json_response, post, read_json, service_of
 from pando.server.service import LONG_TEXT, run_long
@@ -70,7 +71,7 @@ class _Writer:
     def fatal(self, delta: Delta) -> PandoError | None:
         """A failure of the only sequence. One of several is reported in its place, as is an abort by an operator."""
         error = delta.error
-        return None if self._as_list or isinstance(error, RequestAborted) else error
+        return None if error is None or self._as_list or isinstance(error, RequestAborted) else with_field(error)
 
     def _event(self, delta: Delta) -> bytes:
         completion = self._completions[delta.index]

@@ -89,7 +89,8 @@ async def chat_completions(request: Request) -> ASGIApp:
     input_ids = await service.encode(text, add_special_tokens=False)
     reply_id = request_id("chatcmpl")
     start = _start(service.style, body, text)
-    with openai_names(prompt="messages"):
+    renamed = {} if body.max_completion_tokens is None else {"max_new_tokens": "max_completion_tokens"}
+    with openai_names(prompt="messages", **renamed):
         messages = _messages(client, body, input_ids, body.rid or reply_id, _Steering(service.style, start))
     grammar = messages[0].sampling.grammar
     enforced = grammar is not None and grammar.kind == "lark"

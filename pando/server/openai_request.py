@@ -113,11 +113,9 @@ def openai_names(**names: str) -> Iterator[None]:
     try:
         yield
     except PandoError as error:
-        native = error.param or ""
-        name = {**_NATIVE_TO_OPENAI, **names}.get(native, native)
-        if name != native:
-            error.param = name
-            error.message = re.sub(rf"\b{re.escape(native)}\b", name, error.message)
+        known = {**_NATIVE_TO_OPENAI, **names}
+        error.param = known.get(error.param or "", error.param)
+        error.message = re.sub(r"\b[a-z]+_[a-z_]+\b", lambda found: known.get(found[0], found[0]), error.message)
         raise
 
 

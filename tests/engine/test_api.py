@@ -132,3 +132,20 @@ print(len(next(stream)["output_ids"]) > 0)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+def test_logprobs_carry_text_if_asked(engine: pando.Engine) -> None:
+    plain = engine.generate("one", GREEDY, return_logprob=True)
+    reply = engine.generate("one", GREEDY, return_logprob=True, return_text_in_logprobs=True)
+    *_, last = engine.generate("one", GREEDY, stream=True, return_logprob=True, return_text_in_logprobs=True)
+    assert isinstance(plain, dict) and isinstance(reply, dict)
+    texts = [engine.tokenizer.token_text(token) for token in reply["output_ids"]]
+    for each in (reply, last):
+        assert [text for _, _, text in each["meta_info"]["output_token_logprobs"]] == texts
+    assert {text for _, _, text in plain["meta_info"]["output_token_logprobs"]} == {None}
+
+
+def test_a_value_of_the_wrong_type_is_named(engine: pando.Engine) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        engine.generate("one", "temperature=0")  # type: ignore[arg-type]
+    assert caught.value.param == "sampling_params"

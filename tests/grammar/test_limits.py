@@ -10,7 +10,7 @@ import pytest
 from pando.errors import InvalidGrammar, InvalidRequest
 from pando.grammar.limits import Limits, check_regex, parse_schema
 from pando.grammar.tools import read_tools
-from tests.grammar.vocabularies import compiled
+from tests.grammar.vocabularies import aspen_tokenizer, compiled
 
 
 def deep(levels: int) -> dict[str, Any]:
@@ -84,3 +84,36 @@ def test_tools_are_bounded() -> None:
     tool = {"type": "function", "function": {"name": "f"}}
     with pytest.raises(InvalidRequest, match="3 tools; the limit is 2"):
         read_tools([tool] * 3, Limits(tools=2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [
+        ("json_schema", r'{"const": "\ud800"}'),
+        ("json_schema", r'{"type": "object", "properties": {"\uDFFF": {}}}'),
+        ("structural_tag", r'{"type": "structural_tag", "format": {"type": "const_string", "value": "\ud800"}}'),
+        ("choice", r'["\ud800"]'),
+        ("regex", "\ud800"),
+        ("ebnf", 'root ::= "\ud800"'),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_refused(kind: str, source: str) -> None:
+    with pytest.raises(InvalidGrammar, match="half of a surrogate pair"):
+        compiled(kind, source)
+
+
+def test_whole_surrogate_pairs_are_letters() -> None:
+    assert compiled("json_schema", r'{"const": "\ud83d\ude00"}') is not None
+
+
+def test_a_grammar_that_nothing_matches_says_so() -> None:
+    with pytest.raises(InvalidGrammar, match="no text can match it"):
+        compiled("regex", r"[^\s\S]")
+
+
+def test_many_optional_properties_can_be_followed() -> None:
+    properties = {f"p{i}": {"type": "null"} for i in range(1500)}
+    schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    state = compiled("json_schema", json.dumps(schema)).new_state()
+    tokens = aspen_tokenizer().encode('{"p7":null,"p1400', add_special_tokens=False)
+    assert state.accept(tokens) == len(tokens), state.error()

@@ -148,7 +148,7 @@ def test_absent_limit_is_128() -> None:
         ({"text": []}, "text"),
         ({"input_ids": ["a"]}, "input_ids"),
         ({"input_ids": [10**7]}, "input_ids"),
-        ({"text": ""}, "prompt"),
+        ({"text": ""}, "text"),
         ({"text": "a", "sampling_params": {"temperature": -1}}, "temperature"),
         ({"text": "a", "sampling_params": {"nonsense": 1}}, "nonsense"),
         ({"text": "a", "sampling_params": {"json_schema": "{}", "regex": "a"}}, "regex"),
@@ -228,5 +228,45 @@ def test_cache_breakpoints_are_checked_and_passed_on() -> None:
         for wrong in ([0], [4], [1] * 17):
             reply = await http.post("/generate", json={**body, "cache_breakpoints": wrong})
             assert reply.status_code == 400 and reply.json()["error"]["param"] == "cache_breakpoints"
+
+    call(test)
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"text": ""}, "text"),
+        ({"text": None, "input_ids": [[5], []]}, "input_ids"),
+        ({"sampling_params": {"temperature": "x"}}, "temperature"),
+        ({"sampling_params": {"grammar": {"kind": "regex", "source": "a", "after": {}}}}, "grammar"),
+        ({"return_logprob": True, "top_logprobs_num": 1025}, "top_logprobs_num"),
+        ({"return_logprob": True, "token_ids_logprob": [1] * 1025}, "token_ids_logprob"),
+        ({"priority": 2**40}, "priority"),
+        ({"sampling_params": {"sampling_seed": 2**64}}, "sampling_seed"),
+    ],
+)
+def test_values_out_of_bounds_are_named(change: dict[str, Any], param: str) -> None:
+    async def test(server: Server, http: httpx.AsyncClient) -> None:
+        reply = await http.post("/generate", json={"text": "Hi", **change})
+        assert reply.status_code == 400 and reply.json()["error"]["param"] == param
+
+    call(test)
+
+
+def test_null_is_the_same_as_absent() -> None:
+    async def test(server: Server, http: httpx.AsyncClient) -> None:
+        body = {"text": "Hi", "stream": None, "cache_breakpoints": None, "sampling_params": None, "rid": None}
+        assert (await http.post("/generate", json=body)).status_code == 200
+
+    call(test)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_broken_grammar_names_its_field(stream: bool) -> None:
+    async def test(server: Server, http: httpx.AsyncClient) -> None:
+        server.engine.fail_at["a"] = (0, "invalid_grammar", "regex: broken")
+        body = {"text": "Hi", "rid": "a", "stream": stream, "sampling_params": {"regex": "("}}
+        reply = await http.post("/generate", json=body)
+        assert reply.status_code == 400 and reply.json()["error"]["param"] == "sampling_params"
 
     call(test)

@@ -21,6 +21,7 @@ USER = [{"role": "user", "content": "Hello there"}]
 RENDERED = "<|im_start|>user\nHello there<|im_end|>\n<|im_start|>assistant\n"
 TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]
 PATH = "/v1/chat/completions"
+DEEP_CALL = [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[" * 9999 + "]" * 9999}}]}]
 
 
 def sent(server: Server) -> Generate:
@@ -296,7 +297,22 @@ def test_one_call_at_most_and_none_at_all() -> None:
             "tool_choice",
             "not in tools",
         ),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": "x"}}, "tool_choice", "not in tools (get"),
         ({"tools": [{"type": "function"}]}, "tools[0]", "function.name"),
+        ({"tools": [{"function": {"name": "f", "parameters": "x"}}]}, "tools[0].function", "give a JSON schema"),
+        ({"tools": [{"function": {"name": "f", "strict": "x"}}]}, "tools[0].function", "true or false"),
+        ({"messages": [{"role": "assistant", "tool_calls": 5}]}, "messages[0].tool_calls", "not a list"),
+        ({"messages": DEEP_CALL}, "messages[0].tool_calls", "nested too deeply"),
+        ({"structured_outputs": {"regex": 5}}, "structured_outputs.regex", "give a text"),
+        ({"structured_outputs": {"choice": "ab"}}, "structured_outputs.choice", "list of texts"),
+        ({"max_tokens": -1}, "max_tokens", "max_tokens is -1"),
+        ({"max_completion_tokens": -1}, "max_completion_tokens", "max_completion_tokens is -1"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens", "min_tokens 9 exceeds max_tokens 8"),
+        ({"seed": 2**64}, "seed", "seed is 18446744073709551616"),
+        ({"top_k": 2**31}, "top_k", "top_k is"),
+        ({"priority": 2**40}, "priority", "2147483647"),
+        ({"logit_bias": {"abc": 1}}, "logit_bias", "logit_bias"),
+        ({"stop_regex": "(a|a)*b"}, "stop_regex", "may take for ever"),
         ({"n": 0}, "n", "0"),
         ({"stop": ""}, "stop", "empty"),
         ({"lora_path": "x"}, "lora_path", "not supported"),

@@ -51,6 +51,10 @@ def test_none(body: dict[str, Any]) -> None:
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
         ({"response_format": {"type": "json_object"}, "regex": "a"}, "regex"),
         ({"structured_outputs": {"json": {}, "choice": []}}, "structured_outputs"),
+        ({"structured_outputs": {"json": 5}}, "structured_outputs.json"),
+        ({"structured_outputs": {"regex": 5}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"choice": "a"}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"grammar": ["a"]}}, "structured_outputs.grammar"),
     ],
 )
 def test_mistakes(body: dict[str, Any], param: str) -> None:

@@ -280,6 +280,7 @@ VARIANTS = [
         [("get_weather", {"city": "two\nlines", "tags": {"a": [1.5]}})],
         "",
     ),
+    ("pythonic", r"[get_weather(city='\ud800é')]", [("get_weather", {"city": "\ud800é"})], ""),
     ("pythonic", "[ping(1)]", [], "[ping(1)]"),
     ("pythonic", "[ping(a=open('x'))]", [], "[ping(a=open('x'))]"),
 ]

@@ -6,7 +6,7 @@ import ast
 import json
 import re
 
-from pando.server.parsers.scan import PARTIAL, Step, match
+from pando.server.parsers.scan import PARTIAL, Step, json_text, match
 from pando.server.parsers.sink import CallSink
 
 _HEAD = (Step.SPACE, "[", Step.SPACE, Step.NAME, Step.SPACE, "(")
@@ -117,7 +117,7 @@ def _dotted(node: ast.expr) -> str:
 def _json(node: ast.expr, source: str) -> str:
     """A literal as JSON; numbers as they are written."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str | bool | None):
-        return json.dumps(node.value, ensure_ascii=False)
+        return json_text(node.value)
     if isinstance(node, ast.Name) and node.id in _WORDS:
         return json.dumps(_WORDS[node.id])
     if isinstance(node, ast.List | ast.Tuple):
@@ -126,13 +126,13 @@ def _json(node: ast.expr, source: str) -> str:
         return (
             "{" + ", ".join(_pair(key, value, source) for key, value in zip(node.keys, node.values, strict=True)) + "}"
         )
-    written = (ast.get_source_segment(source, node) or "").strip()
-    if isinstance(node, ast.Constant | ast.UnaryOp) and _NUMBER.fullmatch(written):
-        return written
+    number = (ast.get_source_segment(source, node) or "").strip()
+    if isinstance(node, ast.Constant | ast.UnaryOp) and _NUMBER.fullmatch(number):
+        return number
     return json.dumps(ast.literal_eval(node), allow_nan=False)
 
 
 def _pair(key: ast.expr | None, value: ast.expr, source: str) -> str:
     if not isinstance(key, ast.Constant) or not isinstance(key.value, str):
         raise ValueError("the keys of an object are text")
-    return f"{json.dumps(key.value, ensure_ascii=False)}: {_json(value, source)}"
+    return f"{json_text(key.value)}: {_json(value, source)}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -191,3 +193,12 @@ class JsonScanner:
         """Go on after a stop, to a lower depth."""
         self.stop_depth = stop_depth
         self.ended = False
+
+
+def json_text(value: Any) -> str:
+    """A value as JSON. Half of a surrogate pair stays an escape: no UTF-8 holds it."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return json.dumps(value) if _HALF.search(text) else text
+
+
+_HALF = re.compile("[\ud800-\udfff]")

@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 from pando.grammar.schema_tree import Schema, resolve
+from pando.server.parsers.scan import json_text
 
 _MAX_DEPTH = 16
 _WORDS = {"True": "true", "False": "false", "None": "null"}
@@ -88,7 +89,7 @@ def _scalar(plain: str) -> str | None:
     if plain[:1] not in ("{", "["):
         return None
     try:
-        return json.dumps(ast.literal_eval(plain), ensure_ascii=False, allow_nan=False)
+        return json_text(ast.literal_eval(plain))
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return None
 
@@ -97,13 +98,19 @@ def _refuse(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
+MAX_NUMBER = 4000
+"""Letters of a value that is compared with those of an `enum`: Python reads no longer numbers."""
+
+
 def _of_enum(text: str, values: list[Any]) -> str:
     """The value that the text names: a string as it is, anything else as JSON."""
     if text in values or text.strip() in values:
         return _string(text if text in values else text.strip())
     written = _scalar(text.strip())
+    if written is None or len(written) > MAX_NUMBER:
+        return _string(text)
     for value in values:
-        if written is not None and not isinstance(value, str) and _same(json.loads(written), value):
+        if not isinstance(value, str) and _same(json.loads(written), value):
             return written
     return _string(text)
 

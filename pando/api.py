@@ -66,7 +66,8 @@ class Engine:
 
         stream=True returns an iterator of replies whose text is cumulative. Other options are the fields of
         `/generate`: rid, return_logprob, logprob_start_len, top_logprobs_num, token_ids_logprob,
-        return_text_in_logprobs, priority, cache_salt, extra_key, timeout, cache_breakpoints. Raises InvalidRequest and the error that ended a single request.
+        return_text_in_logprobs, priority, cache_salt, extra_key, timeout, cache_breakpoints. Raises InvalidRequest and
+        the error that ended a single request.
         """
         body = _body(prompt, sampling_params, input_ids, stream, options)
         if stream:

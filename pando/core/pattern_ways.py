@@ -23,11 +23,7 @@ _DOT_ALL = re.compile(r"\(\?[a-zA-Z]*s")
 Letters = frozenset[str]
 Element = tuple[Any, Any]
 
-_CATEGORIES = {
-    "DIGIT": str.isdigit,
-    "SPACE": str.isspace,
-    "WORD": lambda letter: letter.isalnum() or letter == "_",
-}
+_CATEGORIES = {"DIGIT": re.compile(r"\d"), "SPACE": re.compile(r"\s"), "WORD": re.compile(r"\w")}
 
 
 def backtracking_ways(pattern: Any) -> float:
@@ -133,10 +129,10 @@ class _Count:
         return self._all - found if negated else _both_cases(found)
 
     def _category(self, name: str) -> Letters:
-        is_one = _CATEGORIES.get(name.rsplit("_", 1)[-1])
-        if is_one is None:
+        one = _CATEGORIES.get(name.rsplit("_", 1)[-1])
+        if one is None:
             return self._all
-        found = frozenset(letter for letter in self._all if is_one(letter))
+        found = frozenset(letter for letter in self._all if one.match(letter))
         return self._all - found if "_NOT_" in name else found
 
 

@@ -145,7 +145,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             if may_explode(pattern):
                 raise InvalidRequest(
                     f"stop_regex {pattern!r} may take for ever to match: a repeat inside another, choices that begin "
-                    "alike inside a repeat, or too many repeats that take the same letters; bound one of them, as in {1,4}",
+                    "alike inside a repeat, or too many repeats that take the same letters; bound one of them, as in "
+                    "{1,4}",
                     param="stop_regex",
                 )
 
@@ -213,5 +214,5 @@ def sampling_from_mapping(values: Mapping[str, Any], defaults: Mapping[str, Any]
     except msgspec.ValidationError as error:
         if isinstance(error.__cause__, InvalidRequest):  # raised by __post_init__ and wrapped on the way out
             raise error.__cause__ from None
-        field = re.search(r"`\$\.(\w+)", str(error))
-        raise InvalidRequest(f"sampling_params: {error}", param=field[1] if field else "sampling_params") from None
+        place = re.search(r"`\$\.(\w+)", str(error))
+        raise InvalidRequest(f"sampling_params: {error}", param=place[1] if place else "sampling_params") from None

@@ -28,7 +28,8 @@ def test_many_ways_to_fail_are_found(source: str) -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        '"[^"]*"', r"\bEND\b", "(?:\\r?\\n){2,}", "(foo|bar)+!", "(and|any)+x", "(.|\\n)*END", ".{0,100}end", r"\s+\S+\s+$",
+        '"[^"]*"', r"\bEND\b", "(?:\\r?\\n){2,}", "(foo|bar)+!", "(and|any)+x", "(.|\\n)*END", ".{0,100}end",
+        r"\s+\S+\s+$",
         r"(?P<q>['\"]).*(?P=q)", "a|ab|abc", r"(?<=x)y+", r"(\+|-)?\d+(\.\d+)?", r"```\w*\n", "foo.{0,15}bar.*baz",
     ],
 )  # fmt: skip

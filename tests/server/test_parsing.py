@@ -75,8 +75,10 @@ def test_mistakes(path: str, body: dict[str, object], param: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["9" * 5000, "1e999", "[" * 3000, r"['\ud800']", "NaN"])
-@pytest.mark.parametrize("schema", [{"type": "number"}, {"enum": [1, 2]}, {"type": "array"}, {"$ref": "#/properties/a"}])
-def test_no_value_breaks_the_reply(value: str, schema: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "schema", [{"type": "number"}, {"enum": [1, 2]}, {"type": "array"}, {"$ref": "#/properties/a"}]
+)
+def test_no_value_breaks_the_reply(value: str, schema: object) -> None:
     async def test(server: Server, http: httpx.AsyncClient) -> None:
         tool = {"function": {"name": "f", "parameters": {"properties": {"a": schema}}}}
         text = f"<tool_call>\n<function=f>\n<parameter=a>\n{value}\n</parameter>\n</function>\n</tool_call>"

@@ -12,7 +12,7 @@ import msgspec
 from pando.core.messages import Finish, Generate, TokenLogprobs
 from pando.core.sampling import LogprobSpec
 from pando.engine_client import Completion, EngineClient
-from pando.errors import InvalidGrammar, InvalidRequest, PandoError, from_code
+from pando.errors import GrammarFailed, InvalidGrammar, InvalidRequest, PandoError, from_code
 from pando.grammar.report import report_of
 from pando.tokenizer.tokenizer import Tokenizer
 
@@ -146,7 +146,7 @@ def raise_failure(finish: Finish | None) -> None:
 
 def with_field(error: PandoError) -> PandoError:
     """The error; one about a grammar names the field that the grammar came from."""
-    if isinstance(error, InvalidGrammar) and error.param is None:
+    if isinstance(error, InvalidGrammar | GrammarFailed) and error.param is None:
         error.param = "sampling_params"
     return error
 

@@ -273,7 +273,7 @@ def parser_limits(limits: Limits) -> LLParserLimits:
         initial_lexer_fuel=limits.initial_lexer_fuel,
         step_lexer_fuel=limits.step_lexer_fuel,
         step_max_items=limits.step_items,
-        max_items_in_row=limits.step_items,
+        max_items_in_row=limits.row_items,
         max_lexer_states=limits.lexer_states,
         max_grammar_size=limits.grammar_size,
         verbose_errors=False,  # schemas stay out of logs

@@ -15,8 +15,8 @@ from pando.grammar.schema_tree import Schema, escape
 class Limits:
     """source_bytes, regex_bytes: UTF-8. depth: nested objects and lists of the source. properties, enum: in the whole
     schema and in one list. repeat: highest bound in a regular expression. tools, choices: in one request.
-    grammar_size, step_items, lexer_fuel, lexer_states: work of the backend (see its limits); a state that exceeds them
-    ends with an error."""
+    grammar_size, step_items, row_items, lexer_fuel, lexer_states: work of the backend (see its limits); a state that
+    exceeds them ends with an error. row_items bounds what may come next: an optional property takes four."""
 
     source_bytes: int = 256 * 1024
     depth: int = 64
@@ -28,6 +28,7 @@ class Limits:
     choices: int = 10_000
     grammar_size: int = 500_000
     step_items: int = 50_000
+    row_items: int = 8_000
     step_lexer_fuel: int = 200_000
     initial_lexer_fuel: int = 1_000_000
     lexer_states: int = 100_000

@@ -14,7 +14,7 @@ import msgspec
 from pando.core.messages import Finish, Generate
 from pando.core.sampling import SamplingParams
 from pando.engine_client import Completion, Delta, EngineClient
-from pando.errors import InvalidGrammar, InvalidRequest, PandoError
+from pando.errors import GrammarFailed, InvalidGrammar, InvalidRequest, PandoError
 from pando.grammar.report import report_of
 from pando.native import Priority, cache_namespace
 from pando.server.structured import grammar_of
@@ -204,6 +204,6 @@ def grammar_report(client: EngineClient, request: Generate, finish: Finish | Non
 
 def named_failure(error: PandoError | None, grammar_field: str) -> PandoError | None:
     """The error of a sequence; one about its grammar names the request's field that the grammar came from."""
-    if isinstance(error, InvalidGrammar) and error.param is None:
+    if isinstance(error, InvalidGrammar | GrammarFailed) and error.param is None:
         error.param = grammar_field
     return error

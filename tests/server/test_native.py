@@ -261,12 +261,14 @@ def test_null_is_the_same_as_absent() -> None:
     call(test)
 
 
+@pytest.mark.parametrize("code", ["invalid_grammar", "grammar_error"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_broken_grammar_names_its_field(stream: bool) -> None:
+def test_a_broken_grammar_names_its_field(stream: bool, code: str) -> None:
     async def test(server: Server, http: httpx.AsyncClient) -> None:
-        server.engine.fail_at["a"] = (0, "invalid_grammar", "regex: broken")
+        server.engine.fail_at["a"] = (0, code, "regex: broken")
         body = {"text": "Hi", "rid": "a", "stream": stream, "sampling_params": {"regex": "("}}
         reply = await http.post("/generate", json=body)
-        assert reply.status_code == 400 and reply.json()["error"]["param"] == "sampling_params"
+        assert reply.status_code == 400
+        assert (reply.json()["error"]["param"], reply.json()["error"]["code"]) == ("sampling_params", code)
 
     call(test)

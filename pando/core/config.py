@@ -52,7 +52,7 @@ class Config:
     """auto (the checkpoint's) | float32 | bfloat16 | float16."""
     kv_cache_dtype: str = "auto"
     """auto (the model's) | bf16 (only if the model is) | int8: keys and values in half the memory, with a scale per
-    token and head."""
+    token and head | fp8_e4m3, fp8_e5m2: without scales (on a GPU)."""
     kernels: str = "auto"
     """auto | native | reference."""
     enable_deterministic_inference: bool = False
@@ -145,12 +145,15 @@ ROUND_ON_LOAD = ("int8", "w8a8", "int4")
 STORED_FORMATS = ("awq", "gptq", "compressed-tensors", "gguf")
 """Values of `quantization` that name what the checkpoint already is."""
 
+KV_DTYPES = {"int8": "int8", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
+"""Values of `kv_cache_dtype` that keep keys and values in 8 bits -> what `pando.cache.spec` calls them."""
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "quantization": ("auto", *ROUND_ON_LOAD, *STORED_FORMATS),
     "load_format": ("auto", "dummy"),
     "device": ("auto", "cpu", "cuda"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
-    "kv_cache_dtype": ("auto", "bf16", "int8"),
+    "kv_cache_dtype": ("auto", "bf16", *KV_DTYPES),
     "kernels": ("auto", "native", "reference"),
     "overlap": ("auto", "on", "off"),
     "schedule_policy": ("lpm", "fcfs", "priority"),

@@ -130,7 +130,7 @@ def table(isa: str, *, deterministic: bool = False) -> OpTable:
         step_table=partial(cpu_step.NativeStepTable, level),
         program=partial(cpu_program.NativeProgram, level, deterministic),
         deterministic=deterministic,
-        int8_kv=True,
+        kv_dtypes=frozenset(("int8",)),
         rounds=True,
     )
 

@@ -21,6 +21,7 @@ from pando.kernels.triton import (
     step,
     store,
 )
+from pando.kernels.triton.launch import has_e4m3
 from pando.kernels.triton.causal_conv import causal_conv
 from pando.kernels.triton.gated_delta import gated_delta
 from pando.kernels.triton.selective_scan import selective_scan
@@ -64,4 +65,5 @@ def table() -> OpTable:
         ops,
         step_table=partial(step.TritonStepTable, ops.sample, ops.argmax, ops.finite),
         capturable=True,
+        kv_dtypes=frozenset(("int8", "float8_e5m2", *(("float8_e4m3fn",) if has_e4m3() else ()))),
     )

@@ -28,8 +28,8 @@ class Config:
     revision: str | None = None
     """Hub revision (branch, tag or commit)."""
     quantization: str = "auto"
-    """auto (as the checkpoint is) | int8 | w8a8 (activations too) | int4: rounded on load from plain weights. awq |
-    gptq | compressed-tensors | gguf: refuse a checkpoint of another kind."""
+    """auto (as the checkpoint is) | int8 | w8a8 (activations too) | int4 | fp8 (on a GPU): rounded on load from plain
+    weights. awq | gptq | compressed-tensors | gguf: refuse a checkpoint of another kind."""
     load_format: str = "auto"
     """auto (safetensors) | dummy (random weights of the config's shape, for benchmarks)."""
     packed_cache: str = "auto"
@@ -139,7 +139,7 @@ class Config:
         return cls(**options)
 
 
-ROUND_ON_LOAD = ("int8", "w8a8", "int4")
+ROUND_ON_LOAD = ("int8", "w8a8", "int4", "fp8")
 """Values of `quantization` that round plain weights."""
 
 STORED_FORMATS = ("awq", "gptq", "compressed-tensors", "gguf")

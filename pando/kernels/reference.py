@@ -72,7 +72,7 @@ class Linear:
         if isinstance(self._weight, Tensor):
             return F.linear(x, self._weight, self._bias)
         wide = x.float()
-        if self._weight.activation_bits == 8:
+        if self._weight.activation_bits == 8 and not self._weight.is_float:
             wide = rounded_to_int8(wide, self._weight.group_size)
         out = F.linear(wide, self._weight.dequantize(), None if self._bias is None else self._bias.float())
         return out if self._activation is not None else out.to(self._out_dtype or x.dtype)
@@ -106,6 +106,16 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
     """Add x to the residual stream in place, rounded to its dtype, and norm the sum."""
     residual.add_(x)
     return rms_norm(residual, weight, eps)
+
+
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """(x - mean) / std * weight + bias over the last dim."""
+    wide = F.layer_norm(x.float(), x.shape[-1:], None, None, eps)
+    if weight is not None:
+        wide = wide * weight
+    if bias is not None:
+        wide = wide + bias
+    return wide.to(x.dtype)
 
 
 def _rotate_(x_THD: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
@@ -417,6 +427,7 @@ REFERENCE = OpTable(
     pack_experts=pack_experts,
     rms_norm=rms_norm,
     add_rms_norm=add_rms_norm,
+    layer_norm=layer_norm,
     rope_=rope_,
     store_kv=store_kv,
     gated_activation=gated_activation,
@@ -434,5 +445,6 @@ REFERENCE = OpTable(
     logprobs=logprobs,
     step_table=partial(TorchStepTable, sample, argmax, finite),
     kv_dtypes=frozenset(("int8", "float8_e4m3fn", "float8_e5m2")),
+    float8_weights=True,
 )
 """The reference implementation of every op."""

@@ -21,7 +21,7 @@ POSITIVE = (
     "num_threads",
 )
 CHOICES = {
-    "quantization": ["auto", "int8", "w8a8", "int4", "awq", "gptq", "compressed-tensors", "gguf"],
+    "quantization": ["auto", "int8", "w8a8", "int4", "fp8", "awq", "gptq", "compressed-tensors", "gguf"],
     "load_format": ["auto", "dummy"],
     "device": ["auto", "cpu", "cuda"],
     "dtype": ["auto", "float32", "bfloat16", "float16"],

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from pando.core.config import BUILTIN_MODELS, Config
+from pando.core.config import BUILTIN_MODELS, KV_DTYPES, Config
 from pando.errors import ModelNotFound, PandoError
 
 GIB = 1 << 30
@@ -229,8 +229,8 @@ def plan_lines(config: Config) -> list[str]:
     dtype = str(resolve_dtype(config.dtype, raw)).removeprefix("torch.")
     size, device = ModelSize.of(spec), resolve_device(config.device)
     facts = ModelFacts.of(size, dtype, matrix_bits(config.quantization, raw.values))
-    if config.kv_cache_dtype == "int8":
-        facts = replace(facts, kv_bytes_per_token=cache_plan(spec, dtype).in_int8().bytes_per_token)
+    if (kept := KV_DTYPES.get(config.kv_cache_dtype)) is not None:
+        facts = replace(facts, kv_bytes_per_token=cache_plan(spec, dtype).kept_in(kept).bytes_per_token)
     free = device.free_bytes() - facts.weight_bytes
     plan = plan_memory(config, facts, free, on_cpu=not device.asynchronous)
     assumed = not device.asynchronous and config.chunked_prefill_size is None

@@ -27,7 +27,7 @@ from pando.cache.budget import CacheLayout
 from pando.cache.manager import CacheManager
 from pando.cache.pool import KVPool
 from pando.cache.spec import CachePlan
-from pando.core.config import BUILTIN_MODELS, Config
+from pando.core.config import BUILTIN_MODELS, KV_DTYPES, Config
 from pando.core.info import EngineInfo
 from pando.core.messages import ControlReply, Failure, Load
 from pando.device import Device, resolve_device
@@ -168,13 +168,16 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def _cache_plan(config: Config, model: DecoderModel, ops: OpTable) -> CachePlan:
     """What the model's layers keep, in the dtype asked for. Raises ConfigError if that can not be had."""
-    if config.kv_cache_dtype == "int8":
-        if not ops.int8_kv:
+    kept = KV_DTYPES.get(config.kv_cache_dtype)
+    if kept is not None:
+        if kept not in ops.kv_dtypes:
+            others = " or ".join((*(name for name, dtype in KV_DTYPES.items() if dtype in ops.kv_dtypes), "auto"))
             raise ConfigError(
-                f"the kernels {ops.name} have no attention over keys and values in int8; use --kv-cache-dtype auto",
+                f"the kernels {ops.name} have no attention over keys and values in {config.kv_cache_dtype} here; "
+                f"use --kv-cache-dtype {others}",
                 param="kv_cache_dtype",
             )
-        return model.cache_plan.in_int8()
+        return model.cache_plan.kept_in(kept)
     if config.kv_cache_dtype == "bf16" and model.dtype is not torch.bfloat16:
         raise ConfigError(
             f"kv_cache_dtype is 'bf16', the model's dtype {dtype_name(model.dtype)}; "

@@ -12,6 +12,9 @@ from pando.cache.spec import FULL, CachePlan, FullAttention, Latent, LayerSpec, 
 from pando.kernels import cpu
 from pando.kernels.int8_rows import SCALE_BYTES
 
+KEPT = {"int8": torch.int8, "float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
+"""Dtypes of a spec that are not the model's."""
+
 
 class KVPool:
     """k_cache [S, K, D] and v_cache [S, K, Dv] per layer, S = num_pages * page_size token slots; states per slot.
@@ -21,7 +24,8 @@ class KVPool:
     Token t of page p lives in slot p * page_size + t. Layers may differ in K, D and Dv. A latent layer has K = 1 and
     D = rank + rope_dim, and its values are a view of the keys' first `rank` dims. states[layer]: one tensor
     [num_states, *shape] per tensor of the layer's State spec; such a layer has no keys, and others no states.
-    Layers whose spec says int8 hold rows of `pando.kernels.int8_rows`, the others' keys and values are in `dtype`.
+    Layers whose spec says int8 hold rows of `pando.kernels.int8_rows`, those whose spec says so float8 without scales;
+    the others' keys and values are in `dtype`.
     """
 
     def __init__(
@@ -86,7 +90,7 @@ class KVPool:
         self, layer: LayerSpec, num_slots: int, dtype: torch.dtype, device: torch.device | str
     ) -> tuple[Tensor, Tensor]:
         if isinstance(layer, FullAttention | SlidingWindow):
-            kept, more = (torch.int8, SCALE_BYTES) if layer.dtype == "int8" else (dtype, 0)
+            kept, more = KEPT.get(layer.dtype, dtype), SCALE_BYTES if layer.dtype == "int8" else 0
             k = _zeros((num_slots, layer.kv_heads, layer.head_dim + more), kept, device)
             return k, _zeros((num_slots, layer.kv_heads, layer.v_dim + more), kept, device)
         if isinstance(layer, Latent):

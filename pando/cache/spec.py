@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 FULL, WINDOW = 0, 1
 """Page groups: layers that keep all tokens, and layers that keep those of a sliding window."""
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "float8_e4m3fn": 1}
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "float8_e4m3fn": 1, "float8_e5m2": 1}
 
 INT8_SCALE_BYTES = DTYPE_BYTES["float32"]
 """Keys or values of a token and head in int8 are followed by their scale (`pando.kernels.int8_rows`)."""
@@ -100,10 +100,14 @@ class CachePlan:
         return cls(tuple(layers))
 
     def in_int8(self) -> CachePlan:
-        """The same with keys and values in int8. Latent vectors and recurrent states stay what they are."""
+        """The same with keys and values in int8."""
+        return self.kept_in("int8")
+
+    def kept_in(self, dtype: str) -> CachePlan:
+        """The same with keys and values in another dtype. Latent vectors and recurrent states stay what they are."""
         return CachePlan(
             tuple(
-                replace(layer, dtype="int8") if isinstance(layer, FullAttention | SlidingWindow) else layer
+                replace(layer, dtype=dtype) if isinstance(layer, FullAttention | SlidingWindow) else layer
                 for layer in self.layers
             )
         )

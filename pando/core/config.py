@@ -28,8 +28,8 @@ class Config:
     revision: str | None = None
     """Hub revision (branch, tag or commit)."""
     quantization: str = "auto"
-    """auto (as the checkpoint is) | int8 | w8a8 (activations too) | int4: rounded on load from plain weights. awq |
-    gptq | compressed-tensors | gguf: refuse a checkpoint of another kind."""
+    """auto (as the checkpoint is) | int8 | w8a8 (activations too) | int4 | fp8 (on a GPU): rounded on load from plain
+    weights. awq | gptq | compressed-tensors | gguf: refuse a checkpoint of another kind."""
     load_format: str = "auto"
     """auto (safetensors) | dummy (random weights of the config's shape, for benchmarks)."""
     packed_cache: str = "auto"
@@ -52,7 +52,7 @@ class Config:
     """auto (the checkpoint's) | float32 | bfloat16 | float16."""
     kv_cache_dtype: str = "auto"
     """auto (the model's) | bf16 (only if the model is) | int8: keys and values in half the memory, with a scale per
-    token and head."""
+    token and head | fp8_e4m3, fp8_e5m2: without scales (on a GPU)."""
     kernels: str = "auto"
     """auto | native | reference."""
     enable_deterministic_inference: bool = False
@@ -139,18 +139,21 @@ class Config:
         return cls(**options)
 
 
-ROUND_ON_LOAD = ("int8", "w8a8", "int4")
+ROUND_ON_LOAD = ("int8", "w8a8", "int4", "fp8")
 """Values of `quantization` that round plain weights."""
 
 STORED_FORMATS = ("awq", "gptq", "compressed-tensors", "gguf")
 """Values of `quantization` that name what the checkpoint already is."""
+
+KV_DTYPES = {"int8": "int8", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
+"""Values of `kv_cache_dtype` that keep keys and values in 8 bits -> what `pando.cache.spec` calls them."""
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "quantization": ("auto", *ROUND_ON_LOAD, *STORED_FORMATS),
     "load_format": ("auto", "dummy"),
     "device": ("auto", "cpu", "cuda"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
-    "kv_cache_dtype": ("auto", "bf16", "int8"),
+    "kv_cache_dtype": ("auto", "bf16", *KV_DTYPES),
     "kernels": ("auto", "native", "reference"),
     "overlap": ("auto", "on", "off"),
     "schedule_policy": ("lpm", "fcfs", "priority"),

@@ -31,7 +31,10 @@ else:
     if _native.interface != INTERFACE:
         LOAD_ERROR = f"it was built from other sources: interface {_native.interface}, not {INTERFACE}"
 
-NOT_NATIVE: dict[str, str] = {"norm_rope_": "rms_norm and rope_ are two ops here"}
+NOT_NATIVE: dict[str, str] = {
+    "norm_rope_": "rms_norm and rope_ are two ops here",
+    "layer_norm": "native in programs",
+}
 """Ops that stay torch in the native table, with the reason."""
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -112,6 +115,7 @@ def table(isa: str, *, deterministic: bool = False) -> OpTable:
         pack_experts=packer.pack_experts,
         rms_norm=ops.rms_norm,
         add_rms_norm=ops.add_rms_norm,
+        layer_norm=reference.layer_norm,
         rope_=ops.rope_,
         store_kv=ops.store_kv,
         gated_activation=ops.gated_activation,
@@ -130,7 +134,7 @@ def table(isa: str, *, deterministic: bool = False) -> OpTable:
         step_table=partial(cpu_step.NativeStepTable, level),
         program=partial(cpu_program.NativeProgram, level, deterministic),
         deterministic=deterministic,
-        int8_kv=True,
+        kv_dtypes=frozenset(("int8",)),
         rounds=True,
     )
 

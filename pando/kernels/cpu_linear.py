@@ -6,6 +6,7 @@ and round float32 and float16 rows to bfloat16 first; every other product widens
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from pando.errors import ConfigError
 from pando.kernels import _native, cpu_quantized, reference
 from pando.kernels.ops import PackedExperts, PackedLinear
 from pando.kernels.weights import QuantizedWeight, UnroundedWeight, Weight
+
+_log = logging.getLogger(__name__)
 
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """DType of csrc/kernels.hpp, and WeightKind of csrc/linear.hpp for float weights."""
@@ -223,6 +226,7 @@ class Packer:
         out_dtype: torch.dtype | None = None,
     ) -> PackedLinear:
         """Panels of a weight on the CPU; what there are no kernels for stays with the reference. Raises ConfigError."""
+        weight = _widened(weight)
         if isinstance(weight, QuantizedWeight):
             return self._pack_quantized(weight, bias, activation, out_dtype)
         if isinstance(weight, UnroundedWeight):
@@ -241,6 +245,7 @@ class Packer:
         down_bias: Tensor | None = None,
     ) -> PackedExperts:
         """Panels of float experts of one dtype and shape; others expert by expert."""
+        gate_up, down = [_widened(weight) for weight in gate_up], [_widened(weight) for weight in down]
         first = [weight for weight in gate_up if isinstance(weight, Tensor) and _is_native(weight)]
         second = [weight for weight in down if isinstance(weight, Tensor) and _is_native(weight)]
         kinds = {(weight.dtype, weight.shape) for weight in first}, {(weight.dtype, weight.shape) for weight in second}
@@ -307,6 +312,19 @@ def per_output(values: Tensor, n: int, activation: int) -> Tensor:
     out = torch.empty(_native.panel_bytes(0, n, 1, activation) // 4, dtype=torch.float32)
     _native.pack_outputs(source.data_ptr(), n, activation, out.data_ptr())
     return out
+
+
+_widens: set[str] = set()
+
+
+def _widened(weight: Weight) -> Weight:
+    """A weight in float8, for which there are no panels, in bfloat16; others as they are."""
+    if not isinstance(weight, QuantizedWeight) or not weight.is_float:
+        return weight
+    if not _widens:
+        _widens.add("said")
+        _log.warning("weights in float8 become bfloat16 on a CPU, twice the memory: --quantization int8 keeps 8 bits")
+    return weight.dequantize().bfloat16()
 
 
 def _is_native(weight: Weight) -> bool:

@@ -43,7 +43,8 @@ class PagedAttention(Protocol):
     step's token j where mask[i, j] is set, instead of j <= i. Everything before the step is visible as without it
     (a window counts i as if the tokens were a chain). Every token sees itself.
 
-    Caches may also be int8 where the table takes them: rows of `pando.kernels.int8_rows`, 4 bytes longer than D and Dv.
+    Caches may also be of the table's `kv_dtypes`; int8 ones are rows of `pando.kernels.int8_rows`, 4 bytes longer than
+    D and Dv.
 
     Rows whose page tables begin with the same pages hold the same KV there; an implementation may read it once.
     A row's result must not depend on the other rows of the call, nor on what it shares with them.
@@ -391,6 +392,12 @@ class OpTable:
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     """(x, residual, weight, eps): residual += x in place; returns rms_norm(residual)."""
 
+    layer_norm: Callable[[Tensor, Tensor | None, Tensor | None, float], Tensor]
+    """(x [..., n], weight, bias, eps) -> (x - mean) / std * weight + bias, dtype of x.
+
+    weight and bias float32 [n], or [h, n] where x is [..., h, n], or None: 1 and 0.
+    """
+
     rope_: Callable[[Tensor, Tensor, Tensor, Tensor, bool], None]
     """(q [T,H,D], k [T,K,D], positions [T] int64, cos_sin [max_pos, rotary_dim] float32, interleaved) in place.
 
@@ -402,7 +409,8 @@ class OpTable:
     """(k [T,K,D], v [T,K,Dv], k_cache [S,K,D], v_cache [S,K,Dv], out_loc [T] int64): cache[out_loc] = kv.
 
     k, v and the caches may be strided views with a contiguous last dim, as may q and the caches of `paged_attention`.
-    Into an int8 cache ([S,K,D+4], [S,K,Dv+4]) as rows of `pando.kernels.int8_rows`.
+    Into an int8 cache ([S,K,D+4], [S,K,Dv+4]) as rows of `pando.kernels.int8_rows`; into one of float8 without a
+    scale, what is too large as its largest number.
     """
 
     gated_activation: Callable[[Tensor, str], Tensor]
@@ -454,8 +462,12 @@ class OpTable:
     of q and k in place, then `rope_`. None where the two ops do it.
     """
 
-    int8_kv: bool = False
-    """Whether `store_kv`, `paged_attention` and programs take int8 caches."""
+    kv_dtypes: frozenset[str] = frozenset()
+    """Dtypes besides the inputs' of the caches that `store_kv`, `paged_attention` and programs take: int8 (rows of
+    `pando.kernels.int8_rows`), float8_e4m3fn, float8_e5m2."""
+
+    float8_weights: bool = False
+    """Whether `pack_linear` and `pack_experts` keep weights of float8 as they are; others widen them."""
 
     capturable: bool = False
     """Whether calls may be recorded in a graph: no op waits for the device, or decides by what a tensor holds."""

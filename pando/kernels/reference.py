@@ -72,7 +72,7 @@ class Linear:
         if isinstance(self._weight, Tensor):
             return F.linear(x, self._weight, self._bias)
         wide = x.float()
-        if self._weight.activation_bits == 8:
+        if self._weight.activation_bits == 8 and not self._weight.is_float:
             wide = rounded_to_int8(wide, self._weight.group_size)
         out = F.linear(wide, self._weight.dequantize(), None if self._bias is None else self._bias.float())
         return out if self._activation is not None else out.to(self._out_dtype or x.dtype)
@@ -108,6 +108,16 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
     return rms_norm(residual, weight, eps)
 
 
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """(x - mean) / std * weight + bias over the last dim."""
+    wide = F.layer_norm(x.float(), x.shape[-1:], None, None, eps)
+    if weight is not None:
+        wide = wide * weight
+    if bias is not None:
+        wide = wide + bias
+    return wide.to(x.dtype)
+
+
 def _rotate_(x_THD: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
     half = cos.shape[-1]
     turning = x_THD[..., : 2 * half]
@@ -131,7 +141,17 @@ def rope_(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor, interleaved:
 def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, out_loc: Tensor) -> None:
     """Scatter this step's keys and values to their token slots."""
     for x, cache in ((k, k_cache), (v, v_cache)):
-        cache[out_loc] = round_rows(x) if cache.dtype is torch.int8 else x.to(cache.dtype)
+        if cache.dtype.itemsize > 1:
+            cache[out_loc] = x.to(cache.dtype)
+        else:  # by bytes, because torch can not index float8 everywhere
+            rows = round_rows(x) if cache.dtype is torch.int8 else saturated(x, cache.dtype)
+            cache.view(torch.uint8)[out_loc] = rows.view(torch.uint8)
+
+
+def saturated(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in a float8 dtype; beyond its largest number that one, as GPUs convert."""
+    largest = torch.finfo(dtype).max
+    return x.float().clamp(-largest, largest).to(dtype)
 
 
 def gated_activation(gate_up: Tensor, kind: str) -> Tensor:
@@ -196,9 +216,12 @@ def _attend(
     return torch.matmul(weights, v_LKD.transpose(0, 1).unsqueeze(1)).flatten(0, 1).transpose(0, 1)
 
 
-def _floats(rows: Tensor, dtype: torch.dtype) -> Tensor:
+def _floats(cache: Tensor, slots: Tensor, dtype: torch.dtype) -> Tensor:
     """Rows of a cache as float32; of an int8 one after rounding to `dtype`."""
-    return (expand_rows(rows, dtype) if rows.dtype is torch.int8 else rows).float()
+    if cache.dtype is torch.int8:
+        return expand_rows(cache[slots], dtype).float()
+    rows = cache[slots] if cache.dtype.itemsize > 1 else cache.view(torch.uint8)[slots].view(cache.dtype)
+    return rows.float()
 
 
 class NoPlan:
@@ -239,7 +262,7 @@ def paged_attention(
         first_key = first_page * page_size
         pages = page_table_RP[row, first_page : -(-kv_len // page_size)].long()
         slots = (pages.unsqueeze(1) * page_size + offsets).flatten()[: kv_len - first_key]
-        k, v = (_floats(cache[slots], q_THD.dtype) for cache in (k_cache_SKD, v_cache_SKD))
+        k, v = (_floats(cache, slots, q_THD.dtype) for cache in (k_cache_SKD, v_cache_SKD))
         piece = max(1, MAX_SCORES // (num_heads * len(slots)))
         for first in range(begin, end, piece):
             last = min(first + piece, end)
@@ -404,6 +427,7 @@ REFERENCE = OpTable(
     pack_experts=pack_experts,
     rms_norm=rms_norm,
     add_rms_norm=add_rms_norm,
+    layer_norm=layer_norm,
     rope_=rope_,
     store_kv=store_kv,
     gated_activation=gated_activation,
@@ -420,6 +444,7 @@ REFERENCE = OpTable(
     apply_penalties_=apply_penalties_,
     logprobs=logprobs,
     step_table=partial(TorchStepTable, sample, argmax, finite),
-    int8_kv=True,
+    kv_dtypes=frozenset(("int8", "float8_e4m3fn", "float8_e5m2")),
+    float8_weights=True,
 )
 """The reference implementation of every op."""

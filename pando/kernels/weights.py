@@ -16,10 +16,11 @@ from torch import Tensor
 class QuantizedWeight:
     """w[n, k] = scale[n, g] * values[n, k] + offset[n, g] with g = k // group_size.
 
-    values [N, K]: int8 in -127..127 (bits 8) or uint8 in 0..15 (bits 4). scale and offset [N, G] float32; offset None
-    is 0. group_size == K is one scale per output. activation_bits: 16 multiplies activations as they are; 8 rounds them
-    to int8 first, with one scale per token and group of inputs: max |x| / 127, ties to even. A table may leave them as
-    they are where rounding would save nothing.
+    values [N, K]: int8 in -127..127 or float8 e4m3 (bits 8) or uint8 in 0..15 (bits 4). scale and offset [N, G]
+    float32; offset None is 0. group_size == K is one scale per output, which is all that float8 can have.
+    activation_bits: 16 multiplies activations as they are; 8 rounds them to int8 first, with one scale per token and
+    group of inputs: max |x| / 127, ties to even. A table may leave them as they are where rounding would save nothing.
+    Of float8 weights 8 allows a table to round them to float8 e4m3, with one scale per token: max |x| / 448.
     """
 
     values: Tensor
@@ -32,7 +33,9 @@ class QuantizedWeight:
     def __post_init__(self) -> None:
         (n, k), groups = self.values.shape, -(-self.values.shape[1] // self.group_size)
         assert self.bits in (4, 8) and self.activation_bits in (8, 16), (self.bits, self.activation_bits)
-        assert self.values.dtype is (torch.int8 if self.bits == 8 else torch.uint8), self.values.dtype
+        integers = self.values.dtype is (torch.int8 if self.bits == 8 else torch.uint8)
+        plain_float = self.is_float and self.bits == 8 and groups == 1 and self.offset is None
+        assert integers or plain_float, (self.values.dtype, self.bits, groups)
         assert self.scale.shape == (n, groups) and self.scale.dtype is torch.float32, (self.scale.shape, n, k, groups)
         assert self.offset is None or self.offset.shape == (n, groups), self.offset.shape
 
@@ -40,6 +43,16 @@ class QuantizedWeight:
     def shape(self) -> torch.Size:
         """(N, K)."""
         return self.values.shape
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the values are float8."""
+        return self.values.dtype is torch.float8_e4m3fn
+
+    @property
+    def scheme(self) -> tuple[int, int, int, bool]:
+        """Weights of equal schemes can be one weight."""
+        return self.bits, self.group_size, self.activation_bits, self.is_float
 
     def dequantize(self) -> Tensor:
         """[N, K] float32."""
@@ -68,6 +81,11 @@ class UnroundedWeight:
     bits: int
     group_size: int
     activation_bits: int
+
+    @property
+    def scheme(self) -> tuple[int, int, int, bool]:
+        """As of a `QuantizedWeight`."""
+        return self.bits, self.group_size, self.activation_bits, False
 
     @property
     def shape(self) -> torch.Size:
@@ -101,7 +119,7 @@ def concatenate(parts: Sequence[Weight]) -> Weight:
     if len(unrounded) == len(parts) and len({replace(part, parts=()) for part in unrounded}) == 1:
         return replace(unrounded[0], parts=tuple(each for part in unrounded for each in part.parts))
     quantized = [part for part in parts if isinstance(part, QuantizedWeight)]
-    schemes = {(part.bits, part.group_size, part.activation_bits) for part in quantized}
+    schemes = {part.scheme for part in quantized}
     if len(quantized) != len(parts) or len(schemes) != 1:
         raise ValueError("parts of a fused projection are quantised differently")
     offsets = [part.offset for part in quantized if part.offset is not None]

@@ -111,5 +111,5 @@ def _fuse(
 
 def _same_scheme(parts: Sequence[Weight]) -> bool:
     """Whether `concatenate` takes them."""
-    schemes = {None if isinstance(p, Tensor) else (p.bits, p.group_size, p.activation_bits) for p in parts}
+    schemes = {None if isinstance(p, Tensor) else p.scheme for p in parts}
     return len(schemes) == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Protocol
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from pando.kernels.ops import OpTable
 
@@ -43,21 +42,17 @@ class RMSNorm:
 class LayerNorm:
     """(x - mean) / std * weight + bias, computed in float32. weight float32 [M] or [heads, D] per head, or None."""
 
-    __slots__ = ("weight", "bias", "eps")
+    __slots__ = ("weight", "bias", "eps", "_norm")
 
-    def __init__(self, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
+    def __init__(self, weight: Tensor | None, bias: Tensor | None, eps: float, ops: OpTable) -> None:
         self.weight = weight
         self.bias = bias
         self.eps = eps
+        self._norm = ops.layer_norm
 
     def __call__(self, x_TM: Tensor) -> Tensor:
         """The normalised x, dtype of x."""
-        wide = F.layer_norm(x_TM.float(), x_TM.shape[-1:], None, None, self.eps)
-        if self.weight is not None:
-            wide = wide * self.weight
-        if self.bias is not None:
-            wide = wide + self.bias
-        return wide.to(x_TM.dtype)
+        return self._norm(x_TM, self.weight, self.bias, self.eps)
 
     def add(self, x_TM: Tensor, residual_TM: Tensor) -> Tensor:
         """residual += x in place; returns the normalised residual."""

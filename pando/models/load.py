@@ -139,6 +139,11 @@ def load_model(
     spec, config = load_spec(folder)
     rounding = ON_LOAD.get(quantization, AS_STORED)
     check_quantization(quantization, config)
+    if quantization == "fp8" and not ops.float8_weights:
+        raise ConfigError(
+            f"the kernels {ops.name} have no products with weights in float8 here; use --quantization int8",
+            param="quantization",
+        )
     resolved = resolve_dtype(dtype, config)
     plan = _Load(folder, spec, config, resolved, torch.device(device), ops, rounding, progress, context_length)
     if load_format == "dummy":

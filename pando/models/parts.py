@@ -57,12 +57,12 @@ class Parts:
     def norm(self, name: str, *shape: int) -> RMSNorm | LayerNorm:
         """A norm of the family's kind, of elements [*shape], from its checkpoint name."""
         if not self.spec.norm_weight:
-            return LayerNorm(None, None, self.spec.eps)
+            return LayerNorm(None, None, self.spec.eps, self.ops)
         weight = self.loader.float32(name + ".weight", *shape).add_(self.spec.norm_offset)
         if self.spec.norm == "rms":
             return RMSNorm(weight, self.spec.eps, self.ops)
         bias = self.loader.float32(name + ".bias", *shape) if self.spec.norm_bias else None
-        return LayerNorm(weight, bias, self.spec.eps)
+        return LayerNorm(weight, bias, self.spec.eps, self.ops)
 
     def rms_norm(self, name: str, *shape: int, eps: float) -> RMSNorm:
         """An RMS norm whose weight is stored as it is, whatever the family's other norms are."""

@@ -1,9 +1,10 @@
-"""compressed-tensors checkpoints (llm-compressor): integers of 4 and 8 bits, packed or not.
+"""compressed-tensors checkpoints (llm-compressor): integers of 4 and 8 bits, packed or not, and float8 e4m3.
 
 pack-quantized: weight_packed [N, K * bits / 32] int32, words of neighbouring inputs, lowest bits first; the stored
     field is q + 2^(bits - 1). weight_scale [N, G]; weight_zero_point packed along the outputs, [N * bits / 32, G]
     int32; weight_shape [2]; weight_g_idx [K] where groups were formed in another order
 int-quantized, naive-quantized: weight [N, K] int8, weight_scale [N, 1] or [1], weight_zero_point alike
+float-quantized: weight [N, K] float8 e4m3, weight_scale [N, 1] or [1]; no zero points
 
 w[n, k] = scale[n, g] * (q[n, k] - zero[n, g])
 """
@@ -25,7 +26,7 @@ from pando.quant.packed_words import unpack
 from pando.quant.settings import group_of, integer, read_shaped, require, section
 from pando.quant.source import TensorSource, WeightProblem
 
-PACKED, UNPACKED = ("pack-quantized",), ("int-quantized", "naive-quantized")
+PACKED, UNPACKED, FLOATS = ("pack-quantized",), ("int-quantized", "naive-quantized"), ("float-quantized",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Group:
     bits: int
     group_size: int
     activation_bits: int
+    floats: bool
 
     def names(self, module: str) -> bool:
         """Whether a target is this module, or a pattern ("re:...") for it."""
@@ -53,7 +55,7 @@ class CompressedTensors:
     suffixes: tuple[str, ...]
 
     def __init__(self, settings: Mapping[str, object]) -> None:
-        require(settings, "format", PACKED + UNPACKED, "compressed-tensors")
+        require(settings, "format", PACKED + UNPACKED + FLOATS, "compressed-tensors")
         sparsity = section(settings, "sparsity_config").get("format", "dense")
         if sparsity != "dense":
             raise ConfigError(f"compressed-tensors with sparse weights ({sparsity}) can not be read")
@@ -61,6 +63,10 @@ class CompressedTensors:
         self.groups = tuple(_group(section(groups, name)) for name in groups)
         if not self.groups:
             raise ConfigError("compressed-tensors without config_groups can not be read")
+        for group in self.groups:
+            if group.floats != (settings.get("format") in FLOATS):
+                kind = "float" if group.floats else "int"
+                raise ConfigError(f"compressed-tensors with {kind} weights as {settings.get('format')} can not be read")
         self.packed = settings.get("format", PACKED[0]) in PACKED
         first = (".weight_packed",) if self.packed else (".weight_scale",)
         self.suffixes = (*first, ".weight_packed", ".weight_scale", ".weight_zero_point", ".weight_shape")
@@ -69,12 +75,10 @@ class CompressedTensors:
     def weight(self, source: TensorSource, module: str, rows: int, columns: int) -> QuantizedWeight | OrderedWeight:
         """The matrix [rows, columns]."""
         group = next((g for g in self.groups if g.names(module)), self.groups[0])
+        scales = self._scales(source, module, rows)
+        if group.floats:
+            return _float8(source, module, columns, scales, group.activation_bits)
         codes = self._codes(source, module, rows, columns, group.bits)
-        scales = source.read(f"{module}.weight_scale").float()
-        if scales.numel() == 1:
-            scales = scales.reshape(1, 1).expand(rows, 1)
-        if scales.shape[0] != rows or scales.dim() != 2:
-            raise WeightProblem(f"{module}.weight_scale has shape {list(scales.shape)}, [{rows}, groups] expected")
         zeros = self._zeros(source, module, rows, scales, group.bits)
         values, scale, offset = from_codes(codes, scales, zeros, group.bits)
         size = group_of(columns, scale.shape[1], group.group_size, f"{module}.weight_scale")
@@ -84,6 +88,15 @@ class CompressedTensors:
         some = None if group.bits == 8 and not bool(offset.any()) else offset
         weight = QuantizedWeight(values, scale, some, group.bits, size, group.activation_bits)
         return weight if order is None else OrderedWeight(weight, order)
+
+    def _scales(self, source: TensorSource, module: str, rows: int) -> Tensor:
+        """Scales [N, G] float32."""
+        scales = source.read(f"{module}.weight_scale").float()
+        if scales.numel() == 1:
+            scales = scales.reshape(1, 1).expand(rows, 1)
+        if scales.shape[0] != rows or scales.dim() != 2:
+            raise WeightProblem(f"{module}.weight_scale has shape {list(scales.shape)}, [{rows}, groups] expected")
+        return scales
 
     def _codes(self, source: TensorSource, module: str, rows: int, columns: int, bits: int) -> Tensor:
         """uint8 [rows, columns]: q + 2^(bits - 1)."""
@@ -107,6 +120,16 @@ class CompressedTensors:
         return stored.float().reshape(-1, 1 if stored.numel() == 1 else scales.shape[1]).expand_as(scales) + middle
 
 
+def _float8(source: TensorSource, module: str, columns: int, scales: Tensor, activation_bits: int) -> QuantizedWeight:
+    """A matrix of float8 with a scale per output."""
+    stored = read_shaped(source, f"{module}.weight", len(scales), columns)
+    if stored.dtype is not torch.float8_e4m3fn:
+        raise WeightProblem(f"{module}.weight holds {stored.dtype}; float8_e4m3fn expected")
+    if scales.shape[1] != 1:
+        raise WeightProblem(f"{module}.weight_scale has {scales.shape[1]} scales per output; 1 of float8 can be read")
+    return QuantizedWeight(stored, scales.contiguous(), None, 8, columns, activation_bits)
+
+
 def _order(source: TensorSource, module: str, columns: int, group_size: int) -> Tensor | None:
     """The inputs sorted by group, None where they are; -1 in weight_g_idx stands for that too."""
     name = f"{module}.weight_g_idx"
@@ -125,12 +148,15 @@ def _group(settings: Mapping[str, object]) -> Group:
     """A checked entry of `config_groups`. Raises ConfigError naming the scheme that can not be read."""
     weights, inputs = section(settings, "weights"), section(settings, "input_activations")
     kind, bits = weights.get("type", "int"), integer(weights, "num_bits", 8)
-    if kind != "int" or bits not in (4, 8):
-        raise ConfigError(f"compressed-tensors with {kind} weights of {bits} bits can not be read (int of 4 and 8 can)")
-    require(weights, "strategy", ("group", "channel", "tensor"), "compressed-tensors")
-    if inputs and (inputs.get("type", "int") != "int" or inputs.get("num_bits", 8) != 8):
+    if (kind, bits) not in (("int", 4), ("int", 8), ("float", 8)):
+        raise ConfigError(
+            f"compressed-tensors with {kind} weights of {bits} bits can not be read (int of 4 and 8 and float of 8 can)"
+        )
+    allowed = ("channel", "tensor") if kind == "float" else ("group", "channel", "tensor")
+    require(weights, "strategy", allowed, f"compressed-tensors {kind} weights")
+    if inputs and (inputs.get("type", "int") != kind or inputs.get("num_bits", 8) != 8):
         what = f"{inputs.get('type')} activations of {inputs.get('num_bits')} bits"
-        raise ConfigError(f"compressed-tensors with {what} can not be read (int of 8 can)")
+        raise ConfigError(f"compressed-tensors with {what} can not be read ({kind} of 8 can)")
     if inputs and not inputs.get("dynamic", False):
         raise ConfigError("compressed-tensors with static activation scales can not be read (dynamic ones can)")
     targets = settings.get("targets") or ()
@@ -139,4 +165,4 @@ def _group(settings: Mapping[str, object]) -> Group:
     size = weights.get("group_size")
     group_size = integer(weights, "group_size", -1) if size is not None else -1
     activation_bits = 8 if inputs or bits == 4 else 16
-    return Group(tuple(str(target) for target in targets), bits, group_size, activation_bits)
+    return Group(tuple(str(target) for target in targets), bits, group_size, activation_bits, kind == "float")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pando.kernels.weights import QuantizedWeight, UnroundedWeight
 from pando.quant.order import InputWeight
-from pando.quant.rounding import four_bits, per_output
+from pando.quant.rounding import four_bits, per_output, per_output_float8
 from pando.quant.size import INT4_GROUP, MIN_SIDE
 
 
@@ -17,15 +17,19 @@ from pando.quant.size import INT4_GROUP, MIN_SIDE
 class Rounding:
     """Matrices [n_i, K] of one input -> one weight, rows one after another.
 
-    lazily: leave the work to the op table, which must be one that `rounds` (`OpTable.rounds`).
+    floats: to float8 instead of integers of 8 bits. lazily: leave the work to the op table, which must be one that
+    `rounds` (`OpTable.rounds`).
     """
 
     bits: int
     activation_bits: int
+    floats: bool = False
     lazily: bool = False
 
     def __call__(self, parts: Sequence[Tensor]) -> QuantizedWeight | UnroundedWeight:
         """The weight."""
+        if self.floats:
+            return per_output_float8(parts, self.activation_bits)
         if self.lazily:
             group = parts[0].shape[1] if self.bits == 8 else INT4_GROUP
             return UnroundedWeight(tuple(parts), self.bits, group, self.activation_bits)
@@ -70,11 +74,13 @@ AS_STORED = OnLoad()
 """Nothing is rounded."""
 
 _INT8, _W8A8, _INT4 = Rounding(8, 16), Rounding(8, 8), Rounding(4, 8)
+_FP8 = Rounding(8, 8, floats=True)
 
 ON_LOAD: Mapping[str, OnLoad] = {
     "auto": AS_STORED,
     "int8": OnLoad(_INT8, _INT8),
     "w8a8": OnLoad(_W8A8, _W8A8),
     "int4": OnLoad(_INT4, _W8A8),
+    "fp8": OnLoad(_FP8, _FP8),
 }
 """By the name `--quantization` has for it."""

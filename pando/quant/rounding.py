@@ -40,6 +40,20 @@ def per_output(parts: Sequence[Tensor], activation_bits: int) -> QuantizedWeight
     return QuantizedWeight(values, scale, None, 8, columns, activation_bits)
 
 
+LARGEST_E4M3 = 448.0
+
+
+def per_output_float8(parts: Sequence[Tensor], activation_bits: int) -> QuantizedWeight:
+    """Parts [n_i, K] of one weight as float8 e4m3 with one scale per output: its largest |w| / 448."""
+    rows, columns = sum(len(part) for part in parts), parts[0].shape[1]
+    values = torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device=parts[0].device)
+    scale = torch.empty(rows, 1, device=values.device)
+    for wide, block in _blocks(parts):
+        torch.div(wide.abs().amax(-1, keepdim=True), LARGEST_E4M3, out=scale[block])
+        values[block].copy_(wide.mul_(_reciprocal(scale[block])))
+    return QuantizedWeight(values, scale, None, 8, columns, activation_bits)
+
+
 def four_bits(parts: Sequence[Tensor], group_size: int, activation_bits: int) -> QuantizedWeight:
     """Parts [n_i, K] of one weight in 4 bits: a group of inputs of an output gets scale * v + offset, v in 0..15.
 

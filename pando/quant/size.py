@@ -29,6 +29,7 @@ BITS_ON_LOAD: Mapping[str, MatrixBits] = {
     "int8": MatrixBits(8, 8),
     "w8a8": MatrixBits(8, 8),
     "int4": MatrixBits(grouped_bits(4, INT4_GROUP), 8),
+    "fp8": MatrixBits(8, 8),
 }
 """Of the modes that round on load."""
 

@@ -30,6 +30,12 @@ def test_in_int8_each_head_has_a_scale_for_keys_and_one_for_values() -> None:
     assert rounded.bytes_per_state == plan.bytes_per_state
 
 
+def test_float8_keys_and_values_have_no_scales() -> None:
+    plan = CachePlan.of([FullAttention(2, 64, 32, "bfloat16"), Latent(rank=8, rope_dim=4, dtype="bfloat16")])
+    for dtype in ("float8_e4m3fn", "float8_e5m2"):
+        assert [layer.bytes_per_token for layer in plan.kept_in(dtype).layers] == [2 * (64 + 32), 24]
+
+
 def test_an_unknown_dtype_is_named() -> None:
     with pytest.raises(KeyError, match="float12"):
         _ = FullAttention(kv_heads=1, head_dim=1, v_dim=1, dtype="float12").bytes_per_token

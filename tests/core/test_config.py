@@ -21,11 +21,11 @@ POSITIVE = (
     "num_threads",
 )
 CHOICES = {
-    "quantization": ["auto", "int8", "w8a8", "int4", "awq", "gptq", "compressed-tensors", "gguf"],
+    "quantization": ["auto", "int8", "w8a8", "int4", "fp8", "awq", "gptq", "compressed-tensors", "gguf"],
     "load_format": ["auto", "dummy"],
     "device": ["auto", "cpu", "cuda"],
     "dtype": ["auto", "float32", "bfloat16", "float16"],
-    "kv_cache_dtype": ["auto", "bf16", "int8"],
+    "kv_cache_dtype": ["auto", "bf16", "int8", "fp8_e4m3", "fp8_e5m2"],
     "kernels": ["auto", "native", "reference"],
     "schedule_policy": ["lpm", "fcfs", "priority"],
     "log_level": ["debug", "info", "warning", "error"],

@@ -1,4 +1,4 @@
-"""An engine with keys and values in int8: sizes, and tokens that neither the prefix cache nor the cuts change."""
+"""An engine with keys and values in 8 bits: sizes, and tokens that neither the prefix cache nor the cuts change."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ GREEDY = {"temperature": 0, "max_new_tokens": 24, "ignore_eos": True}
 PROMPT = prompt_ids(90, seed=4)
 
 
-def outputs(family: str, **options: object) -> list[list[int]]:
+def outputs(family: str, kept: str = "int8", **options: object) -> list[list[int]]:
     """Tokens of a prompt alone, again, and with others beside it that begin like it."""
     sizes = {"dtype": "float32", "max_total_tokens": 2048, "max_running_requests": 8}
-    with pando.Engine(str(tiny_checkpoint(family)), kv_cache_dtype="int8", **sizes, **options) as engine:
+    with pando.Engine(str(tiny_checkpoint(family)), kv_cache_dtype=kept, **sizes, **options) as engine:
         alone = [engine.generate(input_ids=PROMPT, sampling_params=GREEDY) for _ in range(2)]
         prompts = [PROMPT[:60] + prompt_ids(9, seed=1), PROMPT, PROMPT[:31]]
         together = engine.generate(input_ids=prompts, sampling_params=GREEDY)
@@ -36,6 +36,13 @@ def test_tokens_do_not_depend_on_cache_or_batch(family: str) -> None:
         assert outputs(family, kernels="reference") == [cold] * 3
 
 
+@pytest.mark.parametrize("kept", ["fp8_e4m3", "fp8_e5m2"])
+def test_tokens_of_a_float8_cache(kept: str) -> None:
+    cold, warm, beside = outputs("gemma3", kept, kernels="reference")
+    assert cold == warm == beside
+    assert outputs("gemma3", kept, kernels="reference", page_size=16, chunked_prefill_size=7) == [cold] * 3
+
+
 def built(**options: object) -> EngineCore:
     path = str(tiny_checkpoint("qwen3"))
     return build_engine(Config(model_path=path, **options), LocalTransport().inbox, lambda load: None)  # type: ignore[arg-type]
@@ -44,6 +51,20 @@ def built(**options: object) -> EngineCore:
 def test_the_plan_counts_values_and_scales() -> None:
     plain, rounded = (built(dtype="bfloat16", kv_cache_dtype=kind, max_total_tokens=1024) for kind in ("auto", "int8"))
     assert rounded.plan.kv_bytes / plain.plan.kv_bytes == (24 + 4) / (2 * 24)  # heads of 24 dims
+
+
+def test_a_float8_cache_has_no_scales() -> None:
+    options = {"dtype": "bfloat16", "max_total_tokens": 1024, "kernels": "reference"}
+    plain, small = (built(kv_cache_dtype=kind, **options) for kind in ("auto", "fp8_e4m3"))
+    assert small.plan.kv_bytes / plain.plan.kv_bytes == 1 / 2
+
+
+@pytest.mark.skipif(cpu.LOAD_ERROR is not None, reason="no compiled kernels")
+@pytest.mark.parametrize("kept", ["fp8_e4m3", "fp8_e5m2"])
+def test_native_kernels_of_a_cpu_refuse_float8(kept: str) -> None:
+    with pytest.raises(ConfigError, match=f"in {kept} here; use --kv-cache-dtype int8 or auto") as caught:
+        built(kv_cache_dtype=kept, max_total_tokens=256)
+    assert caught.value.param == "kv_cache_dtype"
 
 
 def test_bf16_is_what_a_bfloat16_model_keeps_anyway() -> None:

@@ -25,21 +25,21 @@ def test_rms_norm_matches_its_formula() -> None:
 def test_layer_norm_matches_torch_with_and_without_parameters() -> None:
     x, other, weight = rows()
     bias = other[0]
-    torch.testing.assert_close(LayerNorm(weight, bias, 1e-5)(x), F.layer_norm(x, (8,), weight, bias, 1e-5))
-    torch.testing.assert_close(LayerNorm(None, None, 1e-5)(x), F.layer_norm(x, (8,), eps=1e-5))
+    torch.testing.assert_close(LayerNorm(weight, bias, 1e-5, OPS)(x), F.layer_norm(x, (8,), weight, bias, 1e-5))
+    torch.testing.assert_close(LayerNorm(None, None, 1e-5, OPS)(x), F.layer_norm(x, (8,), eps=1e-5))
 
 
 def test_layer_norm_takes_a_weight_per_head() -> None:
     generator = torch.Generator().manual_seed(1)
     x, weight = torch.randn(3, 2, 8, generator=generator), torch.randn(2, 8, generator=generator)
     heads = [F.layer_norm(x[:, head], (8,), weight[head], None, 1e-5) for head in range(2)]
-    torch.testing.assert_close(LayerNorm(weight, None, 1e-5)(x), torch.stack(heads, dim=1))
+    torch.testing.assert_close(LayerNorm(weight, None, 1e-5, OPS)(x), torch.stack(heads, dim=1))
 
 
 def test_half_precision_norms_compute_in_float32() -> None:
     x, _, weight = rows()
     half = (x * 300).half()
-    for norm in (RMSNorm(weight, 1e-5, OPS), LayerNorm(weight, None, 1e-5)):
+    for norm in (RMSNorm(weight, 1e-5, OPS), LayerNorm(weight, None, 1e-5, OPS)):
         out = norm(half)
         assert out.dtype == torch.float16
         torch.testing.assert_close(out, norm(half.float()).half())
@@ -47,7 +47,7 @@ def test_half_precision_norms_compute_in_float32() -> None:
 
 def test_add_updates_the_residual_and_returns_its_norm() -> None:
     x, residual, weight = rows()
-    for norm in (RMSNorm(weight, 1e-5, OPS), LayerNorm(weight, None, 1e-5), NoNorm()):
+    for norm in (RMSNorm(weight, 1e-5, OPS), LayerNorm(weight, None, 1e-5, OPS), NoNorm()):
         stream = residual.clone()
         out = norm.add(x, stream)
         torch.testing.assert_close(stream, x + residual)

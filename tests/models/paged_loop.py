@@ -44,7 +44,7 @@ class PagedLoop:
         num_pages = num_slots // page_size
         self.pool = KVPool(model.cache_plan, num_pages, page_size, "cpu", model.dtype, num_states=NUM_STATES)
         for tensor in (*self.pool.k, *self.pool.v, *(tensor for layer in self.pool.states for tensor in layer)):
-            tensor.fill_(POISON if tensor.is_floating_point() else 127)
+            tensor.fill_(127 if tensor.itemsize == 1 else POISON)
         self.backend = PagedAttentionBackend(self.pool, ops)
         self.free = torch.randperm(num_pages, generator=torch.Generator().manual_seed(5)).tolist()
         self.free_states = torch.randperm(NUM_STATES, generator=torch.Generator().manual_seed(6)).tolist()

@@ -120,6 +120,12 @@ def int_quantized(module: str, codes: Codes) -> dict[str, Tensor]:
     return {f"{module}.weight": (codes.code - 128).to(torch.int8), f"{module}.weight_scale": codes.scale.half()}
 
 
+def float_quantized(module: str, codes: Codes, whole: bool = False) -> dict[str, Tensor]:
+    """float8 e4m3; whole: one scale for all outputs."""
+    scale = codes.scale[:1].flatten() if whole else codes.scale
+    return {f"{module}.weight": codes.code.to(torch.float8_e4m3fn), f"{module}.weight_scale": scale.contiguous()}
+
+
 def write(
     folder: Path,
     family: str,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import pando
 from pando.errors import ConfigError
+from pando.kernels import cpu, op_table
 from pando.kernels.reference import REFERENCE
 from pando.kernels.weights import QuantizedWeight
 from pando.models.load import load_model
@@ -25,6 +26,7 @@ from tests.quant.checkpoints import (
     Codes,
     Writer,
     awq,
+    float_quantized,
     gptq,
     gptq_v2,
     int_quantized,
@@ -35,6 +37,14 @@ from tests.quant.checkpoints import (
 from tests.tiny_models import prompt_ids
 
 IDS = prompt_ids(20)
+
+
+def float8(weight: Tensor, *, whole: bool = False) -> Codes:
+    """Codes that are values of float8 e4m3, with a scale per output, or one of all."""
+    most = weight.float().abs().amax() if whole else weight.float().abs().amax(1, keepdim=True)
+    scale = (most / 448).expand(len(weight), 1).contiguous()
+    code = (weight.float() / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float()
+    return Codes(code, scale, torch.zeros_like(scale), torch.zeros(weight.shape[1], dtype=torch.int64), 8)
 
 
 @dataclass(frozen=True)
@@ -49,16 +59,18 @@ class Case:
     activations: int = 8
 
 
-def compressed(form: str, bits: int, strategy: str, group: int | None = None, acts: bool = False) -> dict[str, Any]:
-    inputs = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": True, "strategy": "token"} if acts else None
-    weights = {"num_bits": bits, "type": "int", "symmetric": True, "strategy": strategy, "group_size": group}
+def compressed(
+    form: str, bits: int, strategy: str, group: int | None = None, acts: bool = False, kind: str = "int"
+) -> dict[str, Any]:
+    inputs = {"num_bits": 8, "type": kind, "symmetric": True, "dynamic": True, "strategy": "token"} if acts else None
+    weights = {"num_bits": bits, "type": kind, "symmetric": True, "strategy": strategy, "group_size": group}
     groups = {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": inputs}}
     return {"quant_method": "compressed-tensors", "format": form, "config_groups": groups, "ignore": ["lm_head"]}
 
 
 AWQ = {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True}
 GPTQ = {"quant_method": "gptq", "bits": 4}
-PACKED, INTS = "pack-quantized", "int-quantized"
+PACKED, INTS, FLOAT = "pack-quantized", "int-quantized", "float-quantized"
 WORDS = {"dtype": torch.int32}
 CASES = (
     Case("awq-g32", awq, {**AWQ, "group_size": 32}, partial(quantise, bits=4, group_size=32, symmetric=False)),
@@ -141,6 +153,15 @@ CASES = (
         8,
         16,
     ),
+    Case("fp8", float_quantized, compressed(FLOAT, 8, "channel", acts=True, kind="float"), float8, 8, 8),
+    Case(
+        "fp8-tensor",
+        partial(float_quantized, whole=True),
+        compressed(FLOAT, 8, "tensor", kind="float"),
+        partial(float8, whole=True),
+        8,
+        16,
+    ),
 )
 
 
@@ -170,6 +191,24 @@ def test_symmetric_eight_bits_have_no_offset(tmp_path: Path) -> None:
     capture = Capture()
     logits(write(tmp_path, "llama", case.writer, case.settings, case.make)[0], capture)
     assert all(weight.offset is None for weight in capture.weights if isinstance(weight, QuantizedWeight))
+
+
+@pytest.mark.skipif(cpu.LOAD_ERROR is not None, reason="no compiled kernels")
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_float8_becomes_bfloat16_on_a_cpu(
+    family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pando.kernels.cpu_linear._widens", set())
+    case = next(case for case in CASES if case.name == "fp8")
+    quantised, plain = write(tmp_path, family, case.writer, case.settings, case.make)
+    ops = op_table("cpu", "native")
+    with caplog.at_level("WARNING", "pando.kernels"):
+        found = full_logits(load_model(quantised, dtype="float32", ops=ops), ops, IDS)
+    expected = logits(plain, Capture())
+    assert (found - expected).square().mean(-1).sqrt().median() / expected.std() < 0.03
+    assert [record.message for record in caplog.records if "float8" in record.message] == [
+        "weights in float8 become bfloat16 on a CPU, twice the memory: --quantization int8 keeps 8 bits"
+    ]
 
 
 def test_a_quantised_head_and_other_layers_left_plain(tmp_path: Path) -> None:
@@ -243,8 +282,11 @@ FLOATS["config_groups"]["group_0"]["input_activations"]["type"] = "float"
         ({**GPTQ, "checkpoint_format": "marlin"}, "GPTQ with checkpoint_format 'marlin'"),
         ({**GPTQ, "is_marlin_format": True}, "GPTQ with is_marlin_format True"),
         ({**GPTQ, "group_size": "many"}, "group_size is 'many'; expected an integer"),
-        (compressed("float-quantized", 8, "channel"), "compressed-tensors with format 'float-quantized'"),
-        (scheme(type="float", num_bits=8), "float weights of 8 bits"),
+        (compressed("marlin-24", 4, "group", 32), "compressed-tensors with format 'marlin-24'"),
+        (compressed("float-quantized", 8, "channel"), "int weights as float-quantized"),
+        (scheme(type="float", num_bits=8), "float weights with strategy 'group'"),
+        (scheme(type="float", num_bits=8, strategy="channel"), "float weights as pack-quantized"),
+        (scheme(type="float", num_bits=4), "float weights of 4 bits"),
         (scheme(num_bits=2), "int weights of 2 bits"),
         (scheme(strategy="block"), "strategy 'block'"),
         (STATIC, "static activation scales"),

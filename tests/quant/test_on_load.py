@@ -12,7 +12,8 @@ from torch import Tensor
 
 import pando
 from pando.core.config import ROUND_ON_LOAD
-from pando.kernels import op_table
+from pando.errors import ConfigError
+from pando.kernels import cpu, op_table
 from pando.kernels.weights import QuantizedWeight
 from pando.models.load import load_model
 from pando.models.size import ModelSize
@@ -58,7 +59,7 @@ def test_more_bits_are_closer(family: str) -> None:
 
 
 def test_schemes() -> None:
-    for mode, bits, activations in (("int8", 8, 16), ("w8a8", 8, 8), ("int4", 4, 8)):
+    for mode, bits, activations in (("int8", 8, 16), ("w8a8", 8, 8), ("int4", 4, 8), ("fp8", 8, 8)):
         capture = Capture()
         logits("llama", mode, capture)
         *layers, head = capture.weights
@@ -66,6 +67,14 @@ def test_schemes() -> None:
             isinstance(w, QuantizedWeight) and (w.bits, w.activation_bits) == (bits, activations) for w in layers
         )
         assert isinstance(head, QuantizedWeight) and head.bits == 8
+        assert {w.is_float for w in capture.weights if isinstance(w, QuantizedWeight)} == {mode == "fp8"}
+
+
+@pytest.mark.skipif(cpu.LOAD_ERROR is not None, reason="no compiled kernels")
+def test_native_kernels_of_a_cpu_refuse_to_round_to_float8() -> None:
+    with pytest.raises(ConfigError, match="no products with weights in float8 here; use --quantization int8") as caught:
+        load_model(tiny_checkpoint("llama"), ops=op_table("cpu", "native"), quantization="fp8")
+    assert caught.value.param == "quantization"
 
 
 def test_routers_stay_as_they_are() -> None:

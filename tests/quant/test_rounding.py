@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pando.quant import rounding
-from pando.quant.rounding import four_bits, per_output
+from pando.quant.rounding import four_bits, per_output, per_output_float8
 
 
 def gaussian(rows: int, columns: int, seed: int = 0) -> Tensor:
@@ -28,6 +28,18 @@ def test_eight_bits_are_within_half_a_step(rows: int, columns: int, dtype: torch
     assert torch.equal(found.scale, largest / 127)
     assert (found.values.abs().amax(1) == 127).all()
     assert ((found.dequantize() - weight.float()).abs() <= found.scale * 0.5001).all()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 7), (130, 33)])
+def test_float8_is_within_half_a_unit_of_its_three_bits(rows: int, columns: int) -> None:
+    weight = gaussian(rows, columns).bfloat16()
+    weight[0] *= 1e-3
+    found = per_output_float8([weight[:1], weight[1:]] if rows > 1 else [weight], 8)
+    assert found.is_float and (found.bits, found.group_size, found.activation_bits) == (8, columns, 8)
+    assert torch.equal(found.values.float().abs().amax(1), torch.full((rows,), 448.0))
+    error, size = (found.dequantize() - weight.float()).abs(), weight.float().abs()
+    assert (error <= torch.maximum(size / 16, found.scale * 2.0**-10) * 1.001).all()
+    assert not per_output_float8([torch.zeros(2, 5)], 16).dequantize().any()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ row can be long:
     merge    the partial results of a short token, weighted and summed in the order of the splits
     extend   tiles of long rows
 
-KV may be stored in another dtype than the queries (float8 e4m3 without scales): it is converted as it is read.
+KV may be stored in another dtype than the queries (float8 without scales, int8 rows): it is converted as it is read.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ import triton.language as tl
 from torch import Tensor
 
 from pando import env
+from pando.kernels.int8_rows import SCALE_BYTES, row_size
 from pando.kernels.ops import AttentionPlan
 from pando.kernels.triton.attention_plan import ITEM_FIELDS, Kind, Plan, Work
 from pando.kernels.triton.attention_tile import attend, load_q
+from pando.kernels.triton.int8_cache import as_words
 from pando.kernels.triton.launch import CompileCase, capability, meta, num_sms
 
 SHARE = env.read("PANDO_SHARED_PREFIX") != "0"
@@ -211,7 +213,9 @@ class Tiling:
     programs: int = 1
 
 
-def split_tiling(dtype: torch.dtype, width: int, device_capability: int, crowded: bool) -> Tiling:
+def split_tiling(
+    dtype: torch.dtype, width: int, device_capability: int, crowded: bool, integers: bool = False
+) -> Tiling:
     """Of short rows, for keys or values of `width` dims. crowded: in two parts, or with a tree mask.
 
     What a multiprocessor must keep under way is bandwidth * latency: 4.8 TB/s * 0.8 us / 132 = 29 KB on an H200, 11 KB
@@ -223,18 +227,23 @@ def split_tiling(dtype: torch.dtype, width: int, device_capability: int, crowded
     256 dims: 4 warps spill. 8 warps on 64 rows do the first product twice, which takes 3/4 of the time of the bytes.
     576: 64 x 512 sums are half the registers there are; the values are read with the keys, 36 KB a block.
     Before Hopper products take their second operand from registers: shorter blocks.
+    integers: int8 rows, which begin at words: four times the addresses, and the scales. Half the
+    block, and for 256 dims half the rows.
     """
     if dtype == torch.float32:
         return Tiling(16, 16, 8, 1, 2) if width > 256 else Tiling(16, 32 if width <= 128 else 16, 4, 2, 2)
     hopper = device_capability >= 90
     if width <= 128:
-        return Tiling(64, 64 if hopper and not crowded else 32, 4, 3, 2)
+        narrow = 16 if integers and not hopper else 32
+        return Tiling(64, 64 if hopper and not crowded and not integers else narrow, 4, 3, 2)
     if width <= 256:
-        return Tiling(64, 32, 8, 3)
+        return Tiling(32 if integers else 64, 32, 8, 3)
     return Tiling(64, 32 if hopper else 16, 8, 3)
 
 
-def extend_tiling(dtype: torch.dtype, width: int, device_capability: int, crowded: bool) -> Tiling:
+def extend_tiling(
+    dtype: torch.dtype, width: int, device_capability: int, crowded: bool, integers: bool = False
+) -> Tiling:
     """Of long rows, arguments as for `split_tiling`.
 
     As many query rows as registers hold sums for, because keys are read once per tile. 128 x 128 sums and 128 x 64
@@ -245,9 +254,9 @@ def extend_tiling(dtype: torch.dtype, width: int, device_capability: int, crowde
         return Tiling(16, 16, 8, 1) if width > 256 else Tiling(16, 32 if width <= 128 else 16, 4, 2)
     hopper = device_capability >= 90
     if width <= 128:
-        return Tiling(128, 64 if hopper and not crowded else 32, 8, 3)
+        return Tiling(128, 64 if hopper and not crowded else 16 if integers and not hopper else 32, 8, 3)
     if width <= 256:
-        return Tiling(128 if hopper else 64, 32, 8, 3)
+        return Tiling(128 if hopper and not integers else 64, 16 if integers else 32, 8, 3)
     return Tiling(64, 32 if hopper else 16, 8, 3)
 
 
@@ -295,7 +304,8 @@ def _prepare(
     numbers: tuple[float, float, int],
 ) -> _Call:
     scale, softcap, window = numbers
-    dim, v_dim = q_THD.shape[2], v_cache.shape[2]
+    dim, v_dim = q_THD.shape[2], row_size(v_cache)
+    k_cache, v_cache = as_words(k_cache), as_words(v_cache)
     (d1, d2), (v1, v2) = dim_parts(dim), dim_parts(v_dim)
     has_cap = softcap > 0
     # tanh(x) = 1 - 2 / (1 + 2 ** (2 log2(e) x))
@@ -390,17 +400,18 @@ def paged_attention(
 ) -> Tensor:
     """`PagedAttention`. q and the caches may be strided views with a contiguous last dim; scale must be positive."""
     num_tokens, num_heads, dim = q_THD.shape
-    out = torch.empty((num_tokens, num_heads, v_cache_SKD.shape[2]), dtype=q_THD.dtype, device=q_THD.device)
+    out = torch.empty((num_tokens, num_heads, row_size(v_cache_SKD)), dtype=q_THD.dtype, device=q_THD.device)
     if num_tokens == 0 or num_heads == 0:
         return out
-    assert scale > 0 and k_cache_SKD.is_floating_point(), (scale, k_cache_SKD.dtype)
+    assert scale > 0 and k_cache_SKD.dtype is v_cache_SKD.dtype, (scale, k_cache_SKD.dtype, v_cache_SKD.dtype)
     assert isinstance(plan, Plan | None), "the plan of another op table"
     assert q_THD.stride(2) == k_cache_SKD.stride(2) == v_cache_SKD.stride(2) == page_table_RP.stride(1) == 1
     call = _prepare(q_THD, k_cache_SKD, v_cache_SKD, page_table_RP, tree_mask, page_size, (scale, softcap, window))
     width, chip = max(dim, out.shape[2]), capability(q_THD.device)
     crowded = tree_mask is not None or call.constants["D2"] + call.constants["V2"] > 0
-    split = split_tiling(q_THD.dtype, width, chip, crowded)
-    extend = extend_tiling(q_THD.dtype, width, chip, crowded)
+    integers = k_cache_SKD.dtype is torch.int8
+    split = split_tiling(q_THD.dtype, width, chip, crowded, integers)
+    extend = extend_tiling(q_THD.dtype, width, chip, crowded, integers)
     item_tokens = call.packing(split)[1]
     short = min(SHORT, item_tokens)
     kind = Kind(page_size, window, call.packing(extend)[1], item_tokens, short, SHARE and item_tokens > 1)
@@ -426,7 +437,7 @@ def _case(
     **checks: bool | int | tuple[str, ...],
 ) -> CompileCase:
     """4 rows of 8,192 tokens; one query in all, which leaves the extend kernel out, where tokens is 1."""
-    k_cache = meta(1 << 16, kv_heads, dim, dtype=dtypes[1])
+    k_cache = meta(1 << 16, kv_heads, dim + (SCALE_BYTES if dtypes[1] is torch.int8 else 0), dtype=dtypes[1])
     call = partial(
         paged_attention,
         meta(tokens, heads, dim, dtype=dtypes[0]),
@@ -445,7 +456,8 @@ def _case(
 
 
 _FLOAT32 = (torch.float32, torch.float32)
-_FLOAT8 = (torch.bfloat16, torch.float8_e4m3fn)
+_FLOAT8, _E5M2 = (torch.bfloat16, torch.float8_e4m3fn), (torch.bfloat16, torch.float8_e5m2)
+_INT8 = (torch.bfloat16, torch.int8)
 
 COMPILE_CASES = (
     _case("llama-3-8b", 32, 8, 128),
@@ -458,7 +470,10 @@ COMPILE_CASES = (
     # Half of the registers are sums. The loop without masks, where the time goes, loads eight addresses that do not
     # change from local memory in each of its thousand instructions, and stores none.
     _case("deepseek-mla", 128, 1, 576, rank=512, may_spill=("_split_kernel", "_extend_kernel")),
-    _case("float8", 32, 8, 128, tokens=1, dtypes=_FLOAT8, oldest=90),
+    _case("float8", 32, 8, 128, dtypes=_FLOAT8, oldest=90),
+    _case("float8-e5m2", 32, 8, 128, dtypes=_E5M2),
+    _case("int8", 32, 8, 128, dtypes=_INT8),
+    _case("int8-256", 16, 8, 256, dtypes=_INT8, options={"window": 1024}),
     _case("float32", 32, 8, 128, tokens=1, dtypes=_FLOAT32, tensor_cores=False),
     _case("gemma-3-float32", 16, 8, 256, tokens=1, dtypes=_FLOAT32, tensor_cores=False, options={"window": 1024}),
     _case("mla-float32", 128, 1, 576, rank=512, tokens=1, dtypes=_FLOAT32, tensor_cores=False),

@@ -10,6 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from pando.kernels.triton.int8_cache import load_scale, values_at
+
 
 @triton.jit
 def load_kv(
@@ -18,7 +20,12 @@ def load_kv(
 ):  # fmt: skip
     """[N, WIDTH] of a cache from dim FIRST on, in DTYPE. The one place where KV is read, whatever it is stored as."""
     dim = FIRST + tl.arange(0, WIDTH)
-    at = base_ptr + slot[:, None] * stride + dim[None, :]
+    INTEGER: tl.constexpr = base_ptr.dtype.element_ty.is_int()
+    row = base_ptr + slot * stride
+    if INTEGER:
+        at = values_at(row)[:, None] + dim[None, :]
+    else:
+        at = row[:, None] + dim[None, :]
     if FIRST + WIDTH > LIMIT:
         fits = dim[None, :] < LIMIT
         x = tl.load(at, mask=(inside[:, None] & fits) if MASKED else fits, other=0.0)
@@ -26,6 +33,8 @@ def load_kv(
         x = tl.load(at, mask=inside[:, None], other=0.0)
     else:
         x = tl.load(at)
+    if INTEGER:
+        x = x.to(tl.float32) * load_scale(row, inside, LIMIT, MASKED)[:, None]
     return x.to(DTYPE)
 
 

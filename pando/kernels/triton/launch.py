@@ -57,3 +57,13 @@ def capability(device: torch.device) -> int:
         return DEFAULT_CAPABILITY
     major, minor = torch.cuda.get_device_capability(device)
     return major * 10 + minor
+
+
+E4M3_CAPABILITY = 89
+"""Compute capability from which there are instructions for float8 e4m3."""
+
+
+def has_e4m3() -> bool:
+    """Whether the current device, or the one assumed where there is none, has float8 e4m3."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return capability(device) >= E4M3_CAPABILITY

@@ -5,7 +5,8 @@ activation at its end, and activations as they are. Rounding them to 8 bits, as 
 a kernel and save no reading. Weights of 4 bits never have their activations rounded. Above that
 
 - plain weights go to torch (cuBLAS), with the activation as a kernel of its own;
-- int8 weights with 8-bit activations: rows are rounded once, then int8 tensor cores;
+- int8 weights with 8-bit activations: rows are rounded once, then int8 tensor cores; float8 weights
+  likewise, with rows rounded to float8;
 - other quantised weights are unpacked in registers up to 256 rows; beyond, writing them out as 16-bit floats costs less
   than unpacking them once for every 128 rows, and cuBLAS multiplies them.
 
@@ -71,7 +72,7 @@ class TritonLinear:
         out = torch.empty(rows.shape[0], width, dtype=dtype, device=rows.device)
         row_scale = None
         if self._eight_bits(rows):
-            rows, row_scale = round_rows(rows)
+            rows, row_scale = round_rows(rows, self.matrix.values.dtype)
         if self._code >= 0 and self.matrix.kind == INT4 and rows.shape[0] > 2 * FEW_ROWS:
             # Two sums and their partial sums would not fit the registers.
             both = torch.empty(rows.shape[0], 2 * width, dtype=torch.float32, device=rows.device)
@@ -115,11 +116,17 @@ def quantized_meta(n: int, k: int, bits: int, group_size: int, offset: bool, act
     return QuantizedWeight(values, lines, lines if offset else None, bits, group_size, activation_bits)
 
 
-def _case(name: str, weight: Weight, rows: int, activation: str | None = None) -> CompileCase:
+def float8_meta(n: int, k: int) -> QuantizedWeight:
+    """A weight of float8 without memory, for compile cases."""
+    values, scale = meta(n, k, dtype=torch.float8_e4m3fn), meta(n, 1, dtype=torch.float32)
+    return QuantizedWeight(values, scale, None, 8, k, 8)
+
+
+def _case(name: str, weight: Weight, rows: int, activation: str | None = None, oldest: int = 80) -> CompileCase:
     def call() -> Tensor:
         return pack_linear(weight, activation=activation)(meta(rows, weight.shape[1]))
 
-    return CompileCase(name, call)
+    return CompileCase(name, call, oldest=oldest)
 
 
 _LLAMA_UP, _LLAMA_QKV, _LLAMA_DOWN = (28672, 4096), (6144, 4096), (4096, 14336)
@@ -131,6 +138,11 @@ COMPILE_CASES = (
     _case("int8-up-256", quantized_meta(*_LLAMA_UP, 8, 4096, False, 16), 256, "silu"),
     _case("w8a8-up-32", quantized_meta(*_LLAMA_UP, 8, 4096, False, 8), 32, "silu"),
     _case("w8a8-up-256", quantized_meta(*_LLAMA_UP, 8, 4096, False, 8), 256, "silu"),
+    _case("fp8-up-1", float8_meta(*_LLAMA_UP), 1, "silu", 90),
+    _case("fp8-down-16", float8_meta(*_LLAMA_DOWN), 16, None, 90),
+    _case("fp8-up-32", float8_meta(*_LLAMA_UP), 32, "silu", 90),
+    _case("fp8-up-256", float8_meta(*_LLAMA_UP), 256, "silu", 90),
+    _case("fp8-down-256", float8_meta(*_LLAMA_DOWN), 256, None, 90),
     _case("int4-up-1", quantized_meta(*_LLAMA_UP, 4, 64, True, 8), 1, "silu"),
     _case("int4-up-32", quantized_meta(*_LLAMA_UP, 4, 64, True, 8), 32, "silu"),
     _case("int4-up-64", quantized_meta(*_LLAMA_UP, 4, 64, True, 8), 64, "silu"),

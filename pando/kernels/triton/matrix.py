@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from pando.kernels.triton.launch import num_sms
+from pando.kernels.triton.launch import has_e4m3, num_sms
 from pando.kernels.triton.product import join_kernel, product_kernel
 from pando.kernels.weights import QuantizedWeight, UnroundedWeight, Weight
 
@@ -24,7 +24,8 @@ DENSE, INT8, INT4 = 0, 1, 2
 class Matrix:
     """Weights [E, N, K] of one shape and scheme.
 
-    values: DENSE [E, N, K] floats, INT8 [E, N, K'] int8, INT4 [E, N, K' / 2] bytes; K' is K filled up with zeros.
+    values: DENSE [E, N, K] floats, INT8 [E, N, K'] int8 or float8, INT4 [E, N, K' / 2] bytes; K' is K filled up
+    with zeros.
     scale, offset [E, G, N] float16 or None: of groups, in units of `factor` [E, N] float32, which multiplies an output.
     bias [E, N] float32. half: H, the inputs of half a chunk of 4-bit weights. eight_bit_rows: whether many rows are to
     be rounded to 8 bits before the product.
@@ -127,7 +128,7 @@ def product(
 ) -> Tensor:
     """out [rows, N or N / 2] = the linear map of x [rows, K], with a gated activation if its code is not -1.
 
-    row_scale [rows of x] float32 multiplies rows; int8 x needs it.
+    row_scale [rows of x] float32 multiplies rows; int8 and float8 x need it.
     """
     num_rows, n, split = out.shape[0], matrix.num_outputs, tiles.pieces > 1
     assert x.stride(1) == 1 and out.is_contiguous(), (x.stride(), out.stride())
@@ -195,8 +196,8 @@ def pack(weights: Sequence[Weight], bias: Tensor | None = None) -> Matrix:
     """Weights of one shape. bias [E, N]. Schemes without kernels, and several beside each other, become bfloat16."""
     bias = None if bias is None else bias.float().contiguous()
     quantized = [weight for weight in weights if isinstance(weight, QuantizedWeight)]
-    schemes = {(each.bits, each.group_size, each.activation_bits) for each in quantized}
-    if len(quantized) == len(weights) and len(schemes) == 1 and _half(quantized[0]):
+    schemes = {each.scheme for each in quantized}
+    if len(quantized) == len(weights) and len(schemes) == 1 and _half(quantized[0]) and _has_values(quantized[0]):
         return _pack_quantized(quantized, bias)
     dense = [_floats(weight) for weight in weights]
     values = dense[0].unsqueeze(0) if len(dense) == 1 else torch.stack(dense)
@@ -206,6 +207,11 @@ def pack(weights: Sequence[Weight], bias: Tensor | None = None) -> Matrix:
 def _floats(weight: Weight) -> Tensor:
     assert not isinstance(weight, UnroundedWeight), "only a table that rounds takes it"
     return weight if isinstance(weight, Tensor) else weight.dequantize().bfloat16()
+
+
+def _has_values(weight: QuantizedWeight) -> bool:
+    """Whether the device has the type of the values."""
+    return has_e4m3() if weight.is_float else True
 
 
 def _half(weight: QuantizedWeight) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pando.kernels.triton.activation import activation_code
 from pando.kernels.triton.launch import CompileCase, meta
-from pando.kernels.triton.linear import quantized_meta
+from pando.kernels.triton.linear import float8_meta, quantized_meta
 from pando.kernels.triton.matrix import Matrix, pack, product, tiles_for
 from pando.kernels.triton.rounding import round_rows
 from pando.kernels.triton.routing import route
@@ -80,7 +80,7 @@ class TritonExperts:
 
     def _rounded(self, x: Tensor, matrix: Matrix, expected: int) -> tuple[Tensor, Tensor | None]:
         """x in 8 bits with its scales where that pays."""
-        return round_rows(x) if matrix.eight_bit_rows and expected > FEW_ROWS else (x, None)
+        return round_rows(x, matrix.values.dtype) if matrix.eight_bit_rows and expected > FEW_ROWS else (x, None)
 
 
 def pack_experts(
@@ -94,8 +94,12 @@ def pack_experts(
     return TritonExperts(pack(gate_up, gate_up_bias), pack(down, down_bias), activation)
 
 
-def _case(name: str, tokens: int, experts: int, choices: int, width: int, inner: int, *, bits: int = 16) -> CompileCase:
+def _case(
+    name: str, tokens: int, experts: int, choices: int, width: int, inner: int, *, bits: int = 16, oldest: int = 80
+) -> CompileCase:
     def weights(n: int, k: int) -> list[Weight]:
+        if oldest > 80:
+            return [float8_meta(n, k)] * experts
         if bits == 16:
             return [meta(n, k)] * experts
         return [quantized_meta(n, k, bits, 64 if bits == 4 else k, bits == 4, 8)] * experts
@@ -105,7 +109,7 @@ def _case(name: str, tokens: int, experts: int, choices: int, width: int, inner:
         ids = meta(tokens, choices, dtype=torch.int64)
         return packed(meta(tokens, width), ids, meta(tokens, choices, dtype=torch.float32))
 
-    return CompileCase(name, call)
+    return CompileCase(name, call, oldest=oldest)
 
 
 COMPILE_CASES = (
@@ -115,4 +119,6 @@ COMPILE_CASES = (
     _case("qwen3-30b-a3b-int4-1", 1, 128, 8, 2048, 768, bits=4),
     _case("qwen3-30b-a3b-int4-8192", 8192, 128, 8, 2048, 768, bits=4),
     _case("qwen3-30b-a3b-w8a8-8192", 8192, 128, 8, 2048, 768, bits=8),
+    _case("qwen3-30b-a3b-fp8-1", 1, 128, 8, 2048, 768, bits=8, oldest=90),
+    _case("qwen3-30b-a3b-fp8-8192", 8192, 128, 8, 2048, 768, bits=8, oldest=90),
 )

@@ -1,4 +1,4 @@
-"""One kernel for products with few or middling many rows: x @ weight.T for plain, int8 and int4 weights.
+"""One kernel for products with few or middling many rows: x @ weight.T for plain, int8, float8 and int4 weights.
 
 The product is turned round: a tile of the weight [BN outputs, BK inputs] is the left operand and the rows are the right
 one, [BK, BM]. So the long side of a decode step's product fills the tensor cores' 64 rows and the few tokens their
@@ -69,6 +69,9 @@ def add_tile(
     if scale_ptr is not None:
         part = tl.dot(w.to(x.dtype), x, input_precision="ieee")
         return scaled(acc, part, x, scale_ptr, offset_ptr, line)
+    if x.dtype == tl.float8e4nv:
+        # Hopper adds products of float8 with 14 bits: a tile's sum goes to float32 before the next one.
+        return tl.dot(w, x, acc, max_num_imprecise_acc=w.shape[1])
     return tl.dot(w.to(x.dtype), x, acc, input_precision="ieee", out_dtype=acc.dtype)
 
 

@@ -12,23 +12,25 @@ from pando.kernels.triton.matrix import INT4, Matrix
 
 @triton.jit
 def _round_rows_kernel(x_ptr, out_ptr, scale_ptr, width, x_stride, BLOCK: tl.constexpr):
-    """A row to int8: max |x| / 127 is its scale, ties go to even."""
+    """A row to int8 or float8: max |x| / 127 (448) is its scale, ties go to even."""
+    INTEGERS: tl.constexpr = out_ptr.dtype.element_ty == tl.int8
     row = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, BLOCK)
     inside = place < width
     x = tl.load(x_ptr + row * x_stride + place, mask=inside, other=0.0).to(tl.float32)
-    scale = tl.div_rn(tl.max(tl.abs(x), 0), 127.0)
+    scale = tl.div_rn(tl.max(tl.abs(x), 0), 127.0 if INTEGERS else 448.0)
     ratio = tl.div_rn(x, tl.maximum(scale, 1e-38) + tl.zeros((BLOCK,), tl.float32))
-    # Adding 1.5 * 2^23 leaves no bits for a fraction: the sum is rounded to an integer, ties to even.
-    rounded = (ratio + 12582912.0) - 12582912.0
-    tl.store(out_ptr + row * width + place, rounded.to(tl.int8), mask=inside)
+    if INTEGERS:
+        # Adding 1.5 * 2^23 leaves no bits for a fraction: the sum is rounded to an integer, ties to even.
+        ratio = (ratio + 12582912.0) - 12582912.0
+    tl.store(out_ptr + row * width + place, ratio.to(out_ptr.dtype.element_ty), mask=inside)
     tl.store(scale_ptr + row, scale)
 
 
-def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [rows, K] -> int8 [rows, K] and scales [rows] float32."""
+def round_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x [rows, K] -> int8 or float8 e4m3 [rows, K] and scales [rows] float32."""
     rows, width = x.shape
-    out = torch.empty(rows, width, dtype=torch.int8, device=x.device)
+    out = torch.empty(rows, width, dtype=dtype, device=x.device)
     scale = torch.empty(rows, dtype=torch.float32, device=x.device)
     block = triton.next_power_of_2(width)
     _round_rows_kernel[(rows,)](

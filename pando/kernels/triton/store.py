@@ -9,16 +9,49 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pando.kernels.int8_rows import SCALE_BYTES
+from pando.kernels.triton.int8_cache import as_words, store_scale, values_at
 from pando.kernels.triton.launch import CompileCase, meta
 
 
 @triton.jit
-def _copy(source, target, head_stride, target_stride, heads, dim, HEADS: tl.constexpr, DIM: tl.constexpr):
-    """[heads, dim] from source to target, converted to the pool's dtype."""
-    head, place = tl.arange(0, HEADS)[:, None], tl.arange(0, DIM)[None, :]
-    inside = (head < heads) & (place < dim)
-    values = tl.load(source + head * head_stride + place, mask=inside, other=0.0)
-    tl.store(target + head * target_stride + place, values.to(target.dtype.element_ty), mask=inside)
+def _convert(x, DTYPE: tl.constexpr):
+    """x in the pool's dtype; in float8 with the largest number for what is beyond it, NaN stays."""
+    if DTYPE == tl.float8e4nv or DTYPE == tl.float8e5:
+        LARGEST: tl.constexpr = 448.0 if DTYPE == tl.float8e4nv else 57344.0
+        x = tl.clamp(x.to(tl.float32), -LARGEST, LARGEST, propagate_nan=tl.PropagateNan.ALL)
+    return x.to(DTYPE)
+
+
+@triton.jit
+def _store_rounded(x, target, inside, is_head, place, D: tl.constexpr):
+    """Rows x [heads, dim] as int8 with the scales of `round_rows`, to the same bits: nothing here may be fused."""
+    x = x.to(tl.float32)
+    largest = tl.max(tl.abs(x), 1)
+    # The maximum passes over NaN.
+    sane = tl.sum(tl.where(tl.abs(x) < float("inf"), 0, 1), 1) == 0
+    present = largest >= 2.0**-100
+    one = tl.where(present, largest, 1.0)
+    factor = tl.where(sane & present, tl.div_rn(tl.full(one.shape, 127.0, tl.float32), one), 0.0)
+    scale = tl.where(present, tl.div_rn(largest, tl.full(one.shape, 127.0, tl.float32)), 0.0)
+    product = tl.where(sane[:, None], x, 0.0) * factor[:, None]
+    # Adding 1.5 * 2^23 leaves no bits for a fraction: the sum is rounded to an integer, ties to even.
+    rounded = (product + 12582912.0) - 12582912.0
+    tl.store(values_at(target)[:, None] + place, rounded.to(tl.int8), mask=inside)
+    store_scale(target, tl.where(sane, scale, float("nan")), is_head, D)
+
+
+@triton.jit
+def _copy(source, target, head_stride, target_stride, heads, dim: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr):
+    """[heads, dim] from source to target, converted to what the pool keeps."""
+    head, place = tl.arange(0, HEADS), tl.arange(0, DIM)[None, :]
+    inside = (head < heads)[:, None] & (place < dim)
+    values = tl.load(source + head[:, None] * head_stride + place, mask=inside, other=0.0)
+    at = target + head * target_stride
+    if target.dtype.element_ty.is_int():
+        _store_rounded(values, at, inside, head < heads, place, dim)
+    else:
+        tl.store(at[:, None] + place, _convert(values, target.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -29,8 +62,8 @@ def _store_kernel(
     v_cache_ptr,
     slot_ptr,
     heads,
-    k_dim,
-    v_dim,
+    k_dim: tl.constexpr,
+    v_dim: tl.constexpr,
     k_token_stride,
     k_head_stride,
     v_token_stride,
@@ -56,6 +89,7 @@ def _store_kernel(
 
 def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, out_loc: Tensor) -> None:
     """`OpTable.store_kv`. All may be views with a contiguous last dimension."""
+    k_cache, v_cache = as_words(k_cache), as_words(v_cache)
     k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (k, v))
     tokens, heads, k_dim = k.shape
     if tokens == 0:
@@ -82,13 +116,17 @@ def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, out_loc: Te
         K_DIM=triton.next_power_of_2(k_dim),
         V_DIM=triton.next_power_of_2(max(v_dim, 1)),
         num_warps=4,
+        enable_fp_fusion=False,
     )
 
 
-def _case(name: str, heads: int, k_dim: int, v_dim: int, dtype: torch.dtype = torch.bfloat16) -> CompileCase:
-    pool = (meta(999, heads, k_dim, dtype=dtype), meta(999, heads, v_dim, dtype=dtype))
-    slots = meta(3, dtype=torch.int64)
-    return CompileCase(name, partial(store_kv, meta(3, heads, k_dim), meta(3, heads, v_dim), *pool, slots))
+def _case(
+    name: str, heads: int, k_dim: int, v_dim: int, dtype: torch.dtype = torch.bfloat16, oldest: int = 80
+) -> CompileCase:
+    more = SCALE_BYTES if dtype is torch.int8 else 0
+    pool = (meta(999, heads, k_dim + more, dtype=dtype), meta(999, heads, v_dim + more, dtype=dtype))
+    call = partial(store_kv, meta(3, heads, k_dim), meta(3, heads, v_dim), *pool, meta(3, dtype=torch.int64))
+    return CompileCase(name, call, oldest=oldest)
 
 
 COMPILE_CASES = (
@@ -96,4 +134,7 @@ COMPILE_CASES = (
     _case("4x128", 4, 128, 128),
     _case("2x256", 2, 256, 256),
     _case("1x576-512", 1, 576, 512),
+    _case("8x128-int8", 8, 128, 128, torch.int8),
+    _case("8x128-e4m3", 8, 128, 128, torch.float8_e4m3fn, 90),
+    _case("8x128-e5m2", 8, 128, 128, torch.float8_e5m2),
 )

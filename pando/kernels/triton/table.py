@@ -23,6 +23,7 @@ from pando.kernels.triton import (
 )
 from pando.kernels.triton.causal_conv import causal_conv
 from pando.kernels.triton.gated_delta import gated_delta
+from pando.kernels.triton.launch import has_e4m3
 from pando.kernels.triton.selective_scan import selective_scan
 from pando.kernels.triton.state_space import state_space
 
@@ -43,6 +44,7 @@ def table() -> OpTable:
         pack_experts=moe.pack_experts,
         rms_norm=norm.rms_norm,
         add_rms_norm=norm.add_rms_norm,
+        layer_norm=norm.layer_norm,
         rope_=rotary.rope_,
         norm_rope_=rotary.norm_rope_,
         store_kv=store.store_kv,
@@ -64,4 +66,6 @@ def table() -> OpTable:
         ops,
         step_table=partial(step.TritonStepTable, ops.sample, ops.argmax, ops.finite),
         capturable=True,
+        float8_weights=has_e4m3(),
+        kv_dtypes=frozenset(("int8", "float8_e5m2", *(("float8_e4m3fn",) if has_e4m3() else ()))),
     )

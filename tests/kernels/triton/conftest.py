@@ -24,7 +24,11 @@ def mend_the_interpreter() -> None:
     from triton.runtime import interpreter
 
     convert = interpreter._convert_float
-    rounded = {tl.bfloat16: (torch.bfloat16, torch.int16), tl.float8e4nv: (torch.float8_e4m3fn, torch.uint8)}
+    rounded = {
+        tl.bfloat16: (torch.bfloat16, torch.int16),
+        tl.float8e4nv: (torch.float8_e4m3fn, torch.uint8),
+        tl.float8e5: (torch.float8_e5m2, torch.uint8),
+    }
 
     def convert_float(data, source, target, rounding_mode):  # type: ignore[no-untyped-def]
         if source != tl.float32 or target not in rounded:

@@ -11,8 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from pando.kernels import reference
+from pando.kernels.int8_rows import expand_rows, round_rows
 from pando.kernels.reference import REFERENCE
 from pando.kernels.triton import attention, attention_plan
+from pando.kernels.triton.int8_cache import as_words
 from tests.kernels.cases import ATTENTION_CASES, AttentionCase, AttentionInputs, attention_inputs, close
 
 OPS = replace(REFERENCE, paged_attention=attention.paged_attention, attention_plan=attention_plan.Plan)
@@ -266,14 +269,6 @@ def test_latent(dtype: torch.dtype, device: str) -> None:
     close(batch.run(OPS), replace(batch, v_cache=batch.v_cache.clone()).run(OPS))
 
 
-def test_keys_and_values_in_float8_are_widened_as_they_are_read(device: str) -> None:
-    rows = [(1, 70), (11, 40)]
-    batch = batch_of(apart(rows), rows, device, dtype=torch.bfloat16)
-    small = replace(batch, k_cache=batch.k_cache.to(torch.float8_e4m3fn), v_cache=batch.v_cache.to(torch.float8_e4m3fn))
-    wide = replace(batch, k_cache=small.k_cache.to(torch.bfloat16), v_cache=small.v_cache.to(torch.bfloat16))
-    assert torch.equal(small.run(OPS), wide.run(OPS))
-
-
 @pytest.mark.parametrize("rows", [[(1, 90)], [(20, 40)]], ids=str)
 def test_extreme_values(rows: list[tuple[int, int]], device: str) -> None:
     """Huge and tiny queries, huge values: nothing overflows that the reference keeps finite."""
@@ -311,3 +306,43 @@ def test_the_grid_has_room_for_every_tile_and_item(shapes: list[tuple[int, int]]
     num_tokens, most = batch.q.shape[0], min(batch.q.shape[0] // 9, len(shapes))
     assert int(work.sums[0, -1]) <= num_tokens // 16 + most
     assert int(work.counter) <= work.num_items
+
+
+EIGHT_BITS = {"int8": torch.int8, "e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
+INT8_CASES = tuple(case for case in ATTENTION_CASES if sum(keys for _, keys in case.rows) < 200)[::7]
+
+
+def narrowed(cache: Tensor, dtype: torch.dtype) -> Tensor:
+    """A cache in 8 bits."""
+    return round_rows(cache) if dtype is torch.int8 else reference.saturated(cache, dtype)
+
+
+@pytest.mark.parametrize("gap", [0, 3], ids=["words", "bytes"])
+@pytest.mark.parametrize("case", INT8_CASES, ids=AttentionCase.id)
+def test_int8_rows(case: AttentionCase, gap: int, device: str) -> None:
+    """Rows that begin at words of memory, and rows that do not."""
+    inputs = placed(attention_inputs(case), device)
+    for name in ("k_cache", "v_cache"):
+        rows = round_rows(getattr(inputs, name))
+        wide = torch.full((*rows.shape[:2], rows.shape[2] + gap), -1, dtype=torch.int8, device=device)
+        wide[..., : rows.shape[2]] = rows
+        setattr(inputs, name, wide[..., : rows.shape[2]])
+    assert gap == 0 or as_words(inputs.k_cache).dtype is torch.int8
+    close(inputs.run(OPS), inputs.run(REFERENCE))
+
+
+@pytest.mark.usefixtures("short_splits")
+@pytest.mark.parametrize("kind", EIGHT_BITS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_cache_of_8_bits_is_a_cache_of_what_it_stands_for(kind: str, dtype: torch.dtype, device: str) -> None:
+    """To the last bit where tiles are the same, which those of int8 rows are not, and about what the reference says."""
+    rows = [(1, 70), (11, 40)]
+    batch = batch_of(apart(rows), rows, device, dtype=dtype)
+    k, v = (narrowed(cache, EIGHT_BITS[kind]) for cache in (batch.k_cache, batch.v_cache))
+    small = replace(batch, k_cache=k, v_cache=v)
+    stood_for = (expand_rows(x, dtype) if kind == "int8" else x.to(dtype) for x in (k, v))
+    wide = replace(batch, **dict(zip(("k_cache", "v_cache"), stood_for, strict=True)))
+    found, expected = small.run(OPS), wide.run(OPS)
+    assert torch.equal(found, expected) or kind == "int8"
+    close(found, expected)
+    close(found, small.run(REFERENCE))

@@ -9,6 +9,7 @@ import torch
 
 from pando.errors import ConfigError
 from pando.kernels import reference
+from pando.kernels.int8_rows import expand_rows
 from pando.kernels.reference import REFERENCE
 from pando.kernels.triton.rotary import norm_rope_
 from pando.kernels.triton.table import table
@@ -70,6 +71,31 @@ def test_store_kv_converts_to_the_dtype_of_the_pool(device: str) -> None:
     where = torch.tensor([4, 0, 2], device=device)
     table().store_kv(k, v, pool[0], pool[1], where)
     assert torch.equal(pool[:, where], torch.stack((k, v)).bfloat16())
+
+
+@pytest.mark.parametrize("kept", [torch.int8, torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dim", [64, 20, 5])
+def test_store_kv_in_8_bits_gives_the_bits_of_the_reference(
+    dim: int, dtype: torch.dtype, kept: torch.dtype, device: str
+) -> None:
+    k = (torch.randn(12, 3, dim, device=device) * torch.logspace(-40, 5, 12, device=device).view(12, 1, 1)).to(dtype)
+    v = torch.randn(12, 3, dim - 1, device=device).to(dtype)
+    v[1] = torch.arange(3 * (dim - 1), device=device).view(3, dim - 1) * 0.5  # ties
+    v[2], v[3, 0, 0], v[4, 1, 1], v[5, 2, 0] = 0.0, math.nan, math.inf, -math.inf
+    where = torch.randperm(20, device=device)[:12]
+    more = 4 if kept is torch.int8 else 0
+    pools = [[torch.zeros(20, 3, size + more, device=device).to(kept) for size in (dim, dim - 1)] for _ in range(2)]
+    table().store_kv(k, v, *pools[0], where)
+    REFERENCE.store_kv(k, v, *pools[1], where)
+    for pool, expected in zip(*pools, strict=True):
+        if kept is torch.int8:
+            found, wanted = (expand_rows(x, torch.float32) for x in (pool, expected))
+            sound = ~wanted.isnan()
+            assert torch.equal(found.isnan(), ~sound) and torch.equal(pool[..., :-4][sound], expected[..., :-4][sound])
+            torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
+        else:
+            torch.testing.assert_close(pool.float(), expected.float(), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -10,6 +10,7 @@ from pando.kernels.reference import ACTIVATIONS, REFERENCE
 from pando.kernels.triton import linear
 from pando.kernels.triton.table import table
 from pando.kernels.weights import QuantizedWeight, Weight
+from pando.quant.rounding import per_output_float8
 from tests.kernels.cases import TOLERANCE, close
 
 
@@ -146,3 +147,37 @@ def test_eight_bit_activations(device: str) -> None:
 def test_packed_bytes(device: str) -> None:
     assert table().pack_linear(quantized(64, 256, 4, 64, True)).num_bytes == 64 * (128 + 2 * 4 * 2 + 4)
     assert table().pack_linear(torch.zeros(8, 16).bfloat16()).num_bytes == 256
+
+
+def float8(n: int, k: int) -> QuantizedWeight:
+    """A random weight in float8 with activations that may be rounded."""
+    return per_output_float8([torch.randn(n, k) / k**0.5], 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_float8_weights_few_rows(dtype: torch.dtype, device: str) -> None:
+    """Activations stay as they are, K is cut into pieces where it is long."""
+    for n, k, activation in ((35, 200, None), (20, 1100, "silu")):
+        weight = float8(n, k)
+        assert table().pack_linear(weight).matrix.values.dtype is torch.float8_e4m3fn  # type: ignore[attr-defined]
+        bias = torch.randn(n, device=device)
+        compare(weight, torch.randn(3, k).to(dtype), device, activation=activation, bias=bias)
+
+
+def test_float8_weights_many_rows(device: str) -> None:
+    """Rows are rounded to float8 with a scale each: the product of those, exactly summed."""
+    weight, x = float8(40, 200), torch.randn(19, 200) * torch.rand(19, 1) * 9
+    x[3] = 0
+    x = x.bfloat16()
+    scale = (x.float().abs().amax(1, keepdim=True) / 448).clamp(min=1e-38)
+    rounded = (x.float() / scale).to(torch.float8_e4m3fn).float() * scale
+    out = table().pack_linear(moved(weight, device))(x.to(device)).cpu()
+    close(out, (rounded @ weight.dequantize().T).bfloat16())
+    exact = REFERENCE.pack_linear(weight)(x).float()
+    assert 0 < float((out.float() - exact).norm() / exact.norm()) < 0.05
+
+
+def test_float8_weights_become_bfloat16_where_there_is_no_float8(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    monkeypatch.setattr("pando.kernels.triton.matrix.has_e4m3", lambda: False)
+    packed = table().pack_linear(moved(float8(32, 64), device))
+    assert packed.matrix.values.dtype is torch.bfloat16  # type: ignore[attr-defined]

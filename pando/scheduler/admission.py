@@ -188,12 +188,11 @@ class Admission:
         for request in extending:
             if request.state is State.RUNNING:
                 self._plan_extend(plan, request, request.to_run, request.drafts)
+        self._reading = [request.handle for request in prefilling if request.handle is not None]
         budget = max(self.limits.token_budget - len(plan.rows), self.limits.token_budget // 8)
         for request in prefilling:
             if budget > 0 and request.state is State.RUNNING:
                 budget -= self._plan_chunk(plan, request, budget)
-        # Without those retracted meanwhile: they may wait, but not for themselves.
-        self._reading = [request.handle for request in prefilling if request.handle is not None]
 
     def _plan_decodes(self, plan: Plan, decoding: list[Request]) -> None:
         """One token for each, in one cache call; if pages are short, one by one with retractions."""

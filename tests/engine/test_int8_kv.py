@@ -36,14 +36,26 @@ def test_tokens_do_not_depend_on_cache_or_batch(family: str) -> None:
         assert outputs(family, kernels="reference") == [cold] * 3
 
 
-def built(**options: object) -> EngineCore:
-    path = str(tiny_checkpoint("qwen3"))
+def built(family: str = "qwen3", **options: object) -> EngineCore:
+    path = str(tiny_checkpoint(family))
     return build_engine(Config(model_path=path, **options), LocalTransport().inbox, lambda load: None)  # type: ignore[arg-type]
 
 
 def test_the_plan_counts_values_and_scales() -> None:
     plain, rounded = (built(dtype="bfloat16", kv_cache_dtype=kind, max_total_tokens=1024) for kind in ("auto", "int8"))
     assert rounded.plan.kv_bytes / plain.plan.kv_bytes == (24 + 4) / (2 * 24)  # heads of 24 dims
+
+
+@pytest.mark.parametrize("family", ["gemma3", "mistral"])
+def test_pools_of_windows_are_planned_for_what_is_kept(family: str) -> None:
+    """No max_total_tokens: the sizes of both pools follow from the bytes that a token takes in each."""
+    plain, rounded = (built(family, kv_cache_dtype=kind, chunked_prefill_size=64).plan for kind in ("auto", "int8"))
+    assert plain.windows is not None and rounded.windows is not None
+    before, after = plain.windows, rounded.windows
+    assert 0 < after.bytes_per_token < before.bytes_per_token
+    assert (after.full_bytes_per_token > 0) == (before.full_bytes_per_token > 0)
+    assert after.full_bytes_per_token <= before.full_bytes_per_token
+    assert rounded.total_tokens > plain.total_tokens and after.tokens > before.tokens
 
 
 def test_bf16_is_what_a_bfloat16_model_keeps_anyway() -> None:

@@ -218,9 +218,7 @@ def _plan(config: Config, model: DecoderModel, device: Device, ops: OpTable) -> 
         ModelSize.of(model.spec), dtype_name(model.dtype), matrix_bits(config.quantization, model.config_dict)
     )
     kept = model.cache_plan  # which may be in other bits than the model
-    facts = replace(
-        facts, kv_bytes_per_token=kept.bytes_per_token, window_bytes_per_token=kept.window_bytes_per_token
-    )
+    facts = replace(facts, kv_bytes_per_token=kept.bytes_per_token, window_bytes_per_token=kept.window_bytes_per_token)
     return plan_memory(
         config,
         facts,

@@ -51,8 +51,9 @@ sanitize: $(DEV)
 	  LD_PRELOAD="$(ASAN) $(UBSAN)" ASAN_OPTIONS=detect_leaks=0 \
 	  PANDO_TEST_NATIVE=$$(ls $(CURDIR)/$(SANITIZED)/pando/kernels/_native*.so) \
 	  $(BIN)/python -m pytest -q -p no:cacheprovider -k 'not forked' \
-	    tests/kernels/test_cpu*.py tests/kernels/test_attention.py tests/kernels/test_step.py \
-	    tests/kernels/test_recurrent_cpu.py tests/models/test_fused.py && \
+	    tests/kernels/test_cpu*.py tests/kernels/test_attention.py tests/kernels/test_int8_kv.py \
+	    tests/kernels/test_step.py tests/kernels/test_mixing.py tests/kernels/test_recurrent_cpu.py \
+	    tests/models/test_fused.py tests/engine/test_mixed_traffic.py && \
 	  echo "sanitize: clean"; fi
 
 lint: $(DEV)

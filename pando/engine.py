@@ -220,7 +220,8 @@ def _plan(config: Config, model: DecoderModel, device: Device, ops: OpTable) -> 
     facts = ModelFacts.of(
         ModelSize.of(model.spec), dtype_name(model.dtype), matrix_bits(config.quantization, model.config_dict)
     )
-    facts = replace(facts, kv_bytes_per_token=model.cache_plan.bytes_per_token)
+    kept = model.cache_plan  # which may be in other bits than the model
+    facts = replace(facts, kv_bytes_per_token=kept.bytes_per_token, window_bytes_per_token=kept.window_bytes_per_token)
     return plan_memory(
         config,
         facts,

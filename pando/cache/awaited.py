@@ -20,8 +20,8 @@ def awaited(cache: CacheManager, reading: Iterable[CacheHandle], key: TokenKey, 
     best = 0
     for handle in reading:
         others = handle.key.data
-        if handle.namespace != namespace or others[:width] != data[:width]:
-            continue
+        if handle.namespace != namespace or others[:width] != data[:width] or not handle.node.live:
+            continue  # nothing in common, or nothing that it will share: a step failed
         if cache.states is None:
             planned = handle.num_planned // page * width
             if data.startswith(others[: planned + width]):

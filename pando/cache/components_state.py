@@ -65,13 +65,14 @@ class Recurrent:
         else:
             self.offer(node)
 
-    def settle(self, node: Node) -> None:
-        """A guest at the end of `node`, if there is one, becomes its state."""
+    def settle(self, node: Node) -> bool:
+        """A guest at the end of `node`, if there is one, becomes its state. True if one did."""
         slot = self.guests.take_end(node)
         if slot >= 0:
             self.num_slots -= 1
             self.order.touch(node)
             self.put(node, slot)
+        return slot >= 0
 
     def take_guest(self) -> array[int]:
         """Take the guest that goes first off the tree."""

@@ -376,7 +376,7 @@ class CacheManager:
         handle.num_tree_pages = match.num_matched // self.page_size
         resume = node if match.num_tokens == match.num_matched else self.tree.cut_at(node, match.num_tokens)
         if self.states is not None:
-            self.states.settle(resume)
+            self.insertion.settle_guest(self.states, resume)
         receipt: Receipt = (self.kv.lock(node),)
         if self.window is not None:
             first = self.window.first_page(match.num_tokens)

@@ -146,7 +146,7 @@ class Insertion:
         """`slot`, written by `step`, is the state after `position` tokens of the handle, unless there is one."""
         node = self._tree.cut_at(handle.node, position)
         planned = step > states.allocator.newest_launched
-        states.settle(node)
+        self.settle_guest(states, node)
         if states.slot(node) >= 0:
             states.allocator.retire(array("i", [slot]), planned=planned)
             return
@@ -178,6 +178,11 @@ class Insertion:
         """The handle's guest is its own no more."""
         self.arriving.remove(handle)
         handle.guest = NO_GUEST
+
+    def settle_guest(self, states: Recurrent, node: Node) -> None:
+        """A guest at the end of `node`, if there is one, becomes its state."""
+        if states.settle(node):
+            self._rescore(states, node)
 
     def _rescore(self, states: Recurrent, node: Node) -> None:
         """A new state at `node`: what is at it is worth more, and what is below, up to the next states, less."""

@@ -147,6 +147,7 @@ class GrammarManager:
         """The request is gone; `poll` will not report it. A compile that others may want goes on."""
         with self._lock:
             key = self._keys.pop(rid, None)
+            self._ready = deque(entry for entry in self._ready if entry[0] != rid)  # another may take its name
             compile_ = self._running.get(key) if key is not None else None
             if compile_ is not None and rid in compile_.waiting:
                 compile_.waiting.remove(rid)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from pando.core.batch import Batch, StepResult, TokenMask
+from pando.core.messages import TokenLogprobs
 from pando.device import Device, HostCopy
 from pando.forward import AttentionBackend, LanguageModel
 from pando.kernels.ops import StepInputs
@@ -129,11 +130,11 @@ class Runner:
         result = StepResult(step.batch.step, [])
         if step.chosen is not None:
             tokens, finite = step.chosen.wait().tolist()
-            if step.logprobs is not None:
-                read = step.logprobs.read([tokens[row] for row in step.logprob_rows])
-                result.logprobs = {row: [entry] for row, entry in zip(step.logprob_rows, read, strict=True)}
             plain = len(tokens) == sum(step.batch.emit)
             result.tokens = [[token] for token in tokens] if plain else _without_wrong_drafts(step.batch, tokens)
+            if step.logprobs is not None:
+                read = step.logprobs.read([tokens[row] for row in step.logprob_rows])
+                result.logprobs = _by_row(step.batch, result.tokens, dict(zip(step.logprob_rows, read, strict=True)))
             if not all(finite):
                 result.failed = {
                     row: "the model's logits are not finite for this request"
@@ -148,6 +149,18 @@ class Runner:
     def reset(self) -> None:
         """Wait for what runs; slots are entered anew by the steps to come."""
         self._device.synchronize()
+
+
+def _by_row(
+    batch: Batch, tokens: list[list[int]], logprobs: dict[int, TokenLogprobs]
+) -> dict[int, list[TokenLogprobs]]:
+    """Log-probabilities of the tokens that were kept, by emitting row; given by position among those that yield one."""
+    out, first = {}, 0
+    for index, num_yield in enumerate(filter(None, batch.num_yield)):
+        if first in logprobs:
+            out[index] = [logprobs[at] for at in range(first, first + len(tokens[index]))]
+        first += num_yield
+    return out
 
 
 def _without_wrong_drafts(batch: Batch, tokens: list[int]) -> list[list[int]]:

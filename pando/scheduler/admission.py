@@ -145,6 +145,7 @@ class Admission:
         for request in [*alive, *others]:
             self._release(request, 0, publish=False)
             request.leave(State.WAITING)
+        self._new = []  # entered by a plan that failed: their slots and states are others' from now on
         for request in others:
             self.waiting.push_front(request)
         self.cache.invalidate()
@@ -369,8 +370,16 @@ class Admission:
         budget = self.limits.token_budget - plan.batch.total_tokens
         if budget <= 0 or not self._free_slots or not len(self.waiting):
             return
-        ahead = sum(map(self._growth, self.running))
         passed: list[Request] = []
+        try:
+            self._admit_next(plan, budget, passed)
+        finally:
+            for request in passed:
+                self.waiting.push_front(request)
+
+    def _admit_next(self, plan: Plan, budget: int, passed: list[Request]) -> None:
+        """Admit what `budget` tokens allow; those that wait for a prefix are taken out of the queue into `passed`."""
+        ahead = sum(map(self._growth, self.running))
         while budget > 0 and self._free_slots and len(passed) < MAX_WAITING:
             request = self.waiting.peek()
             # A retracted request whose last token is still under way comes back when the host has seen it.
@@ -387,8 +396,6 @@ class Admission:
             budget -= self._plan_chunk(plan, request, budget)
             if request.handle is not None and (self.cache.states is not None or request.to_run > 1):
                 self._reading.append(request.handle)
-        for request in passed:
-            self.waiting.push_front(request)
 
     def _waits(self, request: Request) -> bool:
         """Whether others are about to leave a longer prefix of the prompt than there is."""

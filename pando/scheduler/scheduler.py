@@ -202,7 +202,14 @@ class Scheduler:
         self._stats.requests += 1
         if request.deadline is not None:
             heapq.heappush(self._deadlines, (request.deadline, request.order, request))
-        if self._gates.enter(request):
+        try:
+            ready = self._gates.enter(request)
+        except Exception as error:
+            _log.exception("a gate refused request %s", request.rid)
+            self._gates.leave(request)
+            self.results.fail(request, StepFailed(f"internal error while preparing the request: {error!r}"))
+            return
+        if ready:
             self._ready(request, None)
 
     def _ready(self, request: Request, error: PandoError | None) -> None:
@@ -210,7 +217,15 @@ class Scheduler:
             return
         if error is not None:
             self.results.fail(request, error)
-        elif not self.results.begin(request) and request.state is State.GATED:  # else its prompt is read already
+            return
+        try:
+            if self.results.begin(request):
+                return
+        except Exception as problem:  # of its guide: nobody else's
+            _log.exception("request %s failed before its first step", request.rid)
+            self.results.fail(request, StepFailed(f"internal error while starting the request: {problem!r}"))
+            return
+        if request.state is State.GATED:  # else its prompt is read already
             request.move(State.WAITING)
             self._admission.waiting.push(request)
 

@@ -127,6 +127,8 @@ def test_what_is_awaited_of_a_prompt_read_in_chunks() -> None:
     assert awaited(plain, [handle], TokenKey([*range(21), *range(90, 110)]), "", 40) == 20
     assert awaited(plain, [handle], TokenKey([*range(17), *range(90, 110)]), "", 36) == 0, "that is there already"
     assert awaited(plain, [handle], TokenKey(range(40)), "other", 39) == 0
+    plain.invalidate()
+    assert awaited(plain, [handle], TokenKey(range(40)), "", 39) == 0, "a step failed: it will share nothing"
     steps = Steps(cache_of(400, admission="branch+last+room"))
     long = steps.admit(list(range(40)))
     steps.plan(long, 10)

@@ -43,10 +43,18 @@ def all_ways(family: str, dtype: str, **options: object) -> list[Answer]:
 
 
 @pytest.mark.parametrize(
-    ("family", "dtype"), [("qwen3", "bfloat16"), ("gemma3", "float32"), ("qwen3_next", "bfloat16")]
+    ("family", "dtype", "options"),
+    [
+        ("qwen3", "bfloat16", {}),
+        ("gemma3", "float32", {}),
+        ("qwen3_next", "bfloat16", {}),
+        ("qwen3", "bfloat16", {"kv_cache_dtype": "int8"}),
+        ("gemma3", "bfloat16", {"kv_cache_dtype": "int8", "overlap": "on"}),
+    ],
 )
-def test_a_request_is_answered_with_the_same_bits(family: str, dtype: str) -> None:
-    first, *others = [way for size in (1024, 7, 90) for way in all_ways(family, dtype, chunked_prefill_size=size)]
+def test_a_request_is_answered_with_the_same_bits(family: str, dtype: str, options: dict[str, object]) -> None:
+    sizes = (1024, 7, 90)
+    first, *others = [way for size in sizes for way in all_ways(family, dtype, chunked_prefill_size=size, **options)]
     assert len(first[0]) == 12
     assert all(other == first for other in others)
 

@@ -43,8 +43,8 @@ def test_tokens_of_a_float8_cache(kept: str) -> None:
     assert outputs("gemma3", kept, kernels="reference", page_size=16, chunked_prefill_size=7) == [cold] * 3
 
 
-def built(**options: object) -> EngineCore:
-    path = str(tiny_checkpoint("qwen3"))
+def built(family: str = "qwen3", **options: object) -> EngineCore:
+    path = str(tiny_checkpoint(family))
     return build_engine(Config(model_path=path, **options), LocalTransport().inbox, lambda load: None)  # type: ignore[arg-type]
 
 
@@ -65,6 +65,18 @@ def test_native_kernels_of_a_cpu_refuse_float8(kept: str) -> None:
     with pytest.raises(ConfigError, match=f"in {kept} here; use --kv-cache-dtype int8 or auto") as caught:
         built(kv_cache_dtype=kept, max_total_tokens=256)
     assert caught.value.param == "kv_cache_dtype"
+
+
+@pytest.mark.parametrize("family", ["gemma3", "mistral"])
+def test_pools_of_windows_are_planned_for_what_is_kept(family: str) -> None:
+    """No max_total_tokens: the sizes of both pools follow from the bytes that a token takes in each."""
+    plain, rounded = (built(family, kv_cache_dtype=kind, chunked_prefill_size=64).plan for kind in ("auto", "int8"))
+    assert plain.windows is not None and rounded.windows is not None
+    before, after = plain.windows, rounded.windows
+    assert 0 < after.bytes_per_token < before.bytes_per_token
+    assert (after.full_bytes_per_token > 0) == (before.full_bytes_per_token > 0)
+    assert after.full_bytes_per_token <= before.full_bytes_per_token
+    assert rounded.total_tokens > plain.total_tokens and after.tokens > before.tokens
 
 
 def test_bf16_is_what_a_bfloat16_model_keeps_anyway() -> None:

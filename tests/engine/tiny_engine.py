@@ -9,8 +9,10 @@ import functools
 import os
 from typing import Any
 
+import torch
+
 from pando.attention.paged import PagedAttentionBackend
-from pando.cache.manager import CacheManager
+from pando.cache.manager import DEFAULT_ADMISSION, DEFAULT_POLICY, CacheManager
 from pando.cache.pool import KVPool
 from pando.device import Device
 from pando.engine import cache_layout
@@ -49,12 +51,13 @@ def tiny_runner(
     context: int = CONTEXT,
     num_window_tokens: int = 0,
     num_states: int = 0,
+    int8: bool = False,
 ) -> Runner:
     """A runner with a pool of `num_tokens` tokens, and one of `num_window_tokens` of layers with a window."""
     model, ops = tiny_model(family, kernels), op_table(DEVICE.name, kernels)
     spare = int(DEVICE.asynchronous and ops.capturable)  # what fills recorded steps up
     pool = KVPool(
-        model.cache_plan,
+        model.cache_plan.in_int8() if int8 else model.cache_plan,
         num_tokens // page_size + spare,
         page_size,
         DEVICE.name,
@@ -63,7 +66,7 @@ def tiny_runner(
         num_states=num_states + spare if num_states else 0,
     )
     for tensor in (*pool.k, *pool.v) if num_window_tokens else ():
-        tensor.fill_(POISON)
+        tensor.fill_(min(POISON, torch.iinfo(tensor.dtype).max) if tensor.dtype is torch.int8 else POISON)
     table = RequestTable(max_running + spare, context, page_size, DEVICE, ops, pool.num_groups)
     attention, graphs = PagedAttentionBackend(pool, ops), None
     if spare:
@@ -84,12 +87,15 @@ def tiny_engine(
     context: int = CONTEXT,
     num_window_tokens: int = 0,
     num_states: int = 0,
+    int8: bool = False,
     **options: Any,
 ) -> Bench:
     """A scheduler over a tiny model; `options` go to the scheduler's harness. num_states: of a recurrent model.
 
-    num_window_tokens: of layers with a sliding window; 0 = they keep all tokens.
+    num_window_tokens: of layers with a sliding window; 0 = they keep all tokens. int8: keys and values in 8 bits.
+    admission, eviction: the cache's policies, with states or windows.
     """
+    policies = {name: options.pop(name) for name in ("admission", "eviction") if name in options}
     runner: Any = tiny_runner(
         family,
         kernels,
@@ -99,10 +105,12 @@ def tiny_engine(
         context=context,
         num_window_tokens=num_window_tokens,
         num_states=num_states,
+        int8=int8,
     )
-    if num_states or num_window_tokens:
+    if num_states or num_window_tokens or policies:
         spaces = [num_tokens // page_size, num_window_tokens // page_size, num_states]
-        options.setdefault("cache", _cache(runner._model, page_size, spaces, options.get("sharing", True)))
+        sharing = options.get("sharing", True)
+        options.setdefault("cache", _cache(runner._model, page_size, spaces, sharing, **policies))
     executor = ThreadedExecutor(runner) if overlap and not DEVICE.asynchronous else runner
     if DEVICE.asynchronous:
         runner.depth = int(overlap)
@@ -117,11 +125,19 @@ def tiny_engine(
     )
 
 
-def _cache(model: DecoderModel, page_size: int, spaces: list[int], sharing: bool) -> CacheManager:
+def _cache(
+    model: DecoderModel,
+    page_size: int,
+    spaces: list[int],
+    sharing: bool,
+    *,
+    admission: str = DEFAULT_ADMISSION,
+    eviction: str = DEFAULT_POLICY,
+) -> CacheManager:
     """A cache whose budget is that of its id spaces together: pages, window pages, states."""
     layout = cache_layout(model.cache_plan, page_size, windows=spaces[1] > 0)
     if not layout.kv_bytes_per_token:
         spaces = [0, *spaces[1:]]
     spaces = [space for i, space in enumerate(spaces) if i == 0 or space]
     size = sum(count * bytes_ for count, bytes_ in zip(spaces, layout.slot_bytes, strict=True))
-    return CacheManager(layout, size, num_slots=spaces, sharing=sharing)
+    return CacheManager(layout, size, num_slots=spaces, sharing=sharing, admission=admission, policy=eviction)

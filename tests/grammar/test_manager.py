@@ -189,6 +189,19 @@ def test_cancelled_requests_are_not_reported() -> None:
     assert fake.compiled == ["a"], "a compile that nobody waits for never starts"
 
 
+def test_a_name_that_is_used_again_gets_its_own_grammar() -> None:
+    fake = FakeBackend()
+    fake.gate.set()
+    manager = GrammarManager(fake, num_threads=1)
+    manager.submit("first", spec("a"))
+    wait(manager, 1)
+    manager.submit("again", spec("a"))
+    manager.cancel("again")
+    manager.submit("again", spec("bad"))
+    assert isinstance(wait(manager, 1)["again"], InvalidGrammar)
+    manager.close()
+
+
 def test_many_threads() -> None:
     """Submissions from several threads of few grammars: all are answered, each is compiled once."""
     manager = GrammarManager(backend(), num_threads=2)

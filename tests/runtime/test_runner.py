@@ -163,6 +163,31 @@ def test_drafts_up_to_the_first_wrong_one_are_kept(num_right: int, temperature: 
     assert table.tokens_NC[0, : 3 + len(kept)].tolist() == history + kept
 
 
+def test_logprobs_of_a_row_behind_drafts_are_its_own() -> None:
+    """Guesses of one request beside log-probabilities of others, before and behind it, and of its own tokens."""
+    runner, _, _ = toy_runner()
+    first = greedy_after(4, 2)
+    drafts = [first, (greedy_after(first, 3) + 1) % 32]
+    for asking in ({0, 2}, {0, 1, 2}):
+        rows = [(0, 0, 1, 1), (1, 0, 3 + 2, 1), (2, 0, 2, 1)]
+        tokens = {0: [9], 1: [3, 1, 4], 2: [8, 7]}
+        new = [new_slot(slot, tokens[slot], logprobs=LogprobSpec() if slot in asking else None) for slot in tokens]
+        batch = batch_of(rows, new)
+        batch.num_draft = [0, 2, 0]
+        batch.token_slot, batch.token_position, batch.token_id = [1, 1], [3, 4], drafts
+        step = runner.launch(batch)
+        runner.sample(step, None)
+        result = runner.collect(step)
+        assert result.tokens == [[greedy_after(9, 0)], [first, greedy_after(first, 3)], [greedy_after(7, 1)]]
+        assert set(result.logprobs) == asking
+        for index, entries in result.logprobs.items():
+            assert [entry.token_id for entry in entries] == result.tokens[index]
+            before = [*tokens[index], *result.tokens[index]][-len(entries) - 1 :]
+            for offset, (entry, last) in enumerate(zip(entries, before, strict=False)):
+                logits = toy_logits(last, len(tokens[index]) - 1 + offset)
+                assert entry.logprob == pytest.approx(float(logits.log_softmax(-1)[entry.token_id]), abs=1e-6)
+
+
 def test_masked_rows_choose_among_allowed_tokens_and_others_are_free() -> None:
     runner, _, _ = toy_runner()
     step = runner.launch(batch_of([(0, 0, 1, 1), (1, 0, 1, 1), (2, 0, 1, 1)], [new_slot(i, [i + 5]) for i in range(3)]))

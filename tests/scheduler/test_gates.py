@@ -172,3 +172,20 @@ def test_a_gate_that_raises_fails_only_those_that_wait_for_it() -> None:
     assert ready["a"] is None and set(ready) == {"a", "b", "ab"}
     assert all(error is not None and "no compiler" in error.message for rid, error in ready.items() if rid != "a")
     assert len(gates) == 0
+
+
+class Broken(ManualGate):
+    """Raises when it is given a request."""
+
+    def submit(self, request: Request) -> None:
+        raise ValueError("no room")
+
+
+def test_a_gate_that_raises_costs_only_the_request_it_was_given() -> None:
+    b = bench(gates=[Broken("g")])
+    b.add("f", [1, 2, 3], 4, ignore_eos=True)
+    b.add("g", [1, 2, 3], 4)
+    b.run(100)
+    end = b.ended["g"]
+    assert isinstance(end, Failure) and "no room" in end.message
+    assert len(b.tokens["f"]) == 4 and not b.scheduler.num_unfinished

@@ -6,10 +6,13 @@ import random
 
 import pytest
 
-from pando.core.messages import Abort
+from pando.core.messages import Abort, Failure
+from pando.errors import PandoError
+from pando.scheduler.guide import Guide
+from pando.scheduler.request import Request
 from tests.scheduler.fake_executor import expected_output
 from tests.scheduler.harness import EOS, VOCAB, Bench, bench
-from tests.scheduler.toy_grammar import ToyGate, expected
+from tests.scheduler.toy_grammar import ToyGate, ToyState, expected
 
 ENDS = frozenset([EOS])
 
@@ -147,3 +150,46 @@ def test_a_failed_step_runs_again() -> None:
     want = traffic(b, 2, num=6)
     b.run()
     assert {rid: t for rid, t in b.tokens.items() if rid in b.ended} == {r: t for r, t in want.items() if t}
+
+
+class Unwilling(ToyState):
+    """Can not say what must come next."""
+
+    def forced_tokens(self, limit: int) -> list[int]:
+        raise RuntimeError("no idea")
+
+
+class UnwillingGate(ToyGate):
+    """Gives such a guide to the request "g bad"."""
+
+    def poll(self) -> list[tuple[Request, PandoError | None]]:
+        ready = super().poll()
+        for request, _ in ready:
+            if request.rid == "g bad":
+                request.guide = Guide(Unwilling(VOCAB))
+        return ready
+
+
+def test_a_guide_that_fails_before_the_first_step_costs_only_its_request() -> None:
+    b = bench(gates=[UnwillingGate(VOCAB, ENDS, jump=True)])
+    prompt = [101, 102, 103]
+    for rid in ("f", "g bad", "g good"):
+        b.add(rid, prompt, 20)
+    b.run()
+    end = b.ended["g bad"]
+    assert isinstance(end, Failure) and "no idea" in end.message
+    assert b.tokens["g good"] == expected(prompt, 20, VOCAB, ENDS)
+    assert b.tokens["f"] == expected_output(prompt, 20, VOCAB, ENDS)
+    assert b.scheduler.stats.failed_steps == 0
+
+
+@pytest.mark.parametrize("page_size", [1, 4])
+def test_guesses_made_before_a_retraction_are_not_tried_after_it(page_size: int) -> None:
+    """With a step in flight a retracted request hears of its last token while it waits."""
+    for seed in range(6):
+        b = guided(1, jump=True, wrong=2, num_pages=160 // page_size, page_size=page_size, max_running=8)
+        want = traffic(b, seed)
+        b.run()
+        assert b.scheduler.admission.num_retracted > 0
+        assert b.tokens == {rid: tokens for rid, tokens in want.items() if tokens}
+        assert b.scheduler.stats.failed_steps == 0

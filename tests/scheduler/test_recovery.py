@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -113,3 +114,51 @@ def test_logprobs_that_no_step_can_give_are_refused_at_the_door(spec: LogprobSpe
     end = b.ended["bad"]
     assert isinstance(end, Failure) and end.code == "invalid_value"
     assert b.finish("good").kind == "length"
+
+
+class Stumbles:
+    """A cache method that raises once, at its `when`-th call."""
+
+    def __init__(self, method: Any, when: int) -> None:
+        self.method, self.left = method, when
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        self.left -= 1
+        if self.left == 0:
+            raise RuntimeError("planning fails")
+        return self.method(*args, **options)
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("policy", ["lpm", "fcfs", "priority"])
+def test_requests_that_wait_for_a_prefix_are_not_lost_when_planning_fails(policy: str, depth: int) -> None:
+    """The first prompt is read in chunks, those like it wait, and another is being admitted beside the second chunk."""
+    b = bench(depth=depth, policy=policy, token_budget=50, page_size=16)
+    long = prompt(1, 120)
+    b.add("first", long, 5, ignore_eos=True)
+    b.step()
+    b.cache.admit = Stumbles(b.cache.admit, 1)  # type: ignore[method-assign]
+    for rid in ("like it", "like it too"):
+        b.add(rid, long, 5, ignore_eos=True)
+    b.add("other", prompt(2, 30), 5, ignore_eos=True)
+    b.run(1000)
+    want = expected_output(long, 5, VOCAB)
+    assert all(b.tokens[rid] == want for rid in ("first", "like it", "like it too"))
+    end = b.ended["other"]
+    assert isinstance(end, Failure) and "planning fails" in end.message
+    b.cache.check()
+
+
+@pytest.mark.parametrize("when", range(1, 7))
+def test_slots_of_a_plan_that_failed_are_not_entered_later(when: int) -> None:
+    b = bench(token_budget=200)
+    b.cache.publish = Stumbles(b.cache.publish, when)  # type: ignore[method-assign]
+    for i in range(6):
+        b.add(f"r{i}", prompt(i), 5, ignore_eos=True)
+    b.run(1000)
+    assert b.scheduler.stats.failed_steps == 1
+    for batch in b.executor.batches:
+        entered = [entry.slot for entry in batch.new_slots]
+        assert len(set(entered)) == len(entered) and set(entered) <= set(batch.slot)
+    assert sum(isinstance(end, Failure) for end in b.ended.values()) == 1
+    b.cache.check()

@@ -17,6 +17,7 @@ from pando.cache.key import TokenKey
 from pando.core.messages import Abort
 from pando.errors import PandoError
 from pando.scheduler.guide import Guide
+from pando.scheduler.overlap import Overlap
 from pando.scheduler.request import Request
 from tests.engine.tiny_engine import tiny_engine
 from tests.scheduler.harness import Bench
@@ -94,6 +95,12 @@ class RecallGate:
 
     def cancel(self, request: Request) -> None:
         self.done = [entry for entry in self.done if entry[0] is not request]
+
+
+@pytest.fixture(autouse=True)
+def quick_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether requests wait must not depend on how long anything takes."""
+    monkeypatch.setattr(Overlap, "price", 0.2)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -20,7 +20,8 @@ from pando.cache.manager import CacheManager
 from pando.cache.scratch import Scratch
 from pando.cache.spec import FULL, WINDOW
 from pando.core.batch import Batch, NewSlot
-from pando.scheduler.guide import HOST_SHARE, Guide
+from pando.scheduler.guide import Guide
+from pando.scheduler.overlap import Overlap
 from pando.scheduler.policy import WaitingQueue
 from pando.scheduler.request import Request, State
 from pando.scheduler.stats import Stats
@@ -80,6 +81,7 @@ class Admission:
         self.running: list[Request] = []
         self.trials: deque[list[Request]] = deque()
         """Groups that took part in a failed step and now run apart, to find the one that fails."""
+        self.overlap = Overlap()
         self.planning: Request | None = None
         """The request a row is being planned for: the suspect if planning raises."""
         self.reserve = Reserve()
@@ -182,7 +184,8 @@ class Admission:
                 else:
                     decoding.append(request)
         if unsure:
-            decoding += _impatient(unsure, alone=not (decoding or extending or prefilling))
+            alone = not (decoding or extending or prefilling)
+            decoding += _impatient(unsure, self.overlap.price if alone else None)
         if decoding:
             self._plan_decodes(plan, decoding)
         for request in extending:
@@ -476,11 +479,11 @@ class Admission:
         self._freed.append(request.slot)
 
 
-def _impatient(unsure: list[tuple[Request, Guide]], *, alone: bool) -> list[Request]:
+def _impatient(unsure: list[tuple[Request, Guide]], price: float | None) -> list[Request]:
     """Guided requests with a token under way that are planned all the same; the others wait until it is known.
 
-    alone: nobody else runs, so that if all wait, they lose no step.
+    price: of waiting where nobody else runs, so that nothing overlaps if all wait; None if others do: it costs a step.
     """
-    if alone and 2 * sum(guide.patience.pays(HOST_SHARE) for _, guide in unsure) > len(unsure):
+    if price is not None and 2 * sum(guide.patience.pays(price) for _, guide in unsure) > len(unsure):
         return []
     return [request for request, guide in unsure if not guide.patience.pays(1.0)]

@@ -35,10 +35,8 @@ class Drafter(Protocol):
         """Of the last proposal, `num_judged` tokens were tried, and the first `num_right` were right."""
 
 
-HOST_SHARE = 0.2
-"""What it costs to plan a step only when the one before has ended, as a share of a step."""
 _LEARN = 0.1
-_FORGET = 0.02
+_FORGET = 0.005
 """Weights of a new outcome in a mean, and of the first assumption where there was no outcome."""
 
 
@@ -54,7 +52,7 @@ class Patience:
     def __init__(self, *, drafts: bool) -> None:
         self._runs, self._forced = 0.3, 1.0
         """Of a sampled token: how often a forced run follows, and how many forced tokens."""
-        self._first_drafts = self._drafts = 1.0 if drafts else 0.0
+        self._first_drafts = self._drafts = 1.5 if drafts else 0.0
         """Drafts that come true per sampled token."""
 
     def forced(self, num: int) -> None:

@@ -77,6 +77,8 @@ class Scheduler:
         self._failing: Plan | None = None
         """The step being launched, sampled or committed, for whoever handles its failure."""
         self._sent_at = 0.0
+        self._waited = 0.0
+        """Seconds of this iteration spent on waiting for results."""
         self._order = 0
         self._stopping = False
         self.paused = False
@@ -111,6 +113,7 @@ class Scheduler:
         if plan is None and not self._in_flight:
             self._unstick()
             return False
+        self._waited, overlapped = 0.0, plan is not None and bool(self._in_flight)
         self._masks.begin(plan)
         launched = self._launch(plan)
         while self._in_flight:
@@ -121,7 +124,9 @@ class Scheduler:
             self._in_flight.append((plan, launched))
             if self._executor.depth == 0:
                 self._commit(plan, launched)
-        self._stats.step_seconds += time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self._stats.step_seconds += seconds
+        self._admission.overlap.stepped(seconds, self._waited, overlapped=overlapped)
         return True
 
     def _launch(self, plan: Plan | None) -> Any:
@@ -136,7 +141,9 @@ class Scheduler:
 
     def _commit(self, plan: Plan, launched: Any) -> None:
         self._failing = plan
+        started = time.perf_counter()
         result = self._executor.collect(launched)
+        self._waited += time.perf_counter() - started
         self._in_flight.popleft()
         self._admission.cache.collected(plan.batch.step)
         self._stats.forward_seconds += result.forward_seconds

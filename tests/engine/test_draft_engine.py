@@ -17,6 +17,7 @@ from pando.cache.key import TokenKey
 from pando.core.messages import Abort
 from pando.errors import PandoError
 from pando.scheduler.guide import Guide
+from pando.scheduler.overlap import Overlap
 from pando.scheduler.request import Request
 from tests.engine.tiny_engine import tiny_engine
 from tests.scheduler.harness import Bench
@@ -96,6 +97,12 @@ class RecallGate:
         self.done = [entry for entry in self.done if entry[0] is not request]
 
 
+@pytest.fixture(autouse=True)
+def quick_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether requests wait must not depend on how long anything takes."""
+    monkeypatch.setattr(Overlap, "price", 0.2)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
@@ -160,3 +167,50 @@ def test_drafts_in_a_crowd(family: str, overlap: bool) -> None:
         assert engine.scheduler.admission.num_retracted > 0
         engine.cache.check()
         assert engine.cache.stats().by_component["state"].num_locked == 0
+
+
+class Opening(Anything):
+    """A grammar that forces its first tokens and then allows every one."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens = tokens
+
+    def forced_tokens(self, limit: int) -> list[int]:
+        forced, self.tokens = self.tokens[:limit], self.tokens[limit:]
+        return forced
+
+
+class LateGate(RecallGate):
+    """Lets every request go ahead at once, and gives it a guide that forces five tokens some polls later."""
+
+    polls = 0
+
+    def submit(self, request: Request) -> None:
+        self.waiting = [*getattr(self, "waiting", []), (request, self.polls + request.order % 5)]
+        request.held = 1
+        self.done.append((request, None))
+
+    def poll(self) -> list[tuple[Request, PandoError | None]]:
+        self.polls += 1
+        for request, due in [entry for entry in self.waiting if entry[1] < self.polls]:
+            self.waiting.remove((request, due))
+            request.held = 0
+            drafter = Recall(self.answers[request.rid], request.prompt_len, self.vocab, request.order)
+            request.guide = Guide(Opening(self.answers[request.rid][:5]), drafter=drafter)
+            self.done.append((request, None))
+        return super().poll()
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["depth 0", "depth 1"])
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_next"])
+def test_a_guide_that_comes_while_the_prompt_is_read(family: str, page_size: int, overlap: bool) -> None:
+    options = {"page_size": page_size, "max_running": 4, "num_states": 24 if family == "qwen3_next" else 0}
+    expected = run(tiny_engine(family, **options), PROMPTS)
+    engine = tiny_engine(family, overlap=overlap, token_budget=16, **options)
+    vocab = engine.executor._runner._model.vocab_size if overlap else engine.executor._model.vocab_size
+    engine.scheduler._gates._gates = [LateGate(expected, vocab)]
+    assert run(engine, PROMPTS) == expected
+    stats = engine.scheduler.stats
+    assert stats.forced_tokens == 5 * len(PROMPTS) and stats.failed_steps == 0
+    assert 0 < stats.accepted_draft_tokens < stats.draft_tokens

@@ -18,6 +18,7 @@ from pando.core.sampling import GrammarOptions, GrammarSpec
 from pando.engine import EngineCore, build_engine
 from pando.runtime.executor import ThreadedExecutor
 from pando.scheduler.grammar_gate import GrammarGate
+from pando.scheduler.overlap import Overlap
 from tests.scheduler.harness import Bench, ListInbox
 from tests.tiny_tokenizers import byte_level_rust, sentencepiece_rust
 
@@ -102,6 +103,12 @@ def started(model: str, overlap: bool, **more: object) -> tuple[EngineCore, Benc
 def ended(core: EngineCore) -> None:
     if isinstance(core.executor, ThreadedExecutor):
         core.executor.close()
+
+
+@pytest.fixture(autouse=True)
+def quick_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether requests wait must not depend on how long anything takes."""
+    monkeypatch.setattr(Overlap, "price", 0.2)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -11,12 +11,19 @@ from pando.core.sampling import GrammarSpec
 from pando.errors import InvalidGrammar, PandoError
 from pando.grammar.manager import CacheBounds, GrammarManager
 from pando.scheduler.grammar_gate import MAX_AHEAD, MIN_AHEAD_TOKENS, GrammarGate
+from pando.scheduler.overlap import Overlap
 from pando.scheduler.request import Request, State
 from tests.scheduler.fake_executor import expected_output
 from tests.scheduler.harness import EOS, VOCAB, Bench, bench
 from tests.scheduler.toy_grammar import ToyGate, expected
 
 ENDS = frozenset([EOS])
+
+
+@pytest.fixture(autouse=True)
+def quick_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether requests wait must not depend on how long anything takes."""
+    monkeypatch.setattr(Overlap, "price", 0.2)
 
 
 class AheadGate(ToyGate):

@@ -9,12 +9,19 @@ import pytest
 from pando.core.messages import Abort, Failure
 from pando.errors import PandoError
 from pando.scheduler.guide import Guide
+from pando.scheduler.overlap import Overlap
 from pando.scheduler.request import Request
 from tests.scheduler.fake_executor import expected_output
 from tests.scheduler.harness import EOS, VOCAB, Bench, bench
 from tests.scheduler.toy_grammar import ToyGate, ToyState, expected
 
 ENDS = frozenset([EOS])
+
+
+@pytest.fixture(autouse=True)
+def quick_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether requests wait must not depend on how long anything takes."""
+    monkeypatch.setattr(Overlap, "price", 0.2)
 
 
 def guided(depth: int, *, jump: bool, wrong: int = 0, **options: object) -> Bench:

@@ -26,6 +26,13 @@ def test_random_traffic(mix: str) -> None:
     assert hits and denied and evicted and victims, "the traffic never met pressure"
 
 
+def test_a_guest_that_becomes_a_state_lowers_what_is_below() -> None:
+    """A request that resumes from a guest makes it a state: those below save less from then on, and go sooner."""
+    traffic = Traffic(113, Setup("full+window+state", 4, "gdsf:0.25", "branch+last+room", num_tokens=240, num_states=20))
+    traffic.run(2000)
+    assert traffic.num_victims
+
+
 @pytest.mark.parametrize("mix", MIXES)
 def test_the_same_calls_give_the_same_actions(mix: str) -> None:
     def actions() -> list[object]:

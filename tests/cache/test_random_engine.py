@@ -28,7 +28,8 @@ def test_random_traffic(mix: str) -> None:
 
 def test_a_guest_that_becomes_a_state_lowers_what_is_below() -> None:
     """A request that resumes from a guest makes it a state: those below save less from then on, and go sooner."""
-    traffic = Traffic(113, Setup("full+window+state", 4, "gdsf:0.25", "branch+last+room", num_tokens=240, num_states=20))
+    setup = Setup("full+window+state", 4, "gdsf:0.25", "branch+last+room", num_tokens=240, num_states=20)
+    traffic = Traffic(113, setup)
     traffic.run(2000)
     assert traffic.num_victims
 

@@ -19,7 +19,7 @@ def _round_rows_kernel(x_ptr, out_ptr, scale_ptr, width, x_stride, BLOCK: tl.con
     inside = place < width
     x = tl.load(x_ptr + row * x_stride + place, mask=inside, other=0.0).to(tl.float32)
     scale = tl.div_rn(tl.max(tl.abs(x), 0), 127.0 if INTEGERS else 448.0)
-    ratio = tl.div_rn(x, tl.maximum(scale, 1e-38) + tl.zeros((BLOCK,), tl.float32))
+    ratio = tl.div_rn(x, tl.maximum(scale, 1.2e-38) + tl.zeros((BLOCK,), tl.float32))
     if INTEGERS:
         # Adding 1.5 * 2^23 leaves no bits for a fraction: the sum is rounded to an integer, ties to even.
         ratio = (ratio + 12582912.0) - 12582912.0

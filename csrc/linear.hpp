@@ -143,6 +143,10 @@ int64_t panel_bytes(WeightKind kind, int64_t n, int64_t k, int activation);
 // that a refusal is no error.
 void ask_for_huge_pages(char* data, int64_t bytes);
 
+// Backs memory as if all of it were written; its contents stay, and others may use it meanwhile. False where the system
+// has no such call.
+bool populate(char* data, int64_t bytes);
+
 // Fills the panels of a float kind from [n, k] on all threads, converting from another dtype.
 void pack_float(WeightKind kind, const FloatSource& source, int64_t n, int64_t k, int activation, char* panels);
 

@@ -376,6 +376,9 @@ void define_linear(nb::module_& m) {
     m.def("checksum", &checksum_of);
     m.def("verify", &verify);
     m.def("huge_pages", [](Pointer data, int64_t bytes) { ask_for_huge_pages(at<char>(data), bytes); });
+    m.def(
+        "populate", [](Pointer data, int64_t bytes) { return populate(at<char>(data), bytes); },
+        nb::call_guard<nb::gil_scoped_release>());
     m.def("burn", &burn);
     m.def("read_through", &read_through);
 }
@@ -384,7 +387,7 @@ void define_linear(nb::module_& m) {
 
 NB_MODULE(_native, m) {
     nb::set_leak_warnings(false); // an engine that lives to the end of the process keeps its plan: no leak
-    m.attr("interface") = 11;     // counts up with every change of a signature below; pando.kernels.cpu checks it
+    m.attr("interface") = 12;     // counts up with every change of a signature below; pando.kernels.cpu checks it
     m.def("levels", &levels, "(name, why it can not be used or '') of every level, lowest first");
     m.def("num_threads", &num_threads);
     m.def("set_num_threads", &set_num_threads);

@@ -87,6 +87,18 @@ void pack_panels(const FloatSource& source, int64_t n, int64_t k, int activation
     });
 }
 
+// For the whole small pages of a range.
+[[maybe_unused]] bool advise([[maybe_unused]] char* data, [[maybe_unused]] int64_t bytes, [[maybe_unused]] int advice) {
+#if defined(__linux__)
+    constexpr uintptr_t PAGE = 4096;
+    const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + PAGE - 1) / PAGE * PAGE;
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / PAGE * PAGE;
+    return end <= begin || madvise(reinterpret_cast<void*>(begin), end - begin, advice) == 0;
+#else
+    return false;
+#endif
+}
+
 PackedWeight shape_only(WeightKind kind, int64_t n, int64_t k, int activation) {
     PackedWeight weight{};
     weight.kind = kind;
@@ -99,11 +111,16 @@ PackedWeight shape_only(WeightKind kind, int64_t n, int64_t k, int activation) {
 } // namespace
 
 void ask_for_huge_pages([[maybe_unused]] char* data, [[maybe_unused]] int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    constexpr uintptr_t PAGE = 4096;
-    const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + PAGE - 1) / PAGE * PAGE;
-    const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / PAGE * PAGE;
-    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#if defined(MADV_HUGEPAGE)
+    advise(data, bytes, MADV_HUGEPAGE);
+#endif
+}
+
+bool populate([[maybe_unused]] char* data, [[maybe_unused]] int64_t bytes) {
+#if defined(MADV_POPULATE_WRITE)
+    return advise(data, bytes, MADV_POPULATE_WRITE);
+#else
+    return false;
 #endif
 }
 

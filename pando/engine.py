@@ -50,6 +50,7 @@ from pando.runtime.cuda_graph import CudaRecorder
 from pando.runtime.executor import ThreadedExecutor
 from pando.runtime.graph import GRAPH_ROWS, GraphShape, Recorder, StepGraphs, graph_shapes
 from pando.runtime.memory import GIB, MAX_RUNNING, MemoryPlan, ModelFacts, plan_memory, token_budget
+from pando.runtime.prefault import PrefaultingExecutor
 from pando.runtime.runner import Runner
 from pando.runtime.sampler import Sampler
 from pando.runtime.table import RequestTable
@@ -78,7 +79,7 @@ class EngineCore:
     scheduler: Scheduler
     info: EngineInfo
     plan: MemoryPlan
-    executor: Runner | ThreadedExecutor
+    executor: Runner | ThreadedExecutor | PrefaultingExecutor
     tokenizer: Tokenizer
     packed: PackedCache | None = None
 
@@ -92,8 +93,7 @@ class EngineCore:
         finally:
             if self.packed is not None:
                 self.packed.close()
-            if isinstance(self.executor, ThreadedExecutor):
-                self.executor.close()
+            self.executor.close()
 
 
 def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
@@ -132,19 +132,29 @@ def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
     plan = _plan(config, model, device, ops)
     on_phase(Load("memory", 1.0, f"KV pool of {plan.total_tokens:,} tokens"))
     model.set_context_length(plan.context_length)
-    runner = _runner(config, plan, model, device, ops, _recorder(config, device, ops))
-    first_pass(*runner, device)
+    runner, pool = _runner(config, plan, model, device, ops, _recorder(config, device, ops))
+    first_pass(runner, pool, device)
     if device.asynchronous:
-        first_choices(*runner, model.vocab_size, device)
-    _record_steps(runner[0], plan, model, device, on_phase)
+        first_choices(runner, pool, model.vocab_size, device)
+    _record_steps(runner, plan, model, device, on_phase)
     for reason in plan.reasons:
         _log.info(reason)
     info = _info(config, plan, model, device, ops, path)
-    executor = ThreadedExecutor(runner[0]) if config.overlap == "on" and not device.asynchronous else runner[0]
-    if config.overlap == "off":
-        runner[0].depth = 0
+    executor = _executor(config, runner, pool, device)
     scheduler = _scheduler(config, plan, model, executor, inbox, info, tokenizer.result())
     return EngineCore(scheduler, info, plan, executor, tokenizer.result(), packed)
+
+
+def _executor(
+    config: Config, runner: Runner, pool: KVPool, device: Device
+) -> Runner | ThreadedExecutor | PrefaultingExecutor:
+    if config.overlap == "off":
+        runner.depth = 0
+    if device.asynchronous:
+        return runner
+    executor = ThreadedExecutor(runner) if config.overlap == "on" else runner
+    num_bytes = int(config.kv_prefault_gb * 1e9)
+    return PrefaultingExecutor(executor, pool, num_bytes, device.free_bytes) if num_bytes else executor
 
 
 def packed_cache(config: Config) -> PackedCache | None:

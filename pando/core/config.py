@@ -6,6 +6,7 @@ and never written back.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -68,6 +69,9 @@ class Config:
     """Share of free memory for weights and KV pool; None = measured plan."""
     max_total_tokens: int | None = None
     """KV pool size in tokens; None = measured plan."""
+    kv_prefault_gb: float = 1.0
+    """KV memory on a CPU that idle moments take from the system before it is written, GB at most beyond what has been
+    used, and at most half the pool; 0 = none. A prefill into memory that is there already is faster."""
     max_running_requests: int | None = None
     """Sequences in a batch at most; None = chosen from the pool."""
     max_queued_requests: int = 65536
@@ -111,8 +115,9 @@ class Config:
                 f"mem_fraction_static is {self.mem_fraction_static}; give a value in (0, 1]",
                 param="mem_fraction_static",
             )
-        if not self.packed_cache_gb >= 0.0:
-            raise ConfigError(f"packed_cache_gb is {self.packed_cache_gb}; give 0 or more", param="packed_cache_gb")
+        for name in ("packed_cache_gb", "kv_prefault_gb"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give 0 or more", param=name)
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:

@@ -17,7 +17,7 @@ from pando.kernels import reference
 from pando.kernels.int8_rows import row_size
 from pando.kernels.ops import AttentionPlan, OpTable
 
-INTERFACE = 11
+INTERFACE = 12
 """The signatures this module calls; a compiled module of another number is stale."""
 
 LOAD_ERROR: str | None = None
@@ -83,6 +83,14 @@ def ask_for_huge_pages(memory: Tensor) -> None:
     """For memory that nothing has touched yet: let huge pages back it. A matter of speed only."""
     if LOAD_ERROR is None:
         _native.huge_pages(memory.data_ptr(), memory.nbytes)
+
+
+def populate(memory: Tensor) -> bool:
+    """Have the system back memory as if it were written; what is in it stays, and it may be used meanwhile.
+
+    False where that can not be had. A matter of speed only.
+    """
+    return LOAD_ERROR is None and _native.populate(memory.data_ptr(), memory.nbytes)
 
 
 def set_shared_prefix(on: bool) -> None:

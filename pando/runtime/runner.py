@@ -150,6 +150,9 @@ class Runner:
         """Wait for what runs; slots are entered anew by the steps to come."""
         self._device.synchronize()
 
+    def close(self) -> None:
+        """Nothing to end: steps run where they are launched."""
+
 
 def _by_row(
     batch: Batch, tokens: list[list[int]], logprobs: dict[int, TokenLogprobs]

@@ -49,11 +49,15 @@ def test_memory_share(value: float) -> None:
     assert Config(mem_fraction_static=1.0).mem_fraction_static == 1.0
 
 
+@pytest.mark.parametrize("name", ["packed_cache_gb", "kv_prefault_gb"])
+def test_sizes_in_gb(name: str) -> None:
+    for value in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match=name) as e:
+            Config(**{name: value})
+        assert e.value.param == name
+
+
 def test_size_of_the_packed_cache() -> None:
-    for value in (-1.0, float("nan")):
-        with pytest.raises(ConfigError, match="packed_cache_gb") as e:
-            Config(packed_cache_gb=value)
-        assert e.value.param == "packed_cache_gb"
     assert Config().packed_cache == "auto" and Config(packed_cache_gb=0.0).packed_cache_gb == 0.0
 
 

@@ -16,7 +16,6 @@ from tokenizers import Tokenizer as RustTokenizer
 from pando.core.config import Config
 from pando.core.sampling import GrammarOptions, GrammarSpec
 from pando.engine import EngineCore, build_engine
-from pando.runtime.executor import ThreadedExecutor
 from pando.scheduler.grammar_gate import GrammarGate
 from pando.scheduler.overlap import Overlap
 from tests.scheduler.harness import Bench, ListInbox
@@ -101,8 +100,7 @@ def started(model: str, overlap: bool, **more: object) -> tuple[EngineCore, Benc
 
 
 def ended(core: EngineCore) -> None:
-    if isinstance(core.executor, ThreadedExecutor):
-        core.executor.close()
+    core.executor.close()
 
 
 @pytest.fixture(autouse=True)

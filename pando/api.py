@@ -166,27 +166,30 @@ class Engine:
         ]
         return replies if as_list else replies[0]
 
-    async def _replies(self, body: GenerateBody) -> AsyncIterator[Reply]:
-        """Cumulative replies on the client's loop; leaving the iteration aborts what still runs."""
+    async def _replies(self, body: GenerateBody) -> AsyncIterator[list[Reply]]:
+        """Cumulative replies on the client's loop, as many as there is news of; leaving aborts what still runs."""
         generation, messages, as_list = self._open(body)
         completions = [Completion(message.rid, index) for index, message in enumerate(messages)]
         try:
-            async for delta in generation:
-                completion = completions[delta.index]
-                completion.add(delta)
-                if not as_list:
-                    raise_failure(completion.finish)
-                message, with_text = messages[delta.index], body.return_text_in_logprobs
-                reply = native_reply(completion, message, self._client, with_text=with_text)
-                yield {"index": delta.index, **reply} if as_list else reply
+            while deltas := await generation.next_deltas():
+                replies = []
+                for delta in deltas:
+                    completion, message = completions[delta.index], messages[delta.index]
+                    completion.add(delta)
+                    if not as_list:
+                        raise_failure(completion.finish)
+                    reply = native_reply(completion, message, self._client, with_text=body.return_text_in_logprobs)
+                    replies.append({"index": delta.index, **reply} if as_list else reply)
+                yield replies
         finally:
             generation.cancel()
 
     def _iterate(self, body: GenerateBody) -> Iterator[Reply]:
+        # A turn to the loop's thread and back costs more than a reply: one for all that a step brought.
         replies = self._replies(body)
         try:
-            while (reply := self._call(_next(replies))) is not None:
-                yield reply
+            while (news := self._call(_next(replies))) is not None:
+                yield from news
         finally:
             if not self._closed:
                 self._call(_close(replies))
@@ -194,17 +197,18 @@ class Engine:
     async def _aiterate(self, body: GenerateBody) -> AsyncIterator[Reply]:
         replies = self._replies(body)
         try:
-            while (reply := await asyncio.wrap_future(self._submit(_next(replies)))) is not None:
-                yield reply
+            while (news := await asyncio.wrap_future(self._submit(_next(replies)))) is not None:
+                for reply in news:
+                    yield reply
         finally:
             await asyncio.wrap_future(self._submit(_close(replies)))
 
 
-async def _next(replies: AsyncIterator[Reply]) -> Reply | None:
+async def _next(replies: AsyncIterator[list[Reply]]) -> list[Reply] | None:
     return await anext(replies, None)
 
 
-async def _close(replies: AsyncIterator[Reply]) -> None:
+async def _close(replies: AsyncIterator[list[Reply]]) -> None:
     await replies.aclose()  # type: ignore[attr-defined]
 
 

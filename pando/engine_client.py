@@ -497,7 +497,7 @@ class EngineClient:
             elif isinstance(reply, Failure):
                 sequence = None if self._is_leaving(reply) else self._open.pop(reply.rid, None)
                 if sequence is not None:
-                    sequence.end(Finish("abort", None, reply.message, reply.code))
+                    sequence.end(Finish("abort", None, reply.message, reply.code, error_param=reply.param))
                     self._ended(sequence, "error")
             elif isinstance(reply, ControlReply):
                 self._on_control_reply(reply)
@@ -584,7 +584,8 @@ def finish_error(finish: Finish | None) -> PandoError | None:
     """The error behind a finish of kind "abort", else None."""
     if finish is None or finish.kind != "abort":
         return None
-    return from_code(finish.error_code or RequestAborted.code, finish.message or "the request was aborted")
+    message = finish.message or "the request was aborted"
+    return from_code(finish.error_code or RequestAborted.code, message, finish.error_param)
 
 
 def sequence_seed(seed: int, index: int) -> int:

@@ -141,7 +141,7 @@ def _logprob_fields(
 def raise_failure(finish: Finish | None) -> None:
     """A failed single request is an HTTP error; one that somebody aborted is a reply that says so."""
     if finish is not None and finish.kind == "abort" and finish.error_code not in ("", "request_aborted"):
-        raise with_field(from_code(finish.error_code, finish.message))
+        raise with_field(from_code(finish.error_code, finish.message, finish.error_param))
 
 
 def with_field(error: PandoError) -> PandoError:

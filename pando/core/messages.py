@@ -60,8 +60,8 @@ class Finish(msgspec.Struct, frozen=True):
     """Why a sequence ended. kind: "stop" | "length" | "abort".
 
     matched: the stop token id or stop string of a "stop", None for the others. error_code names the class in
-    `pando.errors` of an "abort". relaxed: what the request's grammar did not hold the output to although its source
-    asks for it, as (JSON pointer, why).
+    `pando.errors` of an "abort", error_param the field of the request that it blames. relaxed: what the request's
+    grammar did not hold the output to although its source asks for it, as (JSON pointer, why).
     """
 
     kind: str
@@ -69,6 +69,7 @@ class Finish(msgspec.Struct, frozen=True):
     message: str = ""
     error_code: str = ""
     relaxed: tuple[tuple[str, str], ...] = ()
+    error_param: str | None = None
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True, tag="output"):

@@ -175,6 +175,7 @@ def test_too_long_a_prompt_and_other_mistakes_are_400(server: Server) -> None:
     ):
         reply = server.http.post("/generate", json=body)
         assert reply.status_code == 400 and words in reply.json()["error"]["message"], (body, reply.text)
+        assert words.isdigit() or reply.json()["error"]["param"] == words, reply.text
     assert server.http.post("/generate", content=b"{nope").status_code == 400
     assert server.stats()["failed_steps_total"] == 0
 

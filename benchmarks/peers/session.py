@@ -19,6 +19,8 @@ from typing import Any, Protocol, TextIO
 
 from benchmarks.peers.machine import LoadMeter
 
+PAUSE_SECONDS = 2.0
+"""Before each sample, for every engine: what one does when it has nothing to do, it has done, as in a server."""
 SEEN_SECONDS = 1.0
 """How long a process without jobs stays after its first token: its peak memory is read from the outside."""
 
@@ -170,6 +172,7 @@ def _run(engine: Measured, job: dict[str, Any], events: TextIO) -> None:
     for prompts, primer in zip(job["samples"], job["primers"], strict=True):
         if primer:
             engine.sample(Work(primer, 1, job["prefix"]))
+        time.sleep(PAUSE_SECONDS)
         load = LoadMeter.start(os.getpid())
         figures = engine.sample(Work(prompts, job["num_tokens"], job["prefix"]))
         foreign = load.foreign_cores()

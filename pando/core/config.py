@@ -71,7 +71,7 @@ class Config:
     """KV pool size in tokens; None = measured plan."""
     kv_prefault_gb: float = 1.0
     """KV memory on a CPU that idle moments take from the system before it is written, GB at most beyond what has been
-    used, and at most half the pool; 0 = none. A prefill into memory that is there already is faster."""
+    used, at most 16,384 tokens and half the pool; 0 = none. A prefill into memory that is there already is faster."""
     max_running_requests: int | None = None
     """Sequences in a batch at most; None = chosen from the pool."""
     max_queued_requests: int = 65536

@@ -26,6 +26,8 @@ PIECE_BYTES = 2 << 20
 """A step that comes waits for one piece at most, 1 to 6 ms."""
 POOL_SHARE = 2
 """At most one part in so many of the pool is taken before it is used."""
+AHEAD_SLOTS = 16384
+"""A burst of more tokens takes so long that waiting for memory is a small part: a small model need not grow."""
 
 
 class Inner(Protocol):
@@ -65,7 +67,7 @@ class Prefault:
         ]
         self._page_size = pool.page_size
         per_slot = sum(tensor[:1].nbytes for tensors in self._tensors for tensor in tensors)
-        self.ahead = min(num_bytes, pool.num_bytes // POOL_SHARE) // max(1, per_slot)
+        self.ahead = min(AHEAD_SLOTS, min(num_bytes, pool.num_bytes // POOL_SHARE) // max(1, per_slot))
         """Slots of each group that are backed beyond the last one handed out."""
         self.reached = [0] * pool.num_groups
         """Slots below these have been handed out."""

@@ -107,12 +107,17 @@ def until(reached: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
+def test_a_small_model_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefault, "AHEAD_SLOTS", 100)
+    assert Prefault(pool_of(8000), 1 << 40).ahead == 100
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_pieces_cover_the_stretch_ahead_once(seed: int) -> None:
     rng = random.Random(seed)
     pool = pool_of(8000, 2000)
     ahead = Prefault(pool, rng.choice([100_000, 1_000_000, 1 << 40]))
-    assert ahead.ahead * ROW * 2 * (LAYERS + 2) <= pool.num_bytes // 2
+    assert ahead.ahead * ROW * 2 * (LAYERS + 2) <= pool.num_bytes // 2 and ahead.ahead <= prefault.AHEAD_SLOTS
     handed_out, backed = [0, 0], [0, 0]
     sizes = [len(pool.k[0]), len(pool.k[LAYERS])]
     assert sizes == [8000, 2000]

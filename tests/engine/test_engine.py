@@ -14,6 +14,7 @@ from pando.core.messages import Control, ControlReply, Generate, Output, Reply
 from pando.core.sampling import SamplingParams
 from pando.engine import EngineThread, start_engine_thread
 from pando.runtime.executor import ThreadedExecutor
+from pando.runtime.prefault import PrefaultingExecutor
 from pando.runtime.runner import Runner
 from tests.engine.process_client import tiny_config
 from tests.tiny_models import assert_greedy, prompt_ids, tiny_checkpoint
@@ -42,15 +43,16 @@ def test_nothing_stays_after_a_shutdown(choice: str) -> None:
     overlap = choice == "on"  # auto: on a CPU both threads would want the same cores
     before = set(threading.enumerate())
     engine = start_engine_thread(tiny_config(overlap=choice, max_total_tokens=400))
-    assert isinstance(engine.core.executor, ThreadedExecutor if overlap else Runner)
-    runner = engine.core.executor._runner if overlap else engine.core.executor  # type: ignore[union-attr]
+    outer = engine.core.executor
+    assert isinstance(outer, PrefaultingExecutor) and isinstance(outer.inner, ThreadedExecutor if overlap else Runner)
+    runner = outer.inner._runner if isinstance(outer.inner, ThreadedExecutor) else outer.inner
     watch = weakref.ref(runner)
     tokens, closed = asyncio.run(asyncio.wait_for(talk(engine), 20))
     assert_greedy(tiny_checkpoint("qwen3"), PROMPT, tokens)
     assert closed == ["the engine was shut down"]
     engine.join()
     assert set(threading.enumerate()) <= before
-    del engine, runner
+    del engine, runner, outer
     gc.collect()
     assert watch() is None, "model and pool are still in memory"
 

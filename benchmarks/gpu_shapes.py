@@ -181,6 +181,11 @@ class Scale:
         return 2 if self.warming else 4 if self.tiny else 128
 
     @property
+    def lead(self) -> int:
+        """Steps that streams run before they are looked at: more than the last prompts need."""
+        return 4 if self.tiny else 48
+
+    @property
     def offline(self) -> tuple[int, int, int]:
         """Requests, tokens in, tokens out of the throughput that transformers is compared in."""
         return (4, 16, 4) if self.tiny else (64, 128, 64)

@@ -44,7 +44,7 @@ class Counters:
     @classmethod
     def parse(cls, text: str) -> Counters:
         """Of the text of `/metrics`. Raises KeyError if the engine does not answer."""
-        values = {name: float(value) for name, value in re.findall(r"^(pando_\w+)\S* (\S+)$", text, re.M)}
+        values = {name: float(value) for name, value in re.findall(r"^(pando_\w+)(?:\{.*\})? (\S+)$", text, re.M)}
         names = ("steps_total", "generation_tokens_total", "num_running", "device_seconds_total", "uptime_seconds")
         return cls(*(values[f"pando_{name}"] for name in names))
 

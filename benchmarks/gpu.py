@@ -32,8 +32,11 @@ from benchmarks.gpu_report import Figures, Outcome, summary
 
 ROOT = Path(__file__).resolve().parent.parent
 
-NO_SHARING = {"PANDO_SHARED_PREFIX": "0"}
+NO_SHARING = (("PANDO_SHARED_PREFIX", "0"),)
 """Environment of the step that shows what sharing the reads of a prefix is worth."""
+
+OFFLINE = (("HF_HUB_OFFLINE", "1"),)
+"""Of steps whose libraries would else ask the network for what they need not have."""
 
 H200_LIMITS = {"copy GB/s": 4300.0, "bf16 TFLOP/s": 790.0}
 """Taken where the step that measures them did not come to its end; the summary says so."""
@@ -73,13 +76,13 @@ STEPS = (
     Step("warm-qwen3-next-half", 130, beside=True),
     Step("llama-8b", 90),
     Step("llama-8b-http", 70),
-    Step("llama-8b-transformers", 80),
-    Step("llama-8b-unshared", 60, environment=tuple(NO_SHARING.items())),
+    Step("llama-8b-transformers", 80, environment=OFFLINE),
+    Step("llama-8b-unshared", 60, environment=NO_SHARING),
     Step("qwen3-0.6b-http", 60),
     Step("qwen3-30b-a3b", 80),
     Step("qwen3-next-half", 80),
     Step("qwen3-0.6b", 60),
-    Step("qwen3-0.6b-transformers", 60),
+    Step("qwen3-0.6b-transformers", 60, environment=OFFLINE),
 )
 """All steps, in order: what the project promises of a GPU comes first."""
 
@@ -135,7 +138,7 @@ class Running:
             process = subprocess.Popen(
                 [*command, str(figures)],
                 cwd=ROOT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **dict(step.environment)},
+                env=os.environ | {"PYTHONUNBUFFERED": "1"} | dict(step.environment),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,

@@ -23,6 +23,9 @@ from pando.transport import LocalTransport
 
 UNSHARED = "llama-8b-unshared"
 
+MOST_STEPS = 20_000
+"""No part of the benchmark takes as many."""
+
 WARM_TOKENS = 1 << 18
 """KV pool of a process that only compiles kernels: others use the device beside it."""
 
@@ -64,14 +67,27 @@ class Bench:
 
     def finish(self) -> None:
         """Step until nothing is left."""
-        self.core.scheduler.step()
-        while self.core.scheduler.num_unfinished:
+        scheduler = self.core.scheduler
+        scheduler.step()
+        self.step_until(lambda: not scheduler.num_unfinished)
+
+    def step_until(self, reached: Callable[[], bool]) -> None:
+        """Step until then. Raises RuntimeError if it does not come."""
+        for _ in range(MOST_STEPS):
+            if reached():
+                return
             self.core.scheduler.step()
+        raise RuntimeError(f"{self.core.scheduler.num_unfinished} requests do not get on in {MOST_STEPS} steps")
 
     def clear(self) -> None:
         """End all requests."""
         self.core.scheduler.abort(None)
         self.finish()
+
+    def recover(self, error: Exception) -> None:
+        """After a step that raised, as the scheduler's own loop does; then end all requests."""
+        self.core.scheduler._recover(error)
+        self.clear()
 
     def tokens(self, num: int, salt: int) -> list[int]:
         """A prompt that shares no prefix with one of another salt."""
@@ -87,8 +103,9 @@ class Bench:
             self.ask(ids, steps + 2 * warm + len(prompts))
         scheduler.step()
         running = scheduler.admission.running
-        while len(running) < len(prompts) or any(request.planned < request.prompt_len for request in running):
-            scheduler.step()
+        self.step_until(
+            lambda: len(running) == len(prompts) and all(each.planned >= each.prompt_len for each in running)
+        )
         for _ in range(warm):
             scheduler.step()
         begin, busy = time.perf_counter(), scheduler.stats.device_seconds
@@ -138,7 +155,7 @@ def in_parts(bench: Bench, parts: Sequence[tuple[str, Part]]) -> Iterator[Figure
             num_failed += 1
             print(f"  {name} FAILED: {first_line(error)}", flush=True)
             traceback.print_exc()
-            bench.clear()
+            bench.recover(error)
     if num_failed:
         yield {"failed": float(num_failed)}
 
@@ -169,7 +186,9 @@ def decode_part(bench: Bench, rows: int) -> Part:
 
 def decode(bench: Bench, rows: int) -> Iterator[Figures]:
     """Steps of `rows` sequences."""
-    scale, dtype = bench.scale, bench.core.info.dtype
+    scale, dtype, most = bench.scale, bench.core.info.dtype, bench.core.plan.max_running
+    if rows > most:
+        raise RuntimeError(f"the memory plan has room for {most} sequences at once")
     prompts = [bench.tokens(scale.prompt, row) for row in range(rows)]
     seconds, idle = bench.decode_seconds(prompts, scale.timed_steps)
     least = bench.roof.decode_seconds(bench.size, dtype, rows, scale.prompt + scale.timed_steps // 2)

@@ -1,4 +1,4 @@
-"""The steps of `benchmarks/gpu.py`, each in its process: what the machine can do, whether tests pass on it; the rest."""
+"""The steps of `benchmarks/gpu.py`: what the machine can do, whether tests pass on it, and where the rest is."""
 
 from __future__ import annotations
 

@@ -12,6 +12,8 @@ import torch
 from benchmarks import gpu, gpu_engine, gpu_server, gpu_steps
 from benchmarks.gpu_report import Figures
 from benchmarks.gpu_shapes import SHAPES, Scale, config_of
+from pando.core.batch import Batch
+from pando.runtime.runner import Runner, Step
 
 TINY = Scale("cpu", tiny=True)
 LIMITS = {"copy GB/s": 50.0, "bf16 TFLOP/s": 1.0}
@@ -38,7 +40,14 @@ def figures_of(step: str, scale: Scale = TINY) -> Figures:
 def test_a_model_runs_through_everything(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     found = figures_of(name)
     wanted = {f"decode {rows} {what}" for rows in TINY.batches for what in ("ms", "roofline", "idle")}
-    others = {"start s", "prefill ms", "prefill roofline", "offline tok/s", "shared prefix ms", "shared prefix roofline"}
+    others = {
+        "start s",
+        "prefill ms",
+        "prefill roofline",
+        "offline tok/s",
+        "shared prefix ms",
+        "shared prefix roofline",
+    }
     assert set(found) == wanted | others
     assert all(float(value) > 0 for key, value in found.items() if "idle" not in key)
     assert all(0 < float(value) < 1 for key, value in found.items() if "idle" in key)
@@ -48,21 +57,27 @@ def test_a_model_runs_through_everything(name: str, capfd: pytest.CaptureFixture
 def test_a_part_that_raises_is_told_and_the_others_go_on(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Out of memory in the middle of a step, with requests under way."""
-    measured = gpu_engine.decode
+    """Out of memory in the middle of decoding, with a step of the same requests behind it."""
+    launch, failed = Runner.launch, []
 
-    def decode(bench: gpu_engine.Bench, rows: int) -> Iterator[Figures]:
-        if rows > 1:
-            bench.ask(bench.tokens(40, 1), 5)
-            bench.core.scheduler.step()
+    def failing(runner: Runner, batch: Batch) -> Step:
+        if batch.num_tokens == [1, 1, 1, 1] and not failed:
+            failed.append(batch.step)
             raise torch.OutOfMemoryError("tried to allocate 80 GiB")
-        yield from measured(bench, rows)
+        return launch(runner, batch)
 
-    monkeypatch.setattr(gpu_engine, "decode", decode)
+    monkeypatch.setattr(Runner, "launch", failing)
     found = figures_of("llama-8b")
     assert found["failed"] == 1.0 and "decode 1 ms" in found and "decode 4 ms" not in found
     assert float(found["offline tok/s"]) > 0 and float(found["shared prefix ms"]) > 0
     assert "decode 4 FAILED: OutOfMemoryError: tried to allocate 80 GiB" in capfd.readouterr().out
+
+
+def test_a_batch_that_there_is_no_room_for_is_a_failed_part(capfd: pytest.CaptureFixture[str]) -> None:
+    bench = gpu_engine.Bench.of("qwen3-0.6b", TINY, LIMITS, max_running_requests=2)
+    (found,) = gpu_engine.in_parts(bench, [("decode 4", gpu_engine.decode_part(bench, 4))])
+    assert found == {"failed": 1.0}
+    assert "decode 4 FAILED: RuntimeError: the memory plan has room for 2 sequences" in capfd.readouterr().out
 
 
 def test_warming_runs_everything_and_says_how_long_it_took(capfd: pytest.CaptureFixture[str]) -> None:
@@ -75,8 +90,8 @@ def test_warming_runs_everything_and_says_how_long_it_took(capfd: pytest.Capture
 def test_a_prefix_that_each_request_reads_needs_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AssertionError, match="when they are imported"):
         figures_of(gpu_engine.UNSHARED)
-    assert {step.name: dict(step.environment) for step in gpu.STEPS}[gpu_engine.UNSHARED] == gpu.NO_SHARING
-    for name, value in gpu.NO_SHARING.items():
+    assert {step.name: step.environment for step in gpu.STEPS}[gpu_engine.UNSHARED] == gpu.NO_SHARING
+    for name, value in gpu.NO_SHARING:
         monkeypatch.setenv(name, value)
     assert float(figures_of(gpu_engine.UNSHARED)["shared prefix ms"]) > 0
 
@@ -93,10 +108,9 @@ def test_transformers_both_ways(monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
         raise ValueError("no paged attention here")
 
     monkeypatch.setattr(gpu_transformers, "generate_continuous", broken)
-    found = figures_of("llama-8b-transformers")
-    assert set(found) == {"static tok/s", "continuous failed"}
     monkeypatch.setattr(gpu_transformers, "generate_static", lambda *_: 3)
-    assert figures_of("llama-8b-transformers")["failed"] == 2.0
+    found = figures_of("llama-8b-transformers")
+    assert set(found) == {"static failed", "continuous failed", "failed"} and found["failed"] == 2.0
     out = capfd.readouterr().out
     assert "continuous: does not work here: ValueError: no paged attention here" in out
     assert "static: does not work here: RuntimeError: 3 tokens came, not 16" in out
@@ -133,21 +147,20 @@ def test_tests_that_fail_or_do_not_run_are_wrong(tmp_path: Path, capfd: pytest.C
     good = "def test_one():\n    pass\n\ndef test_two():\n    assert VALUE\n\nVALUE = True\n"
     where = ("-c", "/dev/null", "--rootdir", str(tmp_path))
 
-    def suite(name: str, text: str, seconds: float = 60.0, *more: str) -> gpu_steps.Suite:
+    def suite(name: str, text: str, seconds: float = 60.0) -> gpu_steps.Suite:
         (tmp_path / name).mkdir()
         (tmp_path / name / file.name).write_text(text)
-        return gpu_steps.Suite(name, (str(tmp_path / name / file.name), *where, *more), seconds)
+        return gpu_steps.Suite(name, (str(tmp_path / name / file.name), *where), seconds)
 
     suites = [
         suite("slow", good, 0.01),
         suite("good", good),
         suite("bad", good.replace("True", "False")),
-        suite("none", good, 60.0, "-k", "nothing"),
     ]
     found: Figures = {}
     for more in gpu_steps.check(suites, "cpu"):
         found |= more
-    assert found == {"good right": 1.0, "bad right": 0.0, "none right": 0.0, "slow right": 0.0, "failed": 3.0}
+    assert found == {"good right": 1.0, "bad right": 0.0, "slow right": 0.0, "failed": 2.0}
     out = capfd.readouterr().out
     assert "good: right: 2 passed, 0 failed, all of them" in out
     assert "bad: WRONG: 1 passed, 1 failed, all of them" in out and "FAILED" in out

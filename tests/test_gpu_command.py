@@ -93,8 +93,11 @@ def test_steps_beside_one_another_run_at_the_same_time(tmp_path: Path, capfd: py
     assert [[each.name for each in group] for group in gpu.groups([*steps, steps[0]])] == [["a", "b"], ["a"]]
 
 
-def test_steps_that_there_is_no_time_for_are_said_to_be_missing(tmp_path: Path) -> None:
-    code, found = run([step("long", "time.sleep(600)"), step("late", "write(x=1.0)")], tmp_path, "--seconds", "6")
+def test_steps_that_there_is_no_time_for_are_said_to_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "LEAST_SECONDS", 0.5)
+    code, found = run([step("long", "time.sleep(600)"), step("late", "write(x=1.0)")], tmp_path, "--seconds", "1")
     assert code == 1
     assert str(found["long"]["state"]).startswith("stopped after") and found["late"]["state"] == "no time left"
 

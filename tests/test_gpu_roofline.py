@@ -136,7 +136,9 @@ def test_known_figures() -> None:
     assert ROOF.decode_seconds(llama, "bfloat16", 1024, 1) == pytest.approx(1024 * 2 * 7.5047e9 / PRODUCTS, rel=1e-3)
     moe = size_of("qwen3-30b-a3b")
     assert ROOF.decode_seconds(moe, "bfloat16", 1, 1) * 1e3 == pytest.approx(1.415, abs=2e-3)
-    assert weight_bytes(moe, "bfloat16", 100_000) == pytest.approx(2 * (moe.num_parameters - head("qwen3-30b-a3b")), rel=1e-3)
+    assert weight_bytes(moe, "bfloat16", 100_000) == pytest.approx(
+        2 * (moe.num_parameters - head("qwen3-30b-a3b")), rel=1e-3
+    )
 
 
 def test_sizes_of_the_shapes() -> None:

@@ -289,6 +289,8 @@ def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) 
         results = {step.name: run.results.get(step.name, Outcome("not run")) for step in chosen}
         if flags.json:
             write_figures(Path(flags.json), {name: outcome.as_json() for name, outcome in results.items()})
+        if flags.tiny:
+            print("toy shapes: what follows tries the command, no figure tells of a GPU", flush=True)
         print("\n".join(summary(results, time.monotonic() - began, folder)), flush=True)
     if any(outcome.unfit for outcome in results.values()):
         return 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -104,11 +105,17 @@ def test_transformers_both_ways(monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
     found = figures_of("llama-8b-transformers")
     assert set(found) == {"static tok/s", "continuous tok/s"} and min(map(float, found.values())) > 0
 
-    def broken(*_: object) -> int:
+    @contextmanager
+    def broken(*_: object) -> Iterator[gpu_transformers.Run]:
         raise ValueError("no paged attention here")
+        yield
 
-    monkeypatch.setattr(gpu_transformers, "generate_continuous", broken)
-    monkeypatch.setattr(gpu_transformers, "generate_static", lambda *_: 3)
+    @contextmanager
+    def short(*_: object) -> Iterator[gpu_transformers.Run]:
+        yield lambda prompts: 3
+
+    monkeypatch.setattr(gpu_transformers, "continuous", broken)
+    monkeypatch.setattr(gpu_transformers, "static", short)
     found = figures_of("llama-8b-transformers")
     assert set(found) == {"static failed", "continuous failed", "failed"} and found["failed"] == 2.0
     out = capfd.readouterr().out

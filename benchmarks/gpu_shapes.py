@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,15 +120,75 @@ _TINY_DELTA: dict[str, object] = {
 }
 
 
-def config_of(name: str, *, tiny: bool) -> dict[str, object]:
-    """The `config.json` of a shape; tiny: of the same family, to be run on a CPU in a moment."""
+def config_of(name: str, *, tiny: bool, shallow: bool = False) -> dict[str, object]:
+    """The `config.json` of a shape; shallow: with as few layers as it has kinds of them, tiny: and toy sizes too."""
     config = dict(SHAPES[name])
+    if shallow or tiny:
+        config["num_hidden_layers"] = 4 if "full_attention_interval" in config else 2
     if tiny:
         config |= _TINY
-        config["num_hidden_layers"] = 4 if "full_attention_interval" in config else 2
         config |= _TINY_MOE if "num_experts" in config else {}
         config |= _TINY_DELTA if "linear_key_head_dim" in config else {}
     return config
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How large everything is, and where it runs. warming: only so much that everything has run once."""
+
+    device: str
+    tiny: bool
+    warming: bool = False
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Decoding batches."""
+        return (1, 4) if self.tiny else (1, 16, 64, 256)
+
+    @property
+    def streams(self) -> tuple[int, ...]:
+        """Decoding batches through the server: some of `batches`."""
+        return (4,) if self.tiny else (16, 64)
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of a prompt before decoding is timed."""
+        return 16 if self.tiny else 512
+
+    @property
+    def long_prompt(self) -> int:
+        """Tokens of the prompt whose prefill is timed, and of the prefix that is shared."""
+        return 96 if self.tiny else 8192
+
+    @property
+    def context(self) -> int:
+        """Longest sequence, tokens."""
+        return 2048 if self.tiny else self.long_prompt + 1024
+
+    @property
+    def suffix(self) -> int:
+        """Tokens of a prompt behind the shared prefix."""
+        return 16
+
+    @property
+    def sharing(self) -> int:
+        """Requests below the shared prefix."""
+        return 4 if self.tiny else 64
+
+    @property
+    def timed_steps(self) -> int:
+        """Decode steps in one measurement."""
+        return 2 if self.warming else 4 if self.tiny else 128
+
+    @property
+    def lead(self) -> int:
+        """Steps that streams run before they are looked at: more than the last prompts need."""
+        return 4 if self.tiny else 48
+
+    @property
+    def offline(self) -> tuple[int, int, int]:
+        """Requests, tokens in, tokens out of the throughput that transformers is compared in."""
+        return (4, 16, 4) if self.tiny else (64, 128, 64)
 
 
 def write_folder(config: dict[str, object]) -> Path:
@@ -148,18 +209,28 @@ class Roofline:
     bytes_per_s: float
     flops_per_s: float
 
-    def decode_seconds(self, size: ModelSize, dtype: str, rows: int, context: int) -> float:
-        """Least time of a step of `rows` sequences that see `context` tokens each."""
-        num_bytes = weight_bytes(size, dtype, rows) + rows * cache_bytes(size, dtype, context)
+    @classmethod
+    def of(cls, limits: Mapping[str, float]) -> Roofline:
+        """Of the figures of the step that measures them."""
+        return cls(limits["copy GB/s"] * 1e9, limits["bf16 TFLOP/s"] * 1e12)
+
+    def decode_seconds(self, size: ModelSize, dtype: str, rows: int, context: int, shared: int = 0) -> float:
+        """Least time of a step of `rows` sequences that see `context` tokens each, the first `shared` in common."""
+        num_bytes = weight_bytes(size, dtype, rows) + rows * cache_bytes(size, dtype, context - shared)
+        num_bytes += size.kv_bytes_per_token(dtype) * shared
         return max(num_bytes / self.bytes_per_s, rows * size.decode_flops(context) / self.flops_per_s)
 
-    def prefill_seconds(self, size: ModelSize, num_tokens: int) -> float:
+    def prefill_seconds(self, size: ModelSize, dtype: str, num_tokens: int) -> float:
         """Least time of a prompt."""
-        return size.prefill_flops(num_tokens) / self.flops_per_s
+        num_bytes = weight_bytes(size, dtype, num_tokens)
+        return max(num_bytes / self.bytes_per_s, size.prefill_flops(num_tokens) / self.flops_per_s)
 
 
 def weight_bytes(size: ModelSize, dtype: str, rows: int) -> int:
-    """Bytes of weights that a step of `rows` tokens reads: of a mixture, the experts that are expected to be chosen."""
+    """Bytes of weights that a step of `rows` tokens reads: of a mixture, the experts that are expected to be chosen.
+
+    A token chooses k of E experts; if tokens choose apart from one another, all n of them miss one with (1 - k/E)^n.
+    """
     spec, elements = size.spec, size.active_parameters + size.head_parameters
     for layer in spec.layers:
         if (moe := layer.moe) is not None:

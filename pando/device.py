@@ -6,6 +6,7 @@ On a GPU the host runs ahead: work and copies are queued, and only `HostCopy.wai
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -39,6 +40,42 @@ class _Pending:
     def wait(self) -> Tensor:
         self.event.synchronize()
         return self.tensor
+
+
+class Mark(Protocol):
+    """A point in the device's queue, and when the device came to it."""
+
+    def passed(self) -> bool:
+        """Whether the device has come to it; nobody waits."""
+
+    def seconds_since(self, earlier: Any) -> float:
+        """Time on the device since an earlier mark of the same kind. Both have passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostMark:
+    """A mark of a device that is done with everything when it is asked."""
+
+    at: float = field(default_factory=time.perf_counter)
+
+    def passed(self) -> bool:
+        """Always."""
+        return True
+
+    def seconds_since(self, earlier: HostMark) -> float:
+        """By the host's clock."""
+        return self.at - earlier.at
+
+
+@dataclass(frozen=True, slots=True)
+class _EventMark:
+    event: torch.cuda.Event
+
+    def passed(self) -> bool:
+        return bool(self.event.query())
+
+    def seconds_since(self, earlier: _EventMark) -> float:
+        return float(earlier.event.elapsed_time(self.event)) / 1e3
 
 
 class Reached(Protocol):
@@ -147,6 +184,14 @@ class Device:
         event = torch.cuda.Event()
         event.record()
         return _Pending(host, event)
+
+    def mark(self) -> Mark:
+        """This point of the queue; costs a microsecond or two."""
+        if not self.asynchronous:
+            return HostMark()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return _EventMark(event)
 
     def largest(self, values: Tensor, at_most: int) -> int:
         """The largest of some integers where looking costs nothing; else `at_most`, which none of them exceeds."""

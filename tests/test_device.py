@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pando.device import Device, PinnedRing
+from pando.device import Device, HostMark, PinnedRing
 
 
 class Queue:
@@ -107,3 +107,11 @@ def test_uploads_through_the_ring_keep_their_values_as_it_turns() -> None:
 
 def test_devices_are_equal_by_name() -> None:
     assert Device("cpu") == Device("cpu") and Device("cpu") != Device("cuda")
+
+
+def test_a_cpus_marks_have_passed_and_tell_the_time() -> None:
+    device = Device("cpu")
+    first, second = device.mark(), device.mark()
+    assert first.passed() and second.passed()
+    assert second.seconds_since(first) >= 0.0
+    assert HostMark(7.5).seconds_since(HostMark(5.0)) == 2.5

@@ -104,7 +104,9 @@ class StepResult(msgspec.Struct):
 
     tokens: one list per emitting row, in row order (1 token; k+1 with drafts). logprobs: by index into `tokens`, one
     entry per token of that row. prompt_logprobs: by row index, the positions of this step's range that were asked for.
-    failed: by row index, the message of a row whose logits were not finite.
+    failed: by row index, the message of a row whose logits were not finite. forward_seconds: from the step's launch to
+    its tokens, as the host sees it. device_seconds: that the device worked on steps, of those that ended since the
+    result before; the last piece of a step may come with the next one's.
     """
 
     step: int
@@ -113,3 +115,4 @@ class StepResult(msgspec.Struct):
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
     failed: dict[int, str] = {}
     forward_seconds: float = 0.0
+    device_seconds: float = 0.0

@@ -16,6 +16,7 @@ from pando.core.messages import TokenLogprobs
 from pando.device import Device, HostCopy
 from pando.forward import AttentionBackend, LanguageModel
 from pando.kernels.ops import StepInputs
+from pando.runtime.busy import BusyTime
 from pando.runtime.graph import StepGraphs
 from pando.runtime.inputs import build_inputs, build_states
 from pando.runtime.logprobs import PendingLogprobs, PromptSpan, prompt_spans, start_reading_rows, wanted_top
@@ -59,6 +60,7 @@ class Runner:
         self._table = table
         self._sampler = sampler
         self._device = device
+        self._busy = BusyTime(device)
         self.graphs = graphs
         self.depth = 1 if device.asynchronous else 0
         self._has_states = model.cache_plan.bytes_per_state > 0
@@ -71,6 +73,7 @@ class Runner:
     def launch(self, batch: Batch) -> Step:
         """Run the forward pass of a step up to the hidden states whose logits are wanted."""
         started = time.perf_counter()
+        begin = self._busy.begin()
         self._table.apply(batch)
         spans = prompt_spans(batch, self._table.entries) if self._table.prompt_scored else []
         if self._has_states:
@@ -79,6 +82,7 @@ class Runner:
         rows_E = [row for row, num in enumerate(batch.num_yield) for _ in range(num)]
         everything = len(rows_E) == hidden_TM.shape[0] and not spans  # then logits_index counts up from 0
         hidden_LM = hidden_TM if everything else hidden_TM[inputs.logits_index]
+        self._busy.end(begin)
         return Step(batch, hidden_LM, inputs, rows_E, spans, started)
 
     def hidden_states(self, batch: Batch, spans: list[PromptSpan]) -> tuple[Tensor, StepInputs]:
@@ -110,6 +114,7 @@ class Runner:
         num_emit = len(step.rows_E)
         if not num_emit and not step.spans:
             return
+        begin = self._busy.begin()
         if num_emit:
             logits_EV = self._model.logits(step.hidden_LM[:num_emit] if step.spans else step.hidden_LM)
             entries = [self._table.entries[step.batch.slot[row]] for row in step.rows_E]
@@ -124,6 +129,7 @@ class Runner:
             hidden = step.hidden_LM[at : at + num_rows]
             step.span_logprobs.append(span.start_reading(hidden, self._model.logits, self._device))
             at += num_rows
+        self._busy.end(begin)
 
     def collect(self, step: Step) -> StepResult:
         """Wait for the step's tokens."""
@@ -144,6 +150,7 @@ class Runner:
         for span, pieces in zip(step.spans, step.span_logprobs, strict=True):
             result.prompt_logprobs[span.row] = span.read(pieces)
         result.forward_seconds = time.perf_counter() - step.started
+        result.device_seconds = self._busy.take()
         return result
 
     def reset(self) -> None:

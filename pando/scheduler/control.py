@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from pando.cache.handle import SlotStats
@@ -64,6 +65,8 @@ class Controls:
             "step_tokens_total": stats.step_tokens,
             "step_seconds_total": stats.step_seconds,
             "forward_seconds_total": stats.forward_seconds,
+            "device_seconds_total": stats.device_seconds,
+            "uptime_seconds": time.monotonic() - stats.started,
             "num_running": len(admission.running),
             "num_waiting": len(admission.waiting),
             "num_gated": scheduler.num_gated,

@@ -147,6 +147,7 @@ class Scheduler:
         self._in_flight.popleft()
         self._admission.cache.collected(plan.batch.step)
         self._stats.forward_seconds += result.forward_seconds
+        self._stats.device_seconds += result.device_seconds
         self.results.commit(plan, result)
         self._send()
 

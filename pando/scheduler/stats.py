@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 from pando.scheduler.request import Request
@@ -24,6 +25,8 @@ class Stats:
     step_tokens: int = 0
     step_seconds: float = 0.0
     forward_seconds: float = 0.0
+    device_seconds: float = 0.0
+    started: float = field(default_factory=time.monotonic)
     finished: dict[str, int] = field(default_factory=lambda: {"stop": 0, "length": 0, "abort": 0, "error": 0})
 
     def count_admission(self, request: Request, num_cached: int, first: bool) -> None:

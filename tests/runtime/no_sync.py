@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from pando.device import Device, PinnedRing
+from pando.device import Device, HostMark, Mark, PinnedRing
 
 WAITING = frozenset(
     {
@@ -122,6 +122,9 @@ class QueueDevice(Device):
     def to_host(self, tensor: Tensor) -> LateCopy:
         self.counts["down"] += 1
         return LateCopy(tensor.clone(), self)
+
+    def mark(self) -> Mark:
+        return HostMark()
 
     def synchronize(self) -> None:
         assert not self.queueing, "the host waits while it queues a step"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pando.cache.pool import KVPool
 from pando.cache.spec import CachePlan
+from pando.kernels.ops import Rope
 
 
 @dataclass(slots=True)
@@ -76,6 +77,11 @@ class AttentionBackend(Protocol):
 
     def store(self, layer: int, k_TKD: Tensor, v_TKD: Tensor, batch: ForwardBatch) -> None:
         """Write this step's keys and values to `batch.out_loc` of the layer's group."""
+
+    def rope_store(
+        self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, rope: Rope, batch: ForwardBatch
+    ) -> Tensor:
+        """Turn queries and keys, then `store`; the queries for `attend`. q and k are used up."""
 
     def attend(self, layer: int, q_THD: Tensor, params: AttentionParams, batch: ForwardBatch) -> Tensor:
         """Attention output [T, H, Dv] in the dtype of q."""

@@ -6,19 +6,21 @@ from torch import Tensor
 
 from pando.cache.pool import KVPool
 from pando.forward import AttentionParams, ForwardBatch
-from pando.kernels.ops import OpTable
+from pando.kernels.ops import OpTable, Rope
+from pando.kernels.rope_store import rope_store_of
 
 
 class PagedAttentionBackend:
     """Stores a step's keys and values in the pool, then attends over each row's pages."""
 
-    __slots__ = ("pool", "_store", "_attend", "_plan", "_planned")
+    __slots__ = ("pool", "_store", "_rope_store", "_attend", "_plan", "_planned")
 
     def __init__(self, pool: KVPool, ops: OpTable) -> None:
         self.pool = pool
         self._plan = ops.attention_plan()
         self._planned: ForwardBatch | None = None
         self._store = ops.store_kv
+        self._rope_store = rope_store_of(ops)
         self._attend = ops.paged_attention
 
     def store(self, layer: int, k_TKD: Tensor, v_TKD: Tensor, batch: ForwardBatch) -> None:
@@ -26,6 +28,14 @@ class PagedAttentionBackend:
         pool = self.pool
         where = batch.out_loc[pool.groups[layer]]
         self._store(k_TKD, v_TKD, pool.k[layer], pool.v[layer], where)
+
+    def rope_store(
+        self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, rope: Rope, batch: ForwardBatch
+    ) -> Tensor:
+        """Turn queries and keys, then `store`; the queries for `attend`. q and k are used up."""
+        pool = self.pool
+        where = batch.out_loc[pool.groups[layer]]
+        return self._rope_store(q_THD, k_TKD, v_TKD, rope, pool.k[layer], pool.v[layer], where)
 
     def attend(self, layer: int, q_THD: Tensor, params: AttentionParams, batch: ForwardBatch) -> Tensor:
         """Attention output [T, H, Dv] in the dtype of q. A batch may not change while it is attended."""

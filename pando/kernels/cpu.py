@@ -32,7 +32,7 @@ else:
         LOAD_ERROR = f"it was built from other sources: interface {_native.interface}, not {INTERFACE}"
 
 NOT_NATIVE: dict[str, str] = {
-    "norm_rope_": "rms_norm and rope_ are two ops here",
+    "rope_store": "rms_norm, rope_ and store_kv in turn; one pass in programs",
     "layer_norm": "native in programs",
 }
 """Ops that stay torch in the native table, with the reason."""

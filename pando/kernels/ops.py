@@ -74,6 +74,41 @@ class PagedAttention(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """How a step's heads are turned: positions, cos_sin and interleaved as for `rope_`.
+
+    norms: weights [D] float32 of an `rms_norm` of every head before it, of queries and of keys; eps is theirs.
+    """
+
+    positions: Tensor
+    cos_sin: Tensor
+    interleaved: bool
+    norms: tuple[Tensor, Tensor] | None = None
+    eps: float = 0.0
+
+
+class RopeStore(Protocol):
+    """Turn the heads of a step's queries and keys, and keep its keys and values."""
+
+    def __call__(
+        self,
+        q_THD: Tensor,
+        k_TKD: Tensor,
+        v_TKD: Tensor,
+        rope: Rope,
+        k_cache_SKD: Tensor,
+        v_cache_SKD: Tensor,
+        out_loc: Tensor,
+    ) -> Tensor:
+        """The turned queries [T, H, D]; caches and out_loc [T] as for `store_kv`.
+
+        q, k and v may be strided views with a contiguous last dim. What q and k hold afterwards is not said: the
+        result may be q itself.
+        """
+        ...
+
+
 class Sample(Protocol):
     """Choose one token per row; a pure function of its arguments, independent of the other rows."""
 
@@ -457,10 +492,8 @@ class OpTable:
     deterministic: bool = False
     """Whether what a program makes of a token is the same to the last bit however its sequence was cut into steps, and
     whatever else those held."""
-    norm_rope_: Callable[[Tensor, Tensor, Tensor, Tensor, float, Tensor, Tensor, bool], None] | None = None
-    """(q, k, q_weight [D] float32, k_weight [D] float32, eps, positions, cos_sin, interleaved): rms_norm of every head
-    of q and k in place, then `rope_`. None where the two ops do it.
-    """
+    rope_store: RopeStore | None = None
+    """Norms of heads, `rope_` and `store_kv` in one pass. None where these do it (`pando.kernels.rope_store`)."""
 
     kv_dtypes: frozenset[str] = frozenset()
     """Dtypes besides the inputs' of the caches that `store_kv`, `paged_attention` and programs take: int8 (rows of

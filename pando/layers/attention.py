@@ -33,7 +33,7 @@ class Attention:
     gated: after v come rows of a gate, as wide as the output, whose sigmoid multiplies it.
     """
 
-    __slots__ = ("index", "shape", "qkv", "o", "rotary", "qk_norm", "params", "gated", "_widths")
+    __slots__ = ("index", "shape", "qkv", "o", "rotary", "qk_norm", "params", "gated", "_widths", "_head_norms")
 
     def __init__(
         self,
@@ -55,6 +55,7 @@ class Attention:
         self.params = params
         self.gated = gated
         widths = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.kv_heads * shape.v_dim)
+        self._head_norms = _head_norms(rotary, qk_norm)
         self._widths = (*widths, shape.heads * shape.v_dim) if gated else widths
 
     def __call__(self, x_TM: Tensor, batch: ForwardBatch, attention: AttentionBackend) -> Tensor:
@@ -63,25 +64,41 @@ class Attention:
         q, k, v, *gate = self.qkv(x_TM).split_with_sizes(self._widths, dim=-1)
         if norm is not None and norm.place == "full":
             q, k = norm(q, k)
-        q_THD = q.view(num_tokens, shape.heads, shape.head_dim)
-        k_TKD = k.view(num_tokens, shape.kv_heads, shape.head_dim)
-        if not self._norm_and_rotate_(q_THD, k_TKD, batch.positions):
-            if norm is not None and norm.place == "head":
-                q_THD, k_TKD = norm(q_THD, k_TKD)
-            if self.rotary is not None:
-                self.rotary.rotate_(q_THD, k_TKD, batch.positions)
-        if norm is not None and norm.place == "head_after_rope":
-            q_THD, k_TKD = norm(q_THD, k_TKD)
-        attention.store(self.index, k_TKD, v.view(num_tokens, shape.kv_heads, shape.v_dim), batch)
+        q_THD = self._turn_and_store(
+            q.view(num_tokens, shape.heads, shape.head_dim),
+            k.view(num_tokens, shape.kv_heads, shape.head_dim),
+            v.view(num_tokens, shape.kv_heads, shape.v_dim),
+            batch,
+            attention,
+        )
         out_THD = attention.attend(self.index, q_THD, self.params, batch)
         out = out_THD.view(num_tokens, -1)
         return self.o(out * gate[0].sigmoid() if gate else out)
 
-    def _norm_and_rotate_(self, q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor) -> bool:
-        """Norms per head and rotary in one op, on the projection's own memory; False if it takes two."""
-        norm = self.qk_norm
-        if self.rotary is None or norm is None or norm.place != "head":
-            return False
-        if not isinstance(norm.q, RMSNorm) or not isinstance(norm.k, RMSNorm):
-            return False
-        return self.rotary.norm_rotate_(q_THD, k_TKD, norm.q, norm.k, positions_T)
+    def _turn_and_store(
+        self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, batch: ForwardBatch, attention: AttentionBackend
+    ) -> Tensor:
+        """The queries as attention takes them; keys and values go to the cache. Rotary and store are one op."""
+        norm, rotary = self.qk_norm, self.rotary
+        place = None if norm is None else norm.place
+        norms, eps = self._head_norms or (None, 0.0)
+        if norm is not None and place == "head" and norms is None:
+            q_THD, k_TKD = norm(q_THD, k_TKD)
+        if rotary is not None and place != "head_after_rope":
+            rope = rotary.at(batch.positions, norms, eps)
+            return attention.rope_store(self.index, q_THD, k_TKD, v_TKD, rope, batch)
+        if rotary is not None:
+            rotary.rotate_(q_THD, k_TKD, batch.positions)
+        if norm is not None and place == "head_after_rope":
+            q_THD, k_TKD = norm(q_THD, k_TKD)
+        attention.store(self.index, k_TKD, v_TKD, batch)
+        return q_THD
+
+
+def _head_norms(rotary: Rotary | None, norm: QKNorm | None) -> tuple[tuple[Tensor, Tensor], float] | None:
+    """Weights and eps of norms that `OpTable.rope_store` takes along; None: none, or they are ops of their own."""
+    if rotary is None or norm is None or norm.place != "head":
+        return None
+    if not isinstance(norm.q, RMSNorm) or not isinstance(norm.k, RMSNorm) or norm.q.eps != norm.k.eps:
+        return None
+    return (norm.q.weight, norm.k.weight), norm.q.eps

@@ -11,8 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from pando.kernels.ops import OpTable
-from pando.layers.norm import RMSNorm
+from pando.kernels.ops import OpTable, Rope
 from pando.layers.shapes import RopeShape
 
 
@@ -84,14 +83,13 @@ class Rotary:
     does. `reserve` before graph capture, so that the table's address stays.
     """
 
-    __slots__ = ("rope", "interleaved", "table", "_context_length", "_op", "_norm_op")
+    __slots__ = ("rope", "interleaved", "table", "_context_length", "_op")
 
     def __init__(self, rope: RopeShape, context_length: int, device: torch.device, ops: OpTable) -> None:
         self.rope = rope
         self.interleaved = rope.interleaved
         self._context_length = context_length
         self._op = ops.rope_
-        self._norm_op = ops.norm_rope_
         self.table = torch.empty(0, rope.dim, dtype=torch.float32, device=device)
 
     @property
@@ -119,9 +117,6 @@ class Rotary:
         """Turn queries and keys in place."""
         self._op(q_THD, k_TKD, positions_T, self.table, self.interleaved)
 
-    def norm_rotate_(self, q_THD: Tensor, k_TKD: Tensor, q_norm: RMSNorm, k_norm: RMSNorm, positions_T: Tensor) -> bool:
-        """Norm every head, then turn, in place and in one pass; False, and nothing is done, if no op does it."""
-        if self._norm_op is None or q_norm.eps != k_norm.eps:
-            return False
-        self._norm_op(q_THD, k_TKD, q_norm.weight, k_norm.weight, q_norm.eps, positions_T, self.table, self.interleaved)
-        return True
+    def at(self, positions_T: Tensor, norms: tuple[Tensor, Tensor] | None = None, eps: float = 0.0) -> Rope:
+        """What `rotate_` does at these positions, with norms of heads before it, for `OpTable.rope_store`."""
+        return Rope(positions_T, self.table, self.interleaved, norms, eps)

@@ -11,6 +11,7 @@ from pando.cache.pool import KVPool
 from pando.cache.spec import CachePlan, FullAttention, SlidingWindow
 from pando.forward import AttentionParams, ForwardBatch
 from pando.kernels import op_table
+from pando.kernels.ops import Rope
 
 HEADS, KV_HEADS, DIM, V_DIM = 4, 2, 8, 6
 
@@ -166,3 +167,31 @@ def test_pages_behind_a_window_are_not_read(kernels: str, page_size: int, window
         for row, (found, count) in enumerate(zip(out, counts, strict=True)):
             expected = plain(whole[row], *kv[row], params[layer])[-count:]
             torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kernels", ["reference", "auto"])
+def test_turned_keys_go_where_stored_ones_go(kernels: str) -> None:
+    """In the layer's own group, and as the ops in turn leave them."""
+    generator = torch.Generator().manual_seed(3)
+    plan = CachePlan.of(
+        [FullAttention(KV_HEADS, DIM, V_DIM, "float32"), SlidingWindow(KV_HEADS, DIM, V_DIM, "float32", 16)]
+    )
+    ops = op_table("cpu", kernels)
+    pools = [KVPool(plan, 9, 4, "cpu", torch.float32, num_window_pages=9) for _ in range(2)]
+    batch = batch_of([5, 9], 4)
+    batch.out_loc = (batch.out_loc[0], batch.out_loc[0].flip(0) + 1)
+    qkv = torch.randn(14, HEADS + 2 * KV_HEADS, DIM, generator=generator)
+    angles, norms = torch.randn(9, DIM - 2, generator=generator), torch.rand(2, DIM, generator=generator)
+    rope = Rope(batch.positions, angles, False, (norms[0], norms[1]), 1e-5)
+    turned = ops.rms_norm(qkv[:, :HEADS].contiguous(), norms[0], 1e-5)
+    keys = ops.rms_norm(qkv[:, HEADS:-KV_HEADS].contiguous(), norms[1], 1e-5)
+    values = qkv[:, -KV_HEADS:, :V_DIM]
+    ops.rope_(turned, keys, batch.positions, angles, False)
+    PagedAttentionBackend(pools[0], ops).store(1, keys, values, batch)
+    found = PagedAttentionBackend(pools[1], ops).rope_store(
+        1, qkv[:, :HEADS], qkv[:, HEADS:-KV_HEADS], values, rope, batch
+    )
+    assert torch.equal(found, turned)
+    for mine, expected in zip((*pools[1].k, *pools[1].v), (*pools[0].k, *pools[0].v), strict=True):
+        assert torch.equal(mine, expected)
+    assert pools[1].k[1].any() and not pools[1].k[0].any()

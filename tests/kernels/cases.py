@@ -19,6 +19,9 @@ TOLERANCE = {torch.float32: (2e-5, 2e-5), torch.bfloat16: (1e-2, 1e-2), torch.fl
 bfloat16 carries 8 bits (a unit is up to 0.8 %), float16 11; float32 sums differ by their order.
 """
 
+ROTARY = ((64, 64), (80, 80), (96, 24), (128, 2), (20, 20), (256, 128))
+"""(head dim, dims that turn)."""
+
 LEVELS = tuple(name for name, obstacle in cpu.levels().items() if not obstacle)
 """Levels this machine runs; every native op is tested on each."""
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from pando.kernels import op_table
-from pando.layers.norm import RMSNorm
 from pando.layers.rotary import Rotary, inverse_frequencies
 from pando.layers.shapes import RopeShape
 
@@ -106,18 +105,13 @@ def test_scores_depend_on_distance_only(interleaved: bool) -> None:
     assert not torch.allclose(score(7, 3), score(7, 4), atol=1e-3)
 
 
-def test_norms_and_rotary_take_one_op_where_there_is_one() -> None:
-    q, k, positions = torch.randn(3, 2, 8), torch.randn(3, 1, 8), torch.tensor([0, 5, 2])
-    norms = RMSNorm(torch.rand(8), 1e-6, OPS), RMSNorm(torch.rand(8), 1e-6, OPS)
-    two = Rotary(PLAIN, 64, CPU, OPS)
-    two.reserve(8)
-    assert not two.norm_rotate_(q, k, *norms, positions)
-    seen: list[tuple[object, ...]] = []
-    one = Rotary(PLAIN, 64, CPU, replace(OPS, norm_rope_=lambda *given: seen.append(given)))
-    one.reserve(8)
-    assert one.norm_rotate_(q, k, *norms, positions)
-    ((given_q, given_k, q_weight, k_weight, eps, where, table, interleaved),) = seen
-    assert given_q is q and given_k is k and q_weight is norms[0].weight and k_weight is norms[1].weight
-    assert (eps, interleaved) == (1e-6, False) and where is positions and table is one.table
-    other = RMSNorm(torch.rand(8), 1e-5, OPS)
-    assert not one.norm_rotate_(q, k, norms[0], other, positions) and len(seen) == 1
+def test_what_an_op_is_told_of_the_rotation() -> None:
+    rotary, positions = Rotary(replace(PLAIN, interleaved=True), 64, CPU, OPS), torch.tensor([0, 5, 2])
+    rotary.reserve(8)
+    plain = rotary.at(positions)
+    assert plain.positions is positions and plain.cos_sin is rotary.table
+    assert plain.interleaved and plain.norms is None
+    norms = torch.rand(8), torch.rand(8)
+    rotary.reserve(4000)
+    normed = rotary.at(positions, norms, 1e-6)
+    assert normed.norms is norms and normed.eps == 1e-6 and normed.cos_sin is rotary.table is not plain.cos_sin

@@ -15,7 +15,7 @@ from pando.kernels.triton.launch import CompileCase, meta
 
 
 @triton.jit
-def _convert(x, DTYPE: tl.constexpr):
+def convert(x, DTYPE: tl.constexpr):
     """x in the pool's dtype; in float8 with the largest number for what is beyond it, NaN stays."""
     if DTYPE == tl.float8e4nv or DTYPE == tl.float8e5:
         LARGEST: tl.constexpr = 448.0 if DTYPE == tl.float8e4nv else 57344.0
@@ -24,34 +24,51 @@ def _convert(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _store_rounded(x, target, inside, is_head, place, D: tl.constexpr):
-    """Rows x [heads, dim] as int8 with the scales of `round_rows`, to the same bits: nothing here may be fused."""
-    x = x.to(tl.float32)
-    largest = tl.max(tl.abs(x), 1)
+def spread(x):
+    """Of rows x [heads, dim]: the largest |x| and how many are not finite."""
+    x = tl.abs(x.to(tl.float32))
     # The maximum passes over NaN.
-    sane = tl.sum(tl.where(tl.abs(x) < float("inf"), 0, 1), 1) == 0
-    present = largest >= 2.0**-100
-    one = tl.where(present, largest, 1.0)
-    factor = tl.where(sane & present, tl.div_rn(tl.full(one.shape, 127.0, tl.float32), one), 0.0)
-    scale = tl.where(present, tl.div_rn(largest, tl.full(one.shape, 127.0, tl.float32)), 0.0)
-    product = tl.where(sane[:, None], x, 0.0) * factor[:, None]
-    # Adding 1.5 * 2^23 leaves no bits for a fraction: the sum is rounded to an integer, ties to even.
-    rounded = (product + 12582912.0) - 12582912.0
-    tl.store(values_at(target)[:, None] + place, rounded.to(tl.int8), mask=inside)
-    store_scale(target, tl.where(sane, scale, float("nan")), is_head, D)
+    return tl.max(x, 1), tl.sum(tl.where(x < float("inf"), 0, 1), 1)
 
 
 @triton.jit
-def _copy(source, target, head_stride, target_stride, heads, dim: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr):
-    """[heads, dim] from source to target, converted to what the pool keeps."""
+def rounding(largest, odd):
+    """(factor, scale) of int8 rows by their `spread`, as `round_rows` has them, to the same bits: nothing may be fused.
+
+    A row with numbers that are not finite has the factor 0, and NaN for a scale.
+    """
+    present = largest >= 2.0**-100
+    one = tl.where(present, largest, 1.0)
+    full = tl.full(one.shape, 127.0, tl.float32)
+    factor = tl.where((odd == 0) & present, tl.div_rn(full, one), 0.0)
+    scale = tl.where(present, tl.div_rn(largest, full), 0.0)
+    return factor, tl.where(odd == 0, scale, float("nan"))
+
+
+@triton.jit
+def rounded(x, factor, odd):
+    """Rows x [heads, dim] as int8, by what `rounding` says of them."""
+    product = tl.where((odd == 0)[:, None], x.to(tl.float32), 0.0) * factor[:, None]
+    # Adding 1.5 * 2^23 leaves no bits for a fraction: the sum is rounded to an integer, ties to even.
+    return ((product + 12582912.0) - 12582912.0).to(tl.int8)
+
+
+@triton.jit
+def copy_heads(
+    source, target, head_stride, target_stride, heads, dim: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr
+):
+    """[heads, dim] from source to target, converted to what the pool keeps; of HEADS of them where heads is less."""
     head, place = tl.arange(0, HEADS), tl.arange(0, DIM)[None, :]
     inside = (head < heads)[:, None] & (place < dim)
     values = tl.load(source + head[:, None] * head_stride + place, mask=inside, other=0.0)
     at = target + head * target_stride
     if target.dtype.element_ty.is_int():
-        _store_rounded(values, at, inside, head < heads, place, dim)
+        largest, odd = spread(values)
+        factor, scale = rounding(largest, odd)
+        tl.store(values_at(at)[:, None] + place, rounded(values, factor, odd), mask=inside)
+        store_scale(at, scale, head < heads, dim)
     else:
-        tl.store(at[:, None] + place, _convert(values, target.dtype.element_ty), mask=inside)
+        tl.store(at[:, None] + place, convert(values, target.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -81,10 +98,10 @@ def _store_kernel(
     slot = tl.load(slot_ptr + token)
     if tl.program_id(1) == 0:
         source, target = k_ptr + token * k_token_stride, k_cache_ptr + slot * k_slot_stride
-        _copy(source, target, k_head_stride, k_cache_head_stride, heads, k_dim, HEADS, K_DIM)
+        copy_heads(source, target, k_head_stride, k_cache_head_stride, heads, k_dim, HEADS, K_DIM)
     else:
         source, target = v_ptr + token * v_token_stride, v_cache_ptr + slot * v_slot_stride
-        _copy(source, target, v_head_stride, v_cache_head_stride, heads, v_dim, HEADS, V_DIM)
+        copy_heads(source, target, v_head_stride, v_cache_head_stride, heads, v_dim, HEADS, V_DIM)
 
 
 def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, out_loc: Tensor) -> None:

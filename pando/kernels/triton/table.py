@@ -16,6 +16,7 @@ from pando.kernels.triton import (
     logits,
     moe,
     norm,
+    rope_store,
     rotary,
     sampling,
     step,
@@ -28,7 +29,8 @@ from pando.kernels.triton.selective_scan import selective_scan
 from pando.kernels.triton.state_space import state_space
 
 MODULES = (
-    *("activation", "attention", "linear", "logits", "moe", "norm", "rotary", "routing", "sampling", "step", "store"),
+    *("activation", "attention", "linear", "logits", "moe", "norm", "rope_store", "rotary", "routing", "sampling"),
+    *("step", "store"),
     *("causal_conv", "gated_delta", "selective_scan", "state_space"),
 )
 """Modules of this package with `COMPILE_CASES`."""
@@ -46,8 +48,8 @@ def table() -> OpTable:
         add_rms_norm=norm.add_rms_norm,
         layer_norm=norm.layer_norm,
         rope_=rotary.rope_,
-        norm_rope_=rotary.norm_rope_,
         store_kv=store.store_kv,
+        rope_store=rope_store.rope_store,
         gated_activation=activation.gated_activation,
         paged_attention=attention.paged_attention,
         attention_plan=attention_plan.Plan,

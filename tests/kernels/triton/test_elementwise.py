@@ -11,11 +11,8 @@ from pando.errors import ConfigError
 from pando.kernels import reference
 from pando.kernels.int8_rows import expand_rows
 from pando.kernels.reference import REFERENCE
-from pando.kernels.triton.rotary import norm_rope_
 from pando.kernels.triton.table import table
-from tests.kernels.cases import DTYPES, close
-
-ROTARY = [(64, 64), (80, 80), (96, 24), (128, 2), (20, 20), (256, 128)]
+from tests.kernels.cases import DTYPES, ROTARY, close
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -32,21 +29,6 @@ def test_rope_on_views_of_a_joint_projection(
         run(q.unflatten(1, (4, dim)), k.unflatten(1, (2, dim)), positions, cos_sin, interleaved)
     close(joint, other)
     assert torch.equal(joint[:, 6 * dim :], other[:, 6 * dim :])
-
-
-@pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize(("dim", "rotary"), ROTARY)
-def test_norms_and_rope_in_one_pass_are_the_two_ops(dim: int, rotary: int, interleaved: bool, device: str) -> None:
-    cos_sin, positions = torch.randn(50, rotary, device=device), torch.tensor([49, 7], device=device)
-    joint = torch.randn(2, 6, dim, device=device).bfloat16()
-    q_weight, k_weight = torch.rand(2, dim, device=device) + 0.5
-    q, k = REFERENCE.rms_norm(joint[:, :3], q_weight, 1e-6), REFERENCE.rms_norm(joint[:, 3:5], k_weight, 1e-6)
-    REFERENCE.rope_(q, k, positions, cos_sin, interleaved)
-    untouched = joint[:, 5].clone()
-    norm_rope_(joint[:, :3], joint[:, 3:5], q_weight, k_weight, 1e-6, positions, cos_sin, interleaved)
-    close(joint[:, :3], q)
-    close(joint[:, 3:5], k)
-    assert torch.equal(joint[:, 5], untouched)
 
 
 def test_rope_of_no_tokens(device: str) -> None:

@@ -33,7 +33,7 @@ class Attention:
     gated: after v come rows of a gate, as wide as the output, whose sigmoid multiplies it.
     """
 
-    __slots__ = ("index", "shape", "qkv", "o", "rotary", "qk_norm", "params", "gated", "_widths", "_head_norms")
+    __slots__ = ("index", "shape", "qkv", "o", "rotary", "qk_norm", "params", "gated", "_widths")
 
     def __init__(
         self,
@@ -55,7 +55,6 @@ class Attention:
         self.params = params
         self.gated = gated
         widths = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.kv_heads * shape.v_dim)
-        self._head_norms = _head_norms(rotary, qk_norm)
         self._widths = (*widths, shape.heads * shape.v_dim) if gated else widths
 
     def __call__(self, x_TM: Tensor, batch: ForwardBatch, attention: AttentionBackend) -> Tensor:
@@ -81,7 +80,7 @@ class Attention:
         """The queries as attention takes them; keys and values go to the cache. Rotary and store are one op."""
         norm, rotary = self.qk_norm, self.rotary
         place = None if norm is None else norm.place
-        norms, eps = self._head_norms or (None, 0.0)
+        norms, eps = self._head_norms() or (None, 0.0)
         if norm is not None and place == "head" and norms is None:
             q_THD, k_TKD = norm(q_THD, k_TKD)
         if rotary is not None and place != "head_after_rope":
@@ -94,11 +93,11 @@ class Attention:
         attention.store(self.index, k_TKD, v_TKD, batch)
         return q_THD
 
-
-def _head_norms(rotary: Rotary | None, norm: QKNorm | None) -> tuple[tuple[Tensor, Tensor], float] | None:
-    """Weights and eps of norms that `OpTable.rope_store` takes along; None: none, or they are ops of their own."""
-    if rotary is None or norm is None or norm.place != "head":
-        return None
-    if not isinstance(norm.q, RMSNorm) or not isinstance(norm.k, RMSNorm) or norm.q.eps != norm.k.eps:
-        return None
-    return (norm.q.weight, norm.k.weight), norm.q.eps
+    def _head_norms(self) -> tuple[tuple[Tensor, Tensor], float] | None:
+        """Weights and eps of norms that `OpTable.rope_store` takes along; None: none, or they are ops of their own."""
+        norm = self.qk_norm
+        if self.rotary is None or norm is None or norm.place != "head":
+            return None
+        if not isinstance(norm.q, RMSNorm) or not isinstance(norm.k, RMSNorm) or norm.q.eps != norm.k.eps:
+            return None
+        return (norm.q.weight, norm.k.weight), norm.q.eps

@@ -184,6 +184,13 @@ def _extend_kernel(
         if HAS_SINKS:
             sink = tl.load(sinks_ptr + head, mask=is_row, other=0.0).to(tl.float32)
             total += tl.exp2(sink * 1.4426950408889634 - most)
+        if V1 + V2 > 256:
+            # Half of the registers are sums. A zero that is not known before it is read keeps the compiler from
+            # holding the places of the output all through the loops: it computes them here.
+            tile_row += tl.load(tiles_ptr + row, volatile=True) - tl.load(tiles_ptr + row, volatile=True)
+            query, in_group = block * TOKENS + tile_row // HT, part * HT + tile_row % HT
+            is_row = (tile_row < TOKENS * HT) & (query < queries) & (in_group < G)
+            head = kv_head * G + in_group
         at = ((begin + query).to(tl.int64) * H + head) * DV
         dim = tl.arange(0, V1)
         out = (acc1 / total[:, None]).to(out_ptr.dtype.element_ty)

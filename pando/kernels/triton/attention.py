@@ -136,6 +136,25 @@ def _find_tile(tiles_ptr, tile, num_rows, BLOCK: tl.constexpr):
     return row
 
 
+@triton.jit
+def _tile_rows(
+    tiles_ptr, cu_q_ptr, row, tile, part,
+    G: tl.constexpr, HT: tl.constexpr, TOKENS: tl.constexpr, BLOCK_M: tl.constexpr, AGAIN: tl.constexpr,
+):  # fmt: skip
+    """Of a tile of a long row: (its first query in q, its queries, which tile), and [BLOCK_M] (query, head, exists).
+
+    AGAIN: to the compiler, these are other numbers than those it has.
+    """
+    begin = tl.load(cu_q_ptr + row, volatile=AGAIN)
+    queries = tl.load(cu_q_ptr + row + 1, volatile=AGAIN) - begin
+    block = tl.load(tiles_ptr + row + 1, volatile=AGAIN) - 1 - tile
+    tile_row = tl.arange(0, BLOCK_M)
+    if AGAIN:
+        tile_row *= 1 + begin - tl.load(cu_q_ptr + row, volatile=True)
+    query, in_group = block * TOKENS + tile_row // HT, part * HT + tile_row % HT
+    return begin, queries, block, query, in_group, (tile_row < TOKENS * HT) & (query < queries) & (in_group < G)
+
+
 @triton.jit(
     do_not_specialize=["table_row", "num_rows"],
     do_not_specialize_on_alignment=["table_ptr", "mask_ptr", "cu_q_ptr", "kv_lens_ptr"],
@@ -154,13 +173,11 @@ def _extend_kernel(
     kv_head, part, tile = tl.program_id(0) // parts, tl.program_id(0) % parts, tl.program_id(1)
     if tile < tl.load(tiles_ptr + num_rows):
         row = _find_tile(tiles_ptr, tile, num_rows, BLOCK)
-        begin = tl.load(cu_q_ptr + row)
-        queries, keys = tl.load(cu_q_ptr + row + 1) - begin, tl.load(kv_lens_ptr + row)
+        begin, queries, block, query, in_group, is_row = _tile_rows(
+            tiles_ptr, cu_q_ptr, row, tile, part, G, HT, TOKENS, BLOCK_M, False
+        )
+        keys = tl.load(kv_lens_ptr + row)
         step_start = keys - queries
-        block = tl.load(tiles_ptr + row + 1) - 1 - tile
-        tile_row = tl.arange(0, BLOCK_M)
-        query, in_group = block * TOKENS + tile_row // HT, part * HT + tile_row % HT
-        is_row = (tile_row < TOKENS * HT) & (query < queries) & (in_group < G)
         head = kv_head * G + in_group
         position = tl.where(is_row, step_start + query, -1)
         row_at = (begin + query).to(tl.int64) * q_token + head * q_head
@@ -184,20 +201,20 @@ def _extend_kernel(
         if HAS_SINKS:
             sink = tl.load(sinks_ptr + head, mask=is_row, other=0.0).to(tl.float32)
             total += tl.exp2(sink * 1.4426950408889634 - most)
+        share = 1.0 / total
         if V1 + V2 > 256:
-            # Half of the registers are sums. A zero that is not known before it is read keeps the compiler from
-            # holding the places of the output all through the loops: it computes them here.
-            tile_row += tl.load(tiles_ptr + row, volatile=True) - tl.load(tiles_ptr + row, volatile=True)
-            query, in_group = block * TOKENS + tile_row // HT, part * HT + tile_row % HT
-            is_row = (tile_row < TOKENS * HT) & (query < queries) & (in_group < G)
+            # Half of the registers are sums: what says where they go is not held all through the loops, but read again.
+            begin, queries, block, query, in_group, is_row = _tile_rows(
+                tiles_ptr, cu_q_ptr, row, tile, part, G, HT, TOKENS, BLOCK_M, True
+            )
             head = kv_head * G + in_group
         at = ((begin + query).to(tl.int64) * H + head) * DV
         dim = tl.arange(0, V1)
-        out = (acc1 / total[:, None]).to(out_ptr.dtype.element_ty)
+        out = (acc1 * share[:, None]).to(out_ptr.dtype.element_ty)
         tl.store(out_ptr + at[:, None] + dim[None, :], out, mask=is_row[:, None] & (dim[None, :] < DV))
         if V2 > 0:
             dim = V1 + tl.arange(0, V2)
-            out = (acc2 / total[:, None]).to(out_ptr.dtype.element_ty)
+            out = (acc2 * share[:, None]).to(out_ptr.dtype.element_ty)
             tl.store(out_ptr + at[:, None] + dim[None, :], out, mask=is_row[:, None] & (dim[None, :] < DV))
 
 
@@ -220,48 +237,65 @@ class Tiling:
     programs: int = 1
 
 
-def split_tiling(
-    dtype: torch.dtype, width: int, device_capability: int, crowded: bool, integers: bool = False
-) -> Tiling:
-    """Of short rows, for keys or values of `width` dims. crowded: in two parts, or with a tree mask.
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a tiling depends on: dtypes of queries and of the cache, dims of the wider of keys and values, in two parts
+    or not, with a tree mask or not, and the device's compute capability.
+    """
+
+    dtype: torch.dtype
+    kept: torch.dtype
+    width: int
+    in_parts: bool
+    has_tree: bool
+    capability: int
+
+
+def split_tiling(shape: Shape) -> Tiling:
+    """Of short rows.
 
     What a multiprocessor must keep under way is bandwidth * latency: 4.8 TB/s * 0.8 us / 132 = 29 KB on an H200, 11 KB
     on an A100. A block of keys and values is 2 * block_n * width * 2 bytes, and of `stages` buffers one is being used:
     64 x 128 is 32 KB, so that even one program would do, and two (242 registers * 128 threads, 112 KB each) cover each
     other's softmax. A tile has 64 rows though a row alone fills 4 or 8 of them: wgmma takes no fewer, 64 x 64 x 128 is
     a third of the time its 32 KB take to arrive, and one tile for all is what makes sharing change no bit.
-    Crowded, it is half the block: the addresses of more loads do not fit.
+    In two parts or with a tree mask it is half the block: the addresses of more loads do not fit.
     256 dims: 4 warps spill. 8 warps on 64 rows do the first product twice, which takes 3/4 of the time of the bytes.
     576: 64 x 512 sums are half the registers there are; the values are read with the keys, 36 KB a block.
-    Before Hopper products take their second operand from registers: shorter blocks.
-    integers: int8 rows, which begin at words: four times the addresses, and the scales. Half the
-    block, and for 256 dims half the rows.
+    Before Hopper products take their second operand from registers: shorter blocks. With a tree mask 16 keys, of which
+    three blocks are under way: 24 KB.
+    int8 rows begin at words: four times the addresses, and the scales. Half the block, and for 256 dims half the rows.
     """
-    if dtype == torch.float32:
+    hopper, integers, width = shape.capability >= 90, shape.kept is torch.int8, shape.width
+    if shape.dtype == torch.float32:
         return Tiling(16, 16, 8, 1, 2) if width > 256 else Tiling(16, 32 if width <= 128 else 16, 4, 2, 2)
-    hopper = device_capability >= 90
     if width <= 128:
-        narrow = 16 if integers and not hopper else 32
-        return Tiling(64, 64 if hopper and not crowded and not integers else narrow, 4, 3, 2)
+        if not hopper and shape.has_tree:
+            return Tiling(64, 16, 4, 4, 2)
+        if not hopper and integers:
+            return Tiling(64, 16, 4, 3, 2)
+        return Tiling(64, 64 if hopper and not (shape.in_parts or shape.has_tree or integers) else 32, 4, 3, 2)
     if width <= 256:
         return Tiling(32 if integers else 64, 32, 8, 3)
     return Tiling(64, 32 if hopper else 16, 8, 3)
 
 
-def extend_tiling(
-    dtype: torch.dtype, width: int, device_capability: int, crowded: bool, integers: bool = False
-) -> Tiling:
-    """Of long rows, arguments as for `split_tiling`.
+def extend_tiling(shape: Shape) -> Tiling:
+    """Of long rows.
 
     As many query rows as registers hold sums for, because keys are read once per tile. 128 x 128 sums and 128 x 64
     scores are 64 and 32 registers of each of 256 threads; with the addresses of two blocks 194 in all, one program of
     8 warps per multiprocessor and 128 KB of buffers.
+    Half of the keys before Hopper where they have 8 bits, because what these are widened to are operands in registers,
+    and with a tree mask.
     """
-    if dtype == torch.float32:
+    hopper, integers, width = shape.capability >= 90, shape.kept is torch.int8, shape.width
+    if shape.dtype == torch.float32:
         return Tiling(16, 16, 8, 1) if width > 256 else Tiling(16, 32 if width <= 128 else 16, 4, 2)
-    hopper = device_capability >= 90
     if width <= 128:
-        return Tiling(128, 64 if hopper and not crowded else 16 if integers and not hopper else 32, 8, 3)
+        if not hopper and (shape.kept.itemsize == 1 or shape.has_tree):
+            return Tiling(128, 16, 8, 3 if integers else 4)
+        return Tiling(128, 64 if hopper and not (shape.in_parts or shape.has_tree) else 32, 8, 3)
     if width <= 256:
         return Tiling(128 if hopper and not integers else 64, 16 if integers else 32, 8, 3)
     return Tiling(64, 32 if hopper else 16, 8, 3)
@@ -414,11 +448,15 @@ def paged_attention(
     assert isinstance(plan, Plan | None), "the plan of another op table"
     assert q_THD.stride(2) == k_cache_SKD.stride(2) == v_cache_SKD.stride(2) == page_table_RP.stride(1) == 1
     call = _prepare(q_THD, k_cache_SKD, v_cache_SKD, page_table_RP, tree_mask, page_size, (scale, softcap, window))
-    width, chip = max(dim, out.shape[2]), capability(q_THD.device)
-    crowded = tree_mask is not None or call.constants["D2"] + call.constants["V2"] > 0
-    integers = k_cache_SKD.dtype is torch.int8
-    split = split_tiling(q_THD.dtype, width, chip, crowded, integers)
-    extend = extend_tiling(q_THD.dtype, width, chip, crowded, integers)
+    shape = Shape(
+        q_THD.dtype,
+        k_cache_SKD.dtype,
+        max(dim, out.shape[2]),
+        in_parts=call.constants["D2"] + call.constants["V2"] > 0,
+        has_tree=tree_mask is not None,
+        capability=capability(q_THD.device),
+    )
+    split, extend = split_tiling(shape), extend_tiling(shape)
     item_tokens = call.packing(split)[1]
     short = min(SHORT, item_tokens)
     kind = Kind(page_size, window, call.packing(extend)[1], item_tokens, short, SHARE and item_tokens > 1)
@@ -441,7 +479,7 @@ def _case(
     sinks: bool = False,
     tree: bool = False,
     options: dict[str, int | float] | None = None,
-    **checks: bool | int | tuple[str, ...],
+    **checks: bool | int,
 ) -> CompileCase:
     """4 rows of 8,192 tokens; one query in all, which leaves the extend kernel out, where tokens is 1."""
     k_cache = meta(1 << 16, kv_heads, dim + (SCALE_BYTES if dtypes[1] is torch.int8 else 0), dtype=dtypes[1])
@@ -472,11 +510,9 @@ COMPILE_CASES = (
     _case("qwen3-30b-a3b", 32, 4, 128, tokens=1),
     _case("gemma-3", 16, 8, 256, options={"window": 1024, "softcap": 50.0}),
     _case("gpt-oss", 64, 8, 64, sinks=True, options={"window": 128}),
-    _case("phi-3", 32, 32, 96, tokens=1),
-    _case("tree", 32, 8, 128, tokens=1, tree=True),
-    # Half of the registers are sums. The loop without masks, where the time goes, loads eight addresses that do not
-    # change from local memory in each of its thousand instructions, and stores none.
-    _case("deepseek-mla", 128, 1, 576, rank=512, may_spill=("_split_kernel", "_extend_kernel")),
+    _case("phi-3", 32, 32, 96),
+    _case("tree", 32, 8, 128, tree=True),
+    _case("deepseek-mla", 128, 1, 576, rank=512),
     _case("float8", 32, 8, 128, dtypes=_FLOAT8, oldest=90),
     _case("float8-e5m2", 32, 8, 128, dtypes=_E5M2),
     _case("int8", 32, 8, 128, dtypes=_INT8),

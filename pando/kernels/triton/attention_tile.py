@@ -146,9 +146,11 @@ def attend(
         table_ptr, k_ptr, v_ptr, k_stride, v_stride, log_scale, cap_in, window, mask_ptr, step_start, num_queries,
         PAGE, BLOCK_N, D, D1, D2, DV, V1, V2, LATENT, HAS_CAP, HAS_WINDOW, HAS_TREE, False, STAGES,
     )  # fmt: skip
+    # Half of the registers are sums of a latent: masks find room beside half the keys.
+    REST_N: tl.constexpr = BLOCK_N // 2 if LATENT and BLOCK_N > 16 else BLOCK_N
     state = sweep(
         state, q1, q2, position, late, high, low, high,
         table_ptr, k_ptr, v_ptr, k_stride, v_stride, log_scale, cap_in, window, mask_ptr, step_start, num_queries,
-        PAGE, BLOCK_N, D, D1, D2, DV, V1, V2, LATENT, HAS_CAP, HAS_WINDOW, HAS_TREE, True, STAGES,
+        PAGE, REST_N, D, D1, D2, DV, V1, V2, LATENT, HAS_CAP, HAS_WINDOW, HAS_TREE, True, STAGES,
     )  # fmt: skip
     return state

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pando.kernels.triton.launch import CompileCase, capability, meta
+from pando.kernels.triton.launch import CompileCase, meta
 from pando.kernels.triton.rows import (
     SAVES,
     first_save,
@@ -34,11 +34,13 @@ from pando.kernels.triton.rows import (
     tile_row,
 )
 
-CHUNK = 64
-"""Tokens that are taken as one matrix; with keys beyond 128, half as many."""
+CHUNK = 32
+"""Tokens that are taken as one matrix. 64 spill on Hopper: there the left operands of its wide products, keys and
+queries that were normed in registers, are held by both groups of four warps."""
 
 STATE_TILE = 4096
-"""Elements of a state that a program holds; half of it in chunks before Hopper, whose products need fewer registers."""
+"""Elements of a state that a program holds: a head of 128 x 128 is four programs, 32 heads are one for each of 128
+multiprocessors."""
 
 
 @triton.jit
@@ -164,13 +166,15 @@ def _by_chunk(
         saves = num_saves(save_token, count, begin, end, SAVES)
         first = begin
         while first < end:
-            # A chunk ends behind a token whose state is saved, too.
+            # A chunk ends behind a token whose state is saved, too. What is left of it keeps its place in the tile, so
+            # that the inverse is read in whole words.
             behind = (first - begin) % CHUNK
-            stop = tl.minimum(first - behind + CHUNK, end)
+            start = first - behind
+            stop = tl.minimum(start + CHUNK, end)
             if saves > 0:
                 stop = tl.minimum(stop, first_save(save_token, count, first, stop, SAVES) + 1)
-            in_t = first + at_t < stop
-            base = first.to(tl.int64)
+            in_t = (at_t >= behind) & (start + at_t < stop)
+            base = start.to(tl.int64)
             here = in_t[:, None] & in_v[None, :]
             decays = log_decay + base * decay_token + head * decay_head
             since = tl.cumsum(tl.load(decays + at_t * decay_token, mask=in_t, other=0.0), 0)
@@ -180,19 +184,21 @@ def _by_chunk(
             v_tv = tl.load(values, mask=here, other=0.0)
             rest = v_tv.to(tl.float32) - tl.dot(k_tk, s.to(kind), input_precision=PRECISION) * before[:, None]
             rest *= tl.load(beta + base * beta_token + head + at_t * beta_token, mask=in_t, other=0.0)[:, None]
-            # The inverse's blocks on the diagonal are the inverses of the matrix's.
-            rows = inverse + (base * HEADS + head) * CHUNK + behind + (at_t[:, None] * (HEADS * CHUNK) + at_t[None, :])
-            solve = tl.load(rows, mask=in_t[:, None] & in_t[None, :], other=0.0)
-            u_tv = tl.dot(solve, rest.to(kind), input_precision=PRECISION).to(kind)
+            # The inverse's blocks on the diagonal are the inverses of the matrix's; outside of them `rest` is 0.
+            rows = inverse + (base * HEADS + head) * CHUNK + (at_t[:, None] * (HEADS * CHUNK) + at_t[None, :])
+            solve = tl.load(rows, mask=in_t[:, None], other=0.0)
+            u_tv = tl.dot(solve, rest.to(kind), input_precision=PRECISION)
             q_tk = _keys(q + base * q_token + shared * q_head, at_t, in_t, q_token, K, NORMALIZE, BLOCK_K)
             weight = left_between(since, causal) * tl.dot(q_tk, tl.trans(k_tk), input_precision=PRECISION)
             o_tv = tl.dot(q_tk, s.to(kind), input_precision=PRECISION) * before[:, None]
-            o_tv += tl.dot(weight.to(kind), u_tv, input_precision=PRECISION)
+            o_tv += tl.dot(weight.to(kind), u_tv.to(kind), input_precision=PRECISION)
             out = o + base * o_token + head * o_head + (at_t[:, None] * o_token + at_v[None, :])
             tl.store(out, (o_tv * scale).to(o.dtype.element_ty), mask=here)
             last = tl.sum(tl.where(at_t == CHUNK - 1, since, 0.0), 0)
             left = tl.exp(tl.minimum(last - since, 0.0))
-            s = s * tl.exp(last) + tl.dot(tl.trans((k_tk * left[:, None]).to(kind)), u_tv, input_precision=PRECISION)
+            # The corrections are scaled, not the keys: these stay in shared memory, where all three products read them.
+            faded = (u_tv * left[:, None]).to(kind)
+            s = s * tl.exp(last) + tl.dot(tl.trans(k_tk), faded, input_precision=PRECISION)
             if saves > 0:
                 store_saves(s, state, place, inside, save_token, save_slot, count, stop - 1, HEADS * K * V)
             first = stop
@@ -225,8 +231,7 @@ def gated_delta_by_token(
     per_channel = log_decay.dim() == 3
     num_rows = slots.shape[0]
     block_k = max(16, triton.next_power_of_2(key_dim))
-    tile = STATE_TILE if not chunked or capability(q_THK.device) >= 90 else STATE_TILE // 2
-    block_v = min(max(16, triton.next_power_of_2(value_dim)), max(16, tile // block_k))
+    block_v = min(max(16, triton.next_power_of_2(value_dim)), max(16, STATE_TILE // block_k))
     grid = (num_rows, heads, triton.cdiv(value_dim, block_v))
     keys = (k_THK.stride(0), k_THK.stride(1))
     decays = (log_decay.stride(0), log_decay.stride(1), beta_TG.stride(0))
@@ -243,15 +248,14 @@ def gated_delta_by_token(
         )  # fmt: skip
         return o_TGV
     precision = precision_of(q_THK)
-    chunk = CHUNK if block_k <= 128 else CHUNK // 2
-    inverse = torch.empty((num_tokens, heads, chunk), dtype=q_THK.dtype, device=q_THK.device)
-    _inverses[num_tokens // chunk + num_rows, heads](
+    inverse = torch.empty((num_tokens, heads, CHUNK), dtype=q_THK.dtype, device=q_THK.device)
+    _inverses[num_tokens // CHUNK + num_rows, heads](
         k_THK, log_decay, beta_TG, inverse, cu_q_lens, num_rows, *keys, *decays, repeats, key_dim, heads, normalize,
-        block_k, chunk, precision, num_warps=4,
+        block_k, CHUNK, precision, num_warps=4,
     )  # fmt: skip
     _by_chunk[grid](
         q_THK, k_THK, v_TGV, log_decay, beta_TG, o_TGV, state_SGKV, inverse, *ragged, *strides, repeats, key_dim,
-        value_dim, heads, normalize, block_k, block_v, SAVES, chunk, precision, num_warps=8,
+        value_dim, heads, normalize, block_k, block_v, SAVES, CHUNK, precision, num_warps=8,
     )  # fmt: skip
     return o_TGV
 

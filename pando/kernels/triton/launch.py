@@ -26,15 +26,13 @@ class CompileCase:
     """A launch to be compiled and looked at.
 
     name: unique in its module. call: a public function bound to tensors from `meta`. tensor_cores: whether all of
-    its kernels with a product must use them. oldest: the least compute capability it is for. may_spill: names of
-    kernels that are allowed to keep values in local memory, because a comment there says why.
+    its kernels with a product must use them. oldest: the least compute capability it is for.
     """
 
     name: str
     call: Callable[[], object]
     tensor_cores: bool = True
     oldest: int = 80
-    may_spill: tuple[str, ...] = ()
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:

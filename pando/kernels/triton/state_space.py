@@ -14,11 +14,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pando.kernels.triton.launch import CompileCase, capability, meta
+from pando.kernels.triton.launch import CompileCase, meta
 from pando.kernels.triton.rows import SAVES, first_save, in_chunks, left_between, num_saves, precision_of, store_saves
 
 STATE_TILE = 4096
 """Elements of a state that a program holds: 32 registers a thread of four warps."""
+
+CHUNK = 32
+"""Tokens that are taken as one matrix. 64 spill on Hopper, or halve the part of a head: then its programs, each of
+which fills a multiprocessor, are twice as many, and each multiplies the same keys and queries."""
 
 
 @triton.jit
@@ -93,11 +97,9 @@ def _by_chunk(
             base = first.to(tl.int64)
             step = tl.load(dt + base * dt_token + head + at_t * dt_token, mask=in_t, other=0.0)
             since = tl.cumsum(step * decay, 0)  # log of what is left, after each token, of the state before the chunk
-            x_tp = tl.load(
-                x + base * x_token + head * x_head + (at_t[:, None] * x_token + at_p[None, :]),
-                mask=in_t[:, None] & in_p[None, :],
-                other=0.0,
-            ).to(tl.float32)
+            x_at = x + base * x_token + head * x_head + (at_t[:, None] * x_token + at_p[None, :])
+            here = in_t[:, None] & in_p[None, :]
+            x_tp = tl.load(x_at, mask=here, other=0.0).to(tl.float32)
             seen = in_t[:, None] & in_n[None, :]
             b_tn = tl.load(
                 b + base * b_token + group * b_group + (at_t[:, None] * b_token + at_n[None, :]), mask=seen, other=0.0
@@ -111,7 +113,7 @@ def _by_chunk(
             y_tp = tl.dot(c_tn, tl.trans(s.to(kind)), input_precision=PRECISION) * tl.exp(since)[:, None]
             y_tp += tl.dot(weight.to(kind), wide.to(kind), input_precision=PRECISION) + x_tp * skip
             out = y + base * y_token + head * y_head + (at_t[:, None] * y_token + at_p[None, :])
-            tl.store(out, y_tp.to(y.dtype.element_ty), mask=in_t[:, None] & in_p[None, :])
+            tl.store(out, y_tp.to(y.dtype.element_ty), mask=here)
             last = tl.sum(tl.where(at_t == CHUNK - 1, since, 0.0), 0)
             left = tl.exp(tl.minimum(last - since, 0.0))
             s = s * tl.exp(last) + tl.dot(tl.trans((wide * left[:, None]).to(kind)), b_tn, input_precision=PRECISION)
@@ -143,7 +145,6 @@ def state_space_by_token(
     y_THP = torch.empty(x_THP.shape, dtype=x_THP.dtype, device=x_THP.device)
     if not num_tokens:
         return y_THP
-    hopper = capability(x_THP.device) >= 90  # its products read shared memory and leave registers to spare
     block_n = max(16, triton.next_power_of_2(size))
     tile = 2 * STATE_TILE if chunked and block_n <= 128 else STATE_TILE
     block_p = min(max(16, triton.next_power_of_2(head_dim)), max(16, tile // block_n))
@@ -156,7 +157,7 @@ def state_space_by_token(
         heads // groups, head_dim, size, heads, d_H is not None, block_p, block_n, SAVES,
     )  # fmt: skip
     if chunked:
-        _by_chunk[grid](*arguments, 64 if hopper and block_n <= 128 else 32, precision_of(x_THP), num_warps=8)
+        _by_chunk[grid](*arguments, CHUNK, precision_of(x_THP), num_warps=8)
     else:
         _by_token[grid](*arguments, num_warps=4)
     return y_THP
@@ -190,7 +191,6 @@ def _case(name: str, tokens: int, heads: int, groups: int, head_dim: int, size: 
     f32, ids = partial(meta, dtype=torch.float32), partial(meta, dtype=torch.int64)
     return CompileCase(
         name,
-        may_spill=("_by_chunk",) if size > 128 else (),  # under 100 bytes, of states 256 wide
         call=partial(
             state_space, x.unflatten(1, (heads, head_dim)), f32(tokens, heads), f32(heads),
             b.unflatten(1, (groups, size)), c.unflatten(1, (groups, size)), f32(heads), f32(9, heads, head_dim, size),

@@ -1,4 +1,4 @@
-"""Every kernel in the configurations it is launched in, compiled for GPUs: few spills, no fp64, tiles that fit."""
+"""Every kernel in the configurations it is launched in, compiled for GPUs: no spills, no fp64, tiles that fit."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import triton
 
 from pando.kernels.triton.launch import CompileCase
 from pando.kernels.triton.table import MODULES
@@ -20,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[3]
 SHARED = {80: 163 << 10, 90: 227 << 10}
 """Bytes of shared memory a block can have by compute capability."""
 
-STACK = 256
-"""Bytes of local memory that are let pass: versions of the compiler differ by that much in what they spill."""
+STACK = 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7) else 256
+"""Bytes of local memory that are let pass: tilings are cut for 3.7, and older compilers spill that much elsewhere."""
 
 CASES: list[tuple[str, CompileCase]] = [
     (module, case)
@@ -67,7 +68,7 @@ def faults(case: CompileCase, facts: list[dict]) -> list[str]:
         if "error" in fact:
             continue
         where = f"{fact['kernel']} for sm_{fact['target']}"
-        if fact["stack"] > STACK and fact["kernel"] not in case.may_spill:
+        if fact["stack"] > STACK:
             found.append(f"{where} keeps {fact['stack']} bytes in local memory")
         if fact["shared"] > SHARED[fact["target"]]:
             found.append(f"{where} takes {fact['shared']} bytes of shared memory")

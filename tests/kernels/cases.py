@@ -74,6 +74,7 @@ ATTENTION_CASES = (
     replace(BASE, v_dim=40, head_dim=24),
     replace(BASE, rows=((1, 1),)),
     replace(BASE, rows=((0, 0), (0, 7))),
+    *(replace(BASE, rows=((0, 3),) * 9 + ((10, 30),), window=w) for w in (0, 7)),
     replace(BASE, rows=((1, 63), (1, 64), (1, 65), (17, 128), (33, 129))),
     replace(BASE, rows=LONG, page_size=1, head_dim=16),
     replace(BASE, rows=LONG, sinks=True, softcap=10.0, head_dim=16),

@@ -1,7 +1,7 @@
 """Paged attention: long rows tile by tile, short rows split by split with what they share read once.
 
-`attention_plan` says how a step is cut; `attention_tile` is the inside of both kernels. Three launches, two where no
-row can be long:
+`attention_plan` says how a step is cut; `attention_tile` is the inside of both kernels. Three launches, two where the
+step has no more queries than rows, or too few for a long row:
 
     split    persistent programs take (item, KV head) after (item, KV head); partial results [token, split]
     merge    the partial results of a short token, weighted and summed in the order of the splits
@@ -458,7 +458,8 @@ def paged_attention(
     )
     split, extend = split_tiling(shape), extend_tiling(shape)
     item_tokens = call.packing(split)[1]
-    short = min(SHORT, item_tokens)
+    # As many rows as queries: one each, in every step that is made. Were there empty rows, a longer one would do, too.
+    short = num_tokens if num_tokens <= page_table_RP.shape[0] else min(SHORT, item_tokens)
     kind = Kind(page_size, window, call.packing(extend)[1], item_tokens, short, SHARE and item_tokens > 1)
     work = (plan or Plan()).work(kind, page_table_RP, cu_q_lens, kv_lens, num_tokens)
     _attend_short(call, split, work, sinks, out)

@@ -42,7 +42,7 @@ BLOCK = 256
 
 @triton.jit
 def _row_facts(
-    cu_q_ptr, kv_lens_ptr, row, inside, window, SHORT: tl.constexpr, FIRST: tl.constexpr, MOST: tl.constexpr
+    cu_q_ptr, kv_lens_ptr, row, inside, window, short, FIRST: tl.constexpr, MOST: tl.constexpr
 ):
     """(queries, keys, first key seen, split size, whether short) of rows; no queries outside."""
     begin = tl.load(cu_q_ptr + row, mask=inside, other=0)
@@ -52,7 +52,7 @@ def _row_facts(
     size = tl.where(keys > 0, FIRST, FIRST)
     for _ in tl.static_range(8):
         size = tl.where(size * MOST < keys - low, size * 2, size)
-    return queries, keys, low, size, (queries > 0) & (queries <= SHORT)
+    return queries, keys, low, size, (queries > 0) & (queries <= short)
 
 
 @triton.jit
@@ -65,7 +65,7 @@ def _is_full(split, size, queries, keys, window):
 @triton.jit
 def _count_rows(
     cu_q_ptr, kv_lens_ptr, sums_ptr, squares_ptr, counter_ptr, num_rows,
-    SHORT: tl.constexpr, TILE_TOKENS: tl.constexpr, BLOCK: tl.constexpr,
+    short, TILE_TOKENS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Running sums over rows: tiles of long rows, tokens of short ones, elements of tree masks."""
     tl.store(counter_ptr, 0)
@@ -78,8 +78,8 @@ def _count_rows(
         row = start + tl.arange(0, BLOCK)
         inside = row < num_rows
         queries = tl.load(cu_q_ptr + row + 1, mask=inside, other=0) - tl.load(cu_q_ptr + row, mask=inside, other=0)
-        long_tiles = tl.where(queries > SHORT, (queries + TILE_TOKENS - 1) // TILE_TOKENS, 0)
-        short_tokens = tl.where(queries <= SHORT, queries, 0)
+        long_tiles = tl.where(queries > short, (queries + TILE_TOKENS - 1) // TILE_TOKENS, 0)
+        short_tokens = tl.where(queries <= short, queries, 0)
         square = queries.to(tl.int64) * queries
         tl.store(sums_ptr + 1 + row, tiles + tl.cumsum(long_tiles, 0), mask=inside)
         tl.store(sums_ptr + num_rows + 2 + row, tokens + tl.cumsum(short_tokens, 0), mask=inside)
@@ -92,7 +92,7 @@ def _count_rows(
 @triton.jit
 def _find_leader(
     table_ptr, table_stride, cu_q_ptr, kv_lens_ptr, row, split, size, window,
-    PAGE: tl.constexpr, SHORT: tl.constexpr, FIRST: tl.constexpr, MOST: tl.constexpr, BLOCK: tl.constexpr,
+    PAGE: tl.constexpr, short, FIRST: tl.constexpr, MOST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The first row with the pages of `row` in a split that is full for both; `row` itself if there is none."""
     first_page, last_page = split * size // PAGE, ((split + 1) * size - 1) // PAGE
@@ -104,7 +104,7 @@ def _find_leader(
         other = start + tl.arange(0, BLOCK)
         inside = other < row
         queries, keys, _, other_size, is_short = _row_facts(
-            cu_q_ptr, kv_lens_ptr, other, inside, window, SHORT, FIRST, MOST
+            cu_q_ptr, kv_lens_ptr, other, inside, window, short, FIRST, MOST
         )
         same = is_short & (other_size == size) & _is_full(split, size, queries, keys, window)
         page = tl.load(table_ptr + other.to(tl.int64) * table_stride + last_page, mask=same, other=-1)
@@ -122,28 +122,28 @@ def _find_leader(
 
 # Values that change from step to step must not bring a compilation with them when they are 1 or divisible by 16.
 @triton.jit(
-    do_not_specialize=["table_stride", "num_rows", "num_splits", "window"],
+    do_not_specialize=["table_stride", "num_rows", "num_splits", "window", "short"],
     do_not_specialize_on_alignment=["table_ptr", "cu_q_ptr", "kv_lens_ptr"],
 )
 def _leaders_kernel(
     table_ptr, table_stride, cu_q_ptr, kv_lens_ptr, sums_ptr, squares_ptr, counter_ptr, leaders_ptr,
     num_rows, num_splits, window,
-    PAGE: tl.constexpr, SHORT: tl.constexpr, TILE_TOKENS: tl.constexpr,
+    PAGE: tl.constexpr, short, TILE_TOKENS: tl.constexpr,
     SHARE: tl.constexpr, FIRST: tl.constexpr, MOST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """leaders [R, splits] of the full splits; -1: none of this row's. The last program makes the running sums."""
     row, local = tl.program_id(0) // num_splits, tl.program_id(0) % num_splits
     if row == num_rows:
-        _count_rows(cu_q_ptr, kv_lens_ptr, sums_ptr, squares_ptr, counter_ptr, num_rows, SHORT, TILE_TOKENS, BLOCK)
+        _count_rows(cu_q_ptr, kv_lens_ptr, sums_ptr, squares_ptr, counter_ptr, num_rows, short, TILE_TOKENS, BLOCK)
     else:
-        queries, keys, low, size, is_short = _row_facts(cu_q_ptr, kv_lens_ptr, row, True, window, SHORT, FIRST, MOST)
+        queries, keys, low, size, is_short = _row_facts(cu_q_ptr, kv_lens_ptr, row, True, window, short, FIRST, MOST)
         split = low // size + local
         leader = row
         if SHARE:
             if is_short & _is_full(split, size, queries, keys, window):
                 leader = _find_leader(
                     table_ptr, table_stride, cu_q_ptr, kv_lens_ptr, row, split, size, window,
-                    PAGE, SHORT, FIRST, MOST, BLOCK,
+                    PAGE, short, FIRST, MOST, BLOCK,
                 )  # fmt: skip
         has_split = is_short & (split * size < keys)
         tl.store(leaders_ptr + row * num_splits + local, tl.where(has_split, leader, -1))
@@ -152,12 +152,12 @@ def _leaders_kernel(
 @triton.jit
 def _followers(
     leaders_ptr, cu_q_ptr, kv_lens_ptr, start, end, leader, split, num_splits, window,
-    SHORT: tl.constexpr, FIRST: tl.constexpr, MOST: tl.constexpr, BLOCK: tl.constexpr,
+    short, FIRST: tl.constexpr, MOST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """(row, which split of the row, queries or 0, keys) of a block of rows, with queries only where `leader` leads."""
     row = start + tl.arange(0, BLOCK)
     inside = row < end
-    queries, keys, low, size, is_short = _row_facts(cu_q_ptr, kv_lens_ptr, row, inside, window, SHORT, FIRST, MOST)
+    queries, keys, low, size, is_short = _row_facts(cu_q_ptr, kv_lens_ptr, row, inside, window, short, FIRST, MOST)
     local = split - low // size
     has = is_short & (local >= 0) & (local < num_splits)
     its = tl.load(leaders_ptr + row * num_splits + local, mask=has, other=-1)
@@ -165,18 +165,18 @@ def _followers(
 
 
 @triton.jit(
-    do_not_specialize=["num_rows", "num_splits", "members_stride", "tokens_stride", "window"],
+    do_not_specialize=["num_rows", "num_splits", "members_stride", "tokens_stride", "window", "short"],
     do_not_specialize_on_alignment=["cu_q_ptr", "kv_lens_ptr"],
 )
 def _items_kernel(
     cu_q_ptr, kv_lens_ptr, sums_ptr, counter_ptr, leaders_ptr, items_ptr, members_ptr, tokens_ptr,
     num_rows, num_splits, members_stride, tokens_stride, window,
-    SHORT: tl.constexpr, ITEM_TOKENS: tl.constexpr,
+    short, ITEM_TOKENS: tl.constexpr,
     FIRST: tl.constexpr, MOST: tl.constexpr, BLOCK: tl.constexpr, FIELDS: tl.constexpr,
 ):  # fmt: skip
     """The items of one leader and split, with their tokens; and once per short row, where its tokens are."""
     row, local = tl.program_id(0) // num_splits, tl.program_id(0) % num_splits
-    queries, keys, low, size, is_short = _row_facts(cu_q_ptr, kv_lens_ptr, row, True, window, SHORT, FIRST, MOST)
+    queries, keys, low, size, is_short = _row_facts(cu_q_ptr, kv_lens_ptr, row, True, window, short, FIRST, MOST)
     split = low // size + local
     first_short = sums_ptr + num_rows + 1
     if is_short & (local == 0):
@@ -191,7 +191,7 @@ def _items_kernel(
         for start in range(row, end, BLOCK):
             _, _, its_queries, _ = _followers(
                 leaders_ptr, cu_q_ptr, kv_lens_ptr, start, end, row, split, num_splits, window,
-                SHORT, FIRST, MOST, BLOCK,
+                short, FIRST, MOST, BLOCK,
             )  # fmt: skip
             total += tl.sum(its_queries, 0)
         num_items = (total + ITEM_TOKENS - 1) // ITEM_TOKENS
@@ -200,12 +200,12 @@ def _items_kernel(
         for start in range(row, end, BLOCK):
             other, its_local, its_queries, its_keys = _followers(
                 leaders_ptr, cu_q_ptr, kv_lens_ptr, start, end, row, split, num_splits, window,
-                SHORT, FIRST, MOST, BLOCK,
+                short, FIRST, MOST, BLOCK,
             )  # fmt: skip
             rank = done + tl.cumsum(its_queries, 0) - its_queries
             begin = tl.load(cu_q_ptr + other, mask=its_queries > 0, other=0)
             place = tl.load(first_short + other, mask=its_queries > 0, other=0)
-            for query in tl.static_range(SHORT):
+            for query in range(0, tl.max(its_queries, 0)):
                 at = members_ptr + base * ITEM_TOKENS + rank + query
                 is_member = query < its_queries
                 tl.store(at, begin + query, mask=is_member)
@@ -294,7 +294,7 @@ def make_work(kind: Kind, page_table: Tensor, cu_q_lens: Tensor, kv_lens: Tensor
         tokens=empty(2, short_tokens),
     )
     leaders = empty(rows, splits)
-    sizes = {"SHORT": kind.short, "FIRST": SPLIT, "MOST": MAX_SPLITS, "BLOCK": BLOCK}
+    sizes = {"short": kind.short, "FIRST": SPLIT, "MOST": MAX_SPLITS, "BLOCK": BLOCK}
     _leaders_kernel[(rows * splits + 1,)](
         page_table, page_table.stride(0), cu_q_lens, kv_lens, work.sums, work.squares, work.counter, leaders,
         rows, splits, kind.window,

@@ -346,3 +346,18 @@ def test_a_cache_of_8_bits_is_a_cache_of_what_it_stands_for(kind: str, dtype: to
     assert torch.equal(found, expected) or kind == "int8"
     close(found, expected)
     close(found, small.run(REFERENCE))
+
+
+def test_a_decode_step_launches_nothing_for_long_rows(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    launched: list[int] = []
+    attend_long = attention._attend_long
+
+    def noted(call, tiling, work, ragged, sinks, out, short) -> None:  # type: ignore[no-untyped-def]
+        launched.append(out.shape[0])
+        attend_long(call, tiling, work, ragged, sinks, out, short)
+
+    monkeypatch.setattr(attention, "_attend_long", noted)
+    for rows in ([(1, 3 + row) for row in range(10)], [(1, 5)] * 8 + [(9, 12)]):
+        batch = batch_of(apart(rows), rows, device)
+        close(batch.run(OPS), batch.run(REFERENCE))
+    assert launched == [17]

@@ -20,6 +20,14 @@ DENSE, INT8, INT4 = 0, 1, 2
 """Kinds of `product_kernel`."""
 
 
+UNDER_WAY = 40 << 10
+"""Bytes of weights that a multiprocessor should have on their way: 4.8 TB/s times a latency of 0.7 us are 3.4 MB, 26 KB
+for each of an H200's, and a half more for the time between asking and asking again."""
+
+SHARED = 100 << 10
+"""Bytes of shared memory of a block, so that two fit on a multiprocessor, and the next begins while one ends."""
+
+
 @dataclass(frozen=True, slots=True)
 class Matrix:
     """Weights [E, N, K] of one shape and scheme.
@@ -69,12 +77,11 @@ class Tiles:
 def choose_tiles(matrix: Matrix, num_rows: int, gated: bool, sms: int, routed: bool = False) -> Tiles:
     """The configuration for so many rows (of an expert, if routed); it follows from shapes alone.
 
-    Up to 16 rows reading the weight is all that counts. 4.8 TB/s times a latency of 0.7 us are 3.4 MB, 26 KB per
-    multiprocessor, that must be under way at any time; tiles of 8 to 16 KB in three to four stages keep 32 to 48 KB of
-    a block under way, two or more blocks run on each multiprocessor. Tiles are 32 outputs high where 64 would not give
-    every multiprocessor a block, and K is cut into pieces where that does not either. Many rows want large square tiles
-    for the tensor cores: 128 x 128 in 8 warps (64 sums in each thread's registers); 64 rows for 4 bits, whose partial
-    sums take registers, too.
+    Up to 16 rows reading the weight is all that counts. Tiles are 64 outputs high, 32 where 64 would not give every
+    multiprocessor a block, and as many stages deep as it takes to keep `UNDER_WAY` bytes on their way. K is cut into
+    pieces only where blocks would leave more than half of the multiprocessors idle, since joining pieces is a launch
+    that takes as long as reading 8 MB. Many rows want large square tiles for the tensor cores: 128 x 128 in 8 warps
+    (64 sums in each thread's registers); 64 rows for 4 bits, whose partial sums take registers, too.
     """
     k, n = matrix.num_inputs, matrix.num_outputs
     rows = 16 if num_rows <= 16 else 32 if num_rows <= 32 else 64 if num_rows <= 64 or matrix.kind == INT4 else 128
@@ -89,9 +96,16 @@ def choose_tiles(matrix: Matrix, num_rows: int, gated: bool, sms: int, routed: b
     pieces = 1
     if not routed:
         # Twice the blocks per cut; a piece keeps enough steps to fill its pipeline and the join stays small.
-        while blocks * pieces * 4 < 3 * sms and k // (pieces * 2) >= 4 * inputs:
+        while blocks * pieces * 2 < sms and k // (pieces * 2) >= 4 * inputs:
             pieces *= 2
-    return Tiles(outputs, rows, inputs, pieces, 4, 4)
+    tile = outputs * inputs * (2 if gated and pieces == 1 else 1) * matrix.values.itemsize
+    tile //= 2 if matrix.kind == INT4 else 1
+    if rows > 16 or routed:
+        return Tiles(outputs, rows, inputs, pieces, 4, 4)
+    # Of a block's stages one is being multiplied; more than two blocks on a multiprocessor take turns.
+    wanted = 1 + triton.cdiv(UNDER_WAY * sms, tile * min(blocks * pieces, 2 * sms))
+    fitting = min(SHARED // (tile + 2 * rows * inputs), k // (pieces * inputs))
+    return Tiles(outputs, rows, inputs, pieces, 4, max(3, min(wanted, fitting, 8)))
 
 
 def _inputs(matrix: Matrix, rows: int) -> int:

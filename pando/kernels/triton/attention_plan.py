@@ -41,9 +41,7 @@ BLOCK = 256
 
 
 @triton.jit
-def _row_facts(
-    cu_q_ptr, kv_lens_ptr, row, inside, window, short, FIRST: tl.constexpr, MOST: tl.constexpr
-):
+def _row_facts(cu_q_ptr, kv_lens_ptr, row, inside, window, short, FIRST: tl.constexpr, MOST: tl.constexpr):
     """(queries, keys, first key seen, split size, whether short) of rows; no queries outside."""
     begin = tl.load(cu_q_ptr + row, mask=inside, other=0)
     queries = tl.load(cu_q_ptr + row + 1, mask=inside, other=0) - begin

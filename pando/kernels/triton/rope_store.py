@@ -91,7 +91,7 @@ def _rope_store_kernel(
 
 
 def rope_store(
-    q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, rope: Rope, k_cache: Tensor, v_cache: Tensor, out_loc: Tensor
+    q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, rope: Rope, k_cache_SKD: Tensor, v_cache_SKD: Tensor, out_loc: Tensor
 ) -> Tensor:
     """`OpTable.rope_store`: q in place, k as it was."""
     if not q_THD.shape[0]:
@@ -102,8 +102,8 @@ def rope_store(
     rest = dim - 2 * half
     heads = heads_together(triton.next_power_of_2(max(dim, v_dim)), q_heads)
     key_blocks = triton.cdiv(kv_heads, heads)
-    rounds = k_cache.dtype is torch.int8
-    k_cache, v_cache = as_words(k_cache), as_words(v_cache)
+    rounds = k_cache_SKD.dtype is torch.int8
+    k_cache, v_cache = as_words(k_cache_SKD), as_words(v_cache_SKD)
     q_weight, k_weight = rope.norms or (None, None)
     _rope_store_kernel[(tokens, triton.cdiv(q_heads, heads) + key_blocks * (2 if v_dim else 1))](
         q_THD, k_TKD, v_TKD, q_weight, k_weight, rope.positions, rope.cos_sin, k_cache, v_cache, out_loc,
@@ -134,8 +134,8 @@ def _case(
     weight, ids = meta(dim, dtype=torch.float32), meta(3, dtype=torch.int64)
     table = meta(99, rotary or dim, dtype=torch.float32)
     rope = Rope(ids, table, interleaved, (weight, weight) if norm else None, 1e-6)
-    kv = (each.unflatten(1, (kv_heads, dim)) for each in (k, v))
-    call = partial(rope_store, q.unflatten(1, (heads, dim)), *kv, rope, pool, torch.empty_like(pool), ids)
+    k, v = k.unflatten(1, (kv_heads, dim)), v.unflatten(1, (kv_heads, dim))
+    call = partial(rope_store, q.unflatten(1, (heads, dim)), k, v, rope, pool, torch.empty_like(pool), ids)
     return CompileCase(name, call, oldest=oldest)
 
 

@@ -79,7 +79,11 @@ def test_what_a_pool_of_another_dtype_keeps(dim: int, rotary: int, kept: torch.d
 
 def test_keys_that_are_no_numbers_stay_visible_in_int8(device: str) -> None:
     joint = torch.randn(3, HEADS + 2 * KV_HEADS, 64, device=device)
-    joint[0, HEADS, 60], joint[1, HEADS + 1, 3], joint[2, HEADS + KV_HEADS, 5] = float("nan"), float("inf"), float("nan")
+    joint[0, HEADS, 60], joint[1, HEADS + 1, 3], joint[2, HEADS + KV_HEADS, 5] = (
+        float("nan"),
+        float("inf"),
+        float("nan"),
+    )
     _, keys, values = run(table(), joint, 64, rope_of(64, 24, False, False, device), torch.int8)
     bad = expand_rows(keys, torch.float32).isnan().all(-1)
     assert bad.nonzero().tolist() == [[0, 0], [1, 1]]

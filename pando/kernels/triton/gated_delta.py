@@ -166,8 +166,7 @@ def _by_chunk(
         saves = num_saves(save_token, count, begin, end, SAVES)
         first = begin
         while first < end:
-            # A chunk ends behind a token whose state is saved, too. What is left of it keeps its place in the tile, so
-            # that the inverse is read in whole words.
+            # A chunk ends behind a token whose state is saved, too; the rest of it keeps its place in the tile.
             behind = (first - begin) % CHUNK
             start = first - behind
             stop = tl.minimum(start + CHUNK, end)
@@ -196,8 +195,7 @@ def _by_chunk(
             tl.store(out, (o_tv * scale).to(o.dtype.element_ty), mask=here)
             last = tl.sum(tl.where(at_t == CHUNK - 1, since, 0.0), 0)
             left = tl.exp(tl.minimum(last - since, 0.0))
-            # The corrections are scaled, not the keys: these stay in shared memory, where all three products read them.
-            faded = (u_tv * left[:, None]).to(kind)
+            faded = (u_tv * left[:, None]).to(kind)  # not the keys: they stay in shared memory as they are
             s = s * tl.exp(last) + tl.dot(tl.trans(k_tk), faded, input_precision=PRECISION)
             if saves > 0:
                 store_saves(s, state, place, inside, save_token, save_slot, count, stop - 1, HEADS * K * V)

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from pando.kernels.reference import ACTIVATIONS, REFERENCE
 from pando.kernels.triton import linear
+from pando.kernels.triton.launch import meta
+from pando.kernels.triton.matrix import DENSE, Matrix, choose_tiles
 from pando.kernels.triton.table import table
 from pando.kernels.weights import QuantizedWeight, Weight
 from pando.quant.rounding import per_output_float8
@@ -181,3 +183,22 @@ def test_float8_weights_become_bfloat16_where_there_is_no_float8(monkeypatch: py
     monkeypatch.setattr("pando.kernels.triton.matrix.has_e4m3", lambda: False)
     packed = table().pack_linear(moved(float8(32, 64), device))
     assert packed.matrix.values.dtype is torch.bfloat16  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "gated", "blocks", "pieces", "stages"),
+    [
+        (6144, 4096, False, 192, 1, 5),
+        (4096, 14336, False, 128, 1, 7),
+        (28672, 4096, True, 224, 1, 3),
+        (128256, 4096, False, 2004, 1, 3),
+        (6144, 1024, True, 96, 1, 5),
+        (1024, 2048, False, 32, 4, 4),
+    ],
+)
+def test_one_row_keeps_a_gpu_reading(n: int, k: int, gated: bool, blocks: int, pieces: int, stages: int) -> None:
+    """What docs/gpu.md says of 132 multiprocessors; K is cut only where most of them would be idle."""
+    tiles = choose_tiles(Matrix(DENSE, k, meta(1, n, k)), 1, gated, 132)
+    assert (-(-n // (2 if gated else 1) // tiles.outputs), tiles.pieces, tiles.stages) == (blocks, pieces, stages)
+    read = tiles.outputs * tiles.inputs * 2 * (2 if gated else 1)
+    assert blocks * pieces * (stages - 1) * read > 3.1e6 and stages * (read + 2 * 16 * tiles.inputs) <= 120 << 10

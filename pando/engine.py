@@ -112,7 +112,12 @@ def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
             tokenizer.result()  # raises now what is wrong with it, not after minutes of reading weights
         on_phase(Load("weights", fraction, detail))
 
-    ops = op_table(device.name, config.kernels, deterministic=config.enable_deterministic_inference)
+    ops = op_table(
+        device.name,
+        config.kernels,
+        deterministic=config.enable_deterministic_inference,
+        attention=config.attention_backend,
+    )
     packed = packed_cache(config)
     model = load_model(
         path,

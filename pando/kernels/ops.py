@@ -8,7 +8,7 @@ float32. The reference implementation is the fallback and the test oracle.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +29,18 @@ class AttentionPlan(Protocol):
 
     def reset(self) -> None:
         """Forget the step."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepRows:
+    """The rows of a step as the host knows them: queries, and keys with this step's. One object per step.
+
+    recorded: names the recording that the step is made for, or replays; None: the step runs as it is.
+    """
+
+    q_lens: Sequence[int]
+    kv_lens: Sequence[int]
+    recorded: Hashable | None = None
 
 
 class PagedAttention(Protocol):
@@ -471,6 +483,12 @@ class OpTable:
 
     capturable: bool = False
     """Whether calls may be recorded in a graph: no op waits for the device, or decides by what a tensor holds."""
+
+    plan_rows: Callable[[AttentionPlan, StepRows], None] | None = None
+    """(plan, rows): the step that the plan is used for next; again with the same rows nothing happens. Rows of a
+    recording that the plan was used for are planned at once, because a replay does not call `paged_attention`. Never
+    part of a recording. None where plans need no host.
+    """
 
     rounds: bool = False
     """Whether `pack_linear` and `pack_experts` take an `UnroundedWeight`."""

@@ -95,6 +95,9 @@ class Config:
     """Run every step kernel by kernel on a GPU, none from a recorded graph."""
     cuda_graph_max_bs: int | None = None
     """Largest batch of decoding requests that is recorded as a graph on a GPU; None = 256, or max_running_requests."""
+    enable_torch_compile: bool = False
+    """Compile with torch what layers compute between the kernels: routing, gates, decays, capped logits. Takes up to a
+    minute at start-up; models that are all kernels gain nothing."""
     random_seed: int | None = None
     """Seed of requests that bring none; None = fresh at each start."""
     host: str = "127.0.0.1"

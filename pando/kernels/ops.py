@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,21 @@ from torch import Tensor
 from pando.kernels.mixing import MixingProgram
 from pando.kernels.recurrent import CausalConv, GatedDelta, SelectiveScan, StateSpace
 from pando.kernels.weights import Weight
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+class Fuse(Protocol):
+    """Makes one kernel, or few, of a function of tensors in plain torch; the function changes none of them."""
+
+    def __call__(self, function: Function, /) -> Function:
+        """A function with the same results. Layers that give the same function share it."""
+        ...
+
+
+def as_it_is(function: Function, /) -> Function:
+    """The function itself: one kernel for each of its operations."""
+    return function
 
 
 class AttentionPlan(Protocol):
@@ -489,6 +504,9 @@ class OpTable:
     recording that the plan was used for are planned at once, because a replay does not call `paged_attention`. Never
     part of a recording. None where plans need no host.
     """
+
+    fuse: Fuse = as_it_is
+    """For what layers compute between ops, in plain torch."""
 
     rounds: bool = False
     """Whether `pack_linear` and `pack_experts` take an `UnroundedWeight`."""

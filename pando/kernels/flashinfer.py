@@ -6,7 +6,7 @@ Its wrappers are planned on the host, once per step and kind of layer, and then 
     run    queries, keys and values of a layer; all that a recording of a step contains
 
 A wrapper that is part of a recording has buffers of its own that stay, is made for one number of rows, and is planned
-again before each replay. Everything that FlashInfer does not do (`takes`) is done by the table below, with its own
+again before each replay. Everything that FlashInfer does not do (`obstacle`) is done by the table below, with its own
 plan: sinks, tree masks, int8 keys, latent attention, other head sizes, float32.
 
 FlashInfer cuts long rows by how many others there are: a row's result may differ in its last bits with the batch.
@@ -14,6 +14,7 @@ FlashInfer cuts long rows by how many others there are: a row's result may diffe
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -24,6 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pando.kernels.ops import AttentionPlan, OpTable, StepRows
+
+logger = logging.getLogger("pando.kernels")
 
 FLOAT_BYTES = 256 << 20
 """Partial results of split rows. FlashInfer's advice is half of it, which is not enough for many heads of 256 dims."""
@@ -306,12 +309,16 @@ def _fixed(
     return options if decode else {**options, "qo_indptr_buf": buffers.rows[2, : num_rows + 1]}
 
 
-def takes(q_THD: Tensor, k_cache: Tensor, v_cache: Tensor) -> bool:
-    """Whether FlashInfer has kernels for such queries, keys and values: reads of 16 bytes, K and V laid out alike."""
-    dim, kv = q_THD.shape[2], (k_cache, v_cache)
-    known = q_THD.dtype in DTYPES and k_cache.dtype in (q_THD.dtype, *FLOAT8) and k_cache.dtype is v_cache.dtype
-    same = k_cache.shape == v_cache.shape and k_cache.stride() == v_cache.stride() and k_cache.shape[2] == dim
-    return known and same and dim in HEAD_DIMS and all(_aligned(tensor) for tensor in (q_THD, *kv))
+def obstacle(q_THD: Tensor, k_cache: Tensor, v_cache: Tensor) -> str:
+    """Why FlashInfer has no kernel for such queries, keys and values; "" if it has."""
+    dim, dtypes = q_THD.shape[2], (q_THD.dtype, k_cache.dtype)
+    if dtypes[0] not in DTYPES or dtypes[1] not in (dtypes[0], *FLOAT8) or k_cache.dtype is not v_cache.dtype:
+        return f"queries in {dtypes[0]} over keys in {dtypes[1]}"
+    if dim not in HEAD_DIMS or k_cache.shape != v_cache.shape or k_cache.shape[2] != dim:
+        return f"heads of {dim} dims and values of {v_cache.shape[2]}"
+    if k_cache.stride() != v_cache.stride() or not all(map(_aligned, (q_THD, k_cache, v_cache))):
+        return "keys and values that lie apart, or not at multiples of 16 bytes"
+    return ""
 
 
 def _aligned(tensor: Tensor) -> bool:
@@ -321,10 +328,12 @@ def _aligned(tensor: Tensor) -> bool:
 
 
 class Attention:
-    """`PagedAttention`."""
+    """`PagedAttention`. Says once of each kind of layers that the table below takes why it does."""
 
     def __init__(self, below: OpTable) -> None:
         self._below = below.paged_attention
+        self._name = below.name
+        self._said: set[str] = set()
 
     def __call__(
         self,
@@ -345,8 +354,12 @@ class Attention:
     ) -> Tensor:
         """By FlashInfer if the plan knows the rows and it has such a kernel, else by the table below."""
         assert isinstance(plan, Plan | None), "the plan of another op table"
-        plain = sinks is None and tree_mask is None and q_THD.shape[0] > 0
-        if plan is None or plan.rows is None or not plain or not takes(q_THD, k_cache_SKD, v_cache_SKD):
+        why = "sinks" if sinks is not None else obstacle(q_THD, k_cache_SKD, v_cache_SKD)
+        if why and why not in self._said:
+            self._said.add(why)
+            logger.info("flashinfer has no attention for %s: the kernels %s have", why, self._name)
+        nothing = q_THD.shape[0] == 0
+        if plan is None or plan.rows is None or why or tree_mask is not None or nothing:
             return self._below(
                 q_THD,
                 k_cache_SKD,

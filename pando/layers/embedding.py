@@ -27,7 +27,9 @@ class Embedding:
 
 def scale_and_cap(logits_EV: Tensor, multiplier: float, softcap: float) -> Tensor:
     """softcap * tanh(multiplier * logits / softcap) in float32; softcap 0: without it."""
-    logits_EV = logits_EV.float() * multiplier
+    logits_EV = logits_EV.float()
+    if multiplier != 1.0:
+        logits_EV = logits_EV * multiplier
     return torch.tanh(logits_EV / softcap) * softcap if softcap > 0.0 else logits_EV
 
 

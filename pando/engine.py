@@ -38,6 +38,7 @@ from pando.grammar.manager import GrammarManager
 from pando.grammar.vocabulary import Vocabulary
 from pando.grammar.wrappers import ReasoningWrap
 from pando.kernels import set_aside, set_num_threads
+from pando.kernels.compiled import with_compiler
 from pando.kernels.ops import OpTable
 from pando.kernels.packed_cache import PackedCache, default_folder
 from pando.kernels.select import op_table
@@ -54,7 +55,7 @@ from pando.runtime.prefault import PrefaultingExecutor
 from pando.runtime.runner import Runner
 from pando.runtime.sampler import Sampler
 from pando.runtime.table import RequestTable
-from pando.runtime.warmup import first_choices, first_pass, prefill_rate, step_bytes
+from pando.runtime.warmup import first_choices, first_pass, first_sizes, prefill_rate, step_bytes
 from pando.scheduler.admission import Admission, Limits
 from pando.scheduler.gates import Gates
 from pando.scheduler.grammar_gate import GrammarGate
@@ -112,7 +113,14 @@ def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
             tokenizer.result()  # raises now what is wrong with it, not after minutes of reading weights
         on_phase(Load("weights", fraction, detail))
 
-    ops = op_table(device.name, config.kernels, deterministic=config.enable_deterministic_inference)
+    ops = op_table(
+        device.name,
+        config.kernels,
+        deterministic=config.enable_deterministic_inference,
+        attention=config.attention_backend,
+    )
+    if config.enable_torch_compile:
+        ops = with_compiler(ops)
     packed = packed_cache(config)
     model = load_model(
         path,
@@ -129,14 +137,18 @@ def build_engine(config: Config, inbox: Inbox, on_phase: OnPhase) -> EngineCore:
     if config.enable_deterministic_inference:
         _check_deterministic(model)
     on_phase(Load("warmup", 0.0, "first pass"))
-    plan = _plan(config, model, device, ops)
-    on_phase(Load("memory", 1.0, f"KV pool of {plan.total_tokens:,} tokens"))
-    model.set_context_length(plan.context_length)
-    runner, pool = _runner(config, plan, model, device, ops, _recorder(config, device, ops))
-    first_pass(runner, pool, device)
-    if device.asynchronous:
-        first_choices(runner, pool, model.vocab_size, device)
-    _record_steps(runner, plan, model, device, on_phase)
+    # What torch compiles, it compiles for the mode that the loop runs in.
+    with torch.inference_mode(config.enable_torch_compile):
+        plan = _plan(config, model, device, ops)
+        on_phase(Load("memory", 1.0, f"KV pool of {plan.total_tokens:,} tokens"))
+        model.set_context_length(plan.context_length)
+        runner, pool = _runner(config, plan, model, device, ops, _recorder(config, device, ops))
+        first_pass(runner, pool, device)
+        if config.enable_torch_compile:
+            first_sizes(runner, pool, model, device)
+        if device.asynchronous:
+            first_choices(runner, pool, model.vocab_size, device)
+        _record_steps(runner, plan, model, device, on_phase)
     for reason in plan.reasons:
         _log.info(reason)
     info = _info(config, plan, model, device, ops, path)

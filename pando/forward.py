@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pando.cache.pool import KVPool
 from pando.cache.spec import CachePlan
-from pando.kernels.ops import Rope
+from pando.kernels.ops import Rope, StepRows
 
 
 @dataclass(slots=True)
@@ -24,7 +24,8 @@ class ForwardBatch:
     input_ids [T] int64, positions [T] int64, out_loc [T] int64 (token slot = page * page_size + offset),
     cu_q_lens [R+1] int32, kv_lens [R] int32 (cached + this step), page_table [R, P] int32 (page ids),
     logits_index [E] int64 (positions of T whose logits are wanted, ascending). There is an out_loc and a page_table for
-    each page group of the pool; entries of pages that fell out of a window are stale.
+    each page group of the pool; entries of pages that fell out of a window are stale. rows: cu_q_lens and kv_lens
+    where the host knows them, too.
     """
 
     input_ids: Tensor
@@ -38,6 +39,7 @@ class ForwardBatch:
     max_q_len: int
     max_kv_len: int
     states: StateBatch | None = None
+    rows: StepRows | None = None
 
 
 @dataclass(slots=True)
@@ -74,6 +76,9 @@ class AttentionBackend(Protocol):
     """Causal attention of this step's queries over the paged cache, whose KV of this step is already stored."""
 
     pool: KVPool
+
+    def prepare(self, batch: ForwardBatch) -> None:
+        """What the host does for a step that no recording contains. Before a replay; else `attend` does it."""
 
     def store(self, layer: int, k_TKD: Tensor, v_TKD: Tensor, batch: ForwardBatch) -> None:
         """Write this step's keys and values to `batch.out_loc` of the layer's group."""

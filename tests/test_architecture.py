@@ -92,10 +92,11 @@ TORCH_FREE_IMPORTS = (
 CONFIG_FIELDS = (
     "model_path tokenizer_path revision quantization load_format packed_cache packed_cache_gb served_model_name "
     "chat_template tool_call_parser reasoning_parser device dtype kv_cache_dtype "
-    "kernels enable_deterministic_inference "
+    "kernels attention_backend enable_deterministic_inference "
     "num_threads page_size context_length mem_fraction_static max_total_tokens kv_prefault_gb max_running_requests "
     "max_queued_requests chunked_prefill_size schedule_policy disable_radix_cache radix_eviction_policy "
-    "state_checkpoints overlap disable_cuda_graph cuda_graph_max_bs random_seed host port api_key log_level"
+    "state_checkpoints overlap disable_cuda_graph cuda_graph_max_bs enable_torch_compile random_seed host port "
+    "api_key log_level"
 ).split()
 """A new option changes this list in the same commit, with its test and its line of docs."""
 

@@ -13,15 +13,21 @@ from pando.kernels.rope_store import rope_store_of
 class PagedAttentionBackend:
     """Stores a step's keys and values in the pool, then attends over each row's pages."""
 
-    __slots__ = ("pool", "_store", "_rope_store", "_attend", "_plan", "_planned")
+    __slots__ = ("pool", "_store", "_rope_store", "_attend", "_plan", "_plan_rows", "_planned")
 
     def __init__(self, pool: KVPool, ops: OpTable) -> None:
         self.pool = pool
         self._plan = ops.attention_plan()
+        self._plan_rows = ops.plan_rows
         self._planned: ForwardBatch | None = None
         self._store = ops.store_kv
         self._rope_store = rope_store_of(ops)
         self._attend = ops.paged_attention
+
+    def prepare(self, batch: ForwardBatch) -> None:
+        """Tell the attention plan what rows come, where it wants to know."""
+        if self._plan_rows is not None and batch.rows is not None:
+            self._plan_rows(self._plan, batch.rows)
 
     def store(self, layer: int, k_TKD: Tensor, v_TKD: Tensor, batch: ForwardBatch) -> None:
         """Write this step's keys and values to `batch.out_loc` of the layer's group."""
@@ -42,6 +48,7 @@ class PagedAttentionBackend:
         if batch is not self._planned:
             # Kept, so that no later batch can be at the same address.
             self._plan.reset()
+            self.prepare(batch)
             self._planned = batch
         return self._attend(
             q_THD,

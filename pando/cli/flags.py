@@ -64,7 +64,6 @@ NOT_HERE: dict[str, str] = {
     "--trust-remote-code": "Pando never runs code that comes with a checkpoint",
     "--disable-overlap-schedule": "overlap is chosen with --overlap auto|on|off",
     "--no-async-scheduling": "overlap is chosen with --overlap auto|on|off",
-    "--attention-backend": "kernels are chosen with --kernels auto|native|reference",
     "--sampling-backend": "kernels are chosen with --kernels auto|native|reference",
     "--speculative-algorithm": "there is no speculative decoding",
     "--speculative-config": "there is no speculative decoding",

@@ -56,6 +56,8 @@ class Config:
     token and head | fp8_e4m3, fp8_e5m2: without scales (on a GPU)."""
     kernels: str = "auto"
     """auto | native | reference."""
+    attention_backend: str = "auto"
+    """auto (that of the kernels) | triton | flashinfer (the library, for what it can do): on a GPU."""
     enable_deterministic_inference: bool = False
     """Tokens and logprobs are the same to the last bit whatever runs beside a request, however its prompt is cut and
     whatever of it is cached. CPU, native kernels."""
@@ -93,6 +95,9 @@ class Config:
     """Run every step kernel by kernel on a GPU, none from a recorded graph."""
     cuda_graph_max_bs: int | None = None
     """Largest batch of decoding requests that is recorded as a graph on a GPU; None = 256, or max_running_requests."""
+    enable_torch_compile: bool = False
+    """Compile with torch what layers compute between the kernels: routing, gates, decays, capped logits. Takes up to a
+    minute at start-up; models that are all kernels gain nothing."""
     random_seed: int | None = None
     """Seed of requests that bring none; None = fresh at each start."""
     host: str = "127.0.0.1"
@@ -160,6 +165,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "kv_cache_dtype": ("auto", "bf16", *KV_DTYPES),
     "kernels": ("auto", "native", "reference"),
+    "attention_backend": ("auto", "triton", "flashinfer"),
     "overlap": ("auto", "on", "off"),
     "schedule_policy": ("lpm", "fcfs", "priority"),
     "log_level": ("debug", "info", "warning", "error"),

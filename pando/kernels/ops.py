@@ -8,9 +8,9 @@ float32. The reference implementation is the fallback and the test oracle.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,21 @@ from torch import Tensor
 from pando.kernels.mixing import MixingProgram
 from pando.kernels.recurrent import CausalConv, GatedDelta, SelectiveScan, StateSpace
 from pando.kernels.weights import Weight
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+class Fuse(Protocol):
+    """Makes one kernel, or few, of a function of tensors in plain torch; the function changes none of them."""
+
+    def __call__(self, function: Function, /) -> Function:
+        """A function with the same results. Layers that give the same function share it."""
+        ...
+
+
+def as_it_is(function: Function, /) -> Function:
+    """The function itself: one kernel for each of its operations."""
+    return function
 
 
 class AttentionPlan(Protocol):
@@ -29,6 +44,18 @@ class AttentionPlan(Protocol):
 
     def reset(self) -> None:
         """Forget the step."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepRows:
+    """The rows of a step as the host knows them: queries, and keys with this step's. One object per step.
+
+    recorded: names the recording that the step is made for, or replays; None: the step runs as it is.
+    """
+
+    q_lens: Sequence[int]
+    kv_lens: Sequence[int]
+    recorded: Hashable | None = None
 
 
 class PagedAttention(Protocol):
@@ -504,6 +531,15 @@ class OpTable:
 
     capturable: bool = False
     """Whether calls may be recorded in a graph: no op waits for the device, or decides by what a tensor holds."""
+
+    plan_rows: Callable[[AttentionPlan, StepRows], None] | None = None
+    """(plan, rows): the step that the plan is used for next; again with the same rows nothing happens. Rows of a
+    recording that the plan was used for are planned at once, because a replay does not call `paged_attention`. Never
+    part of a recording. None where plans need no host.
+    """
+
+    fuse: Fuse = as_it_is
+    """For what layers compute between ops, in plain torch."""
 
     rounds: bool = False
     """Whether `pack_linear` and `pack_experts` take an `UnroundedWeight`."""

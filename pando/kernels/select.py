@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
 import logging
 import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
 from pando.errors import ConfigError
-from pando.kernels import cpu
+from pando.kernels import cpu, flashinfer
 from pando.kernels.ops import OpTable
 from pando.kernels.reference import REFERENCE
 
@@ -22,6 +24,9 @@ REMEDY = "install a C++ compiler (apt-get install g++) and install pando-llm aga
 
 TRITON_REMEDY = "pip install 'pando-llm[gpu]'"
 """How to get the kernels of NVIDIA GPUs where they are missing."""
+
+FLASHINFER_REMEDY = "pip install 'pando-llm[flashinfer]', or use --attention-backend auto"
+"""How to get FlashInfer's attention where it is missing."""
 
 _warned: set[str] = set()
 
@@ -47,13 +52,18 @@ class Explanation:
 
 
 def op_table(
-    device_type: str, prefer: Literal["auto", "native", "reference"] | str = "auto", *, deterministic: bool = False
+    device_type: str,
+    prefer: Literal["auto", "native", "reference"] | str = "auto",
+    *,
+    deterministic: bool = False,
+    attention: Literal["auto", "triton", "flashinfer"] | str = "auto",
 ) -> OpTable:
     """The ops for tensors on `device_type` ("cpu", "cuda"...).
 
     auto: native where there is one (compiled for the CPU, Triton for "cuda"), else the reference with one warning.
     native: ConfigError where there is none, with the remedy. reference: plain torch. deterministic: a table that
-    promises it (see `OpTable`), ConfigError if there is none.
+    promises it (see `OpTable`), ConfigError if there is none. attention: auto (the table's own), triton or flashinfer;
+    ConfigError where it can not be had.
     PANDO_ISA caps the level of the CPU kernels (ConfigError if it names none).
     """
     if prefer not in ("auto", "native", "reference"):
@@ -64,7 +74,43 @@ def op_table(
             f"enable_deterministic_inference needs the native kernels of a CPU, these are {table.name!r}",
             param="enable_deterministic_inference",
         )
-    return table
+    return _with_attention(table, device_type, attention)
+
+
+def _with_attention(table: OpTable, device_type: str, attention: str) -> OpTable:
+    """The table with the attention asked for."""
+    if attention not in ("auto", "triton", "flashinfer"):
+        raise ConfigError(
+            f"attention_backend is {attention!r}; choose one of auto, triton, flashinfer", param="attention_backend"
+        )
+    if attention == "auto" or attention == table.name:
+        return table
+    if device_type != "cuda":
+        raise ConfigError(
+            f"attention_backend {attention!r} needs an NVIDIA GPU, the device is {device_type!r}: "
+            "use --attention-backend auto",
+            param="attention_backend",
+        )
+    if attention == "triton":
+        raise ConfigError(
+            f"attention_backend is 'triton', but the kernels are {table.name!r}: use --attention-backend auto, or "
+            f"--kernels auto and {TRITON_REMEDY}",
+            param="attention_backend",
+        )
+    return _flashinfer_table(table)
+
+
+@functools.cache
+def _flashinfer_table(below: OpTable) -> OpTable:
+    """FlashInfer's attention over a table; made once, as its memory is."""
+    try:
+        library = importlib.import_module("flashinfer")
+    except (ImportError, OSError) as error:
+        raise ConfigError(
+            f"attention_backend is 'flashinfer', which can not be imported ({error}): {FLASHINFER_REMEDY}",
+            param="attention_backend",
+        ) from error
+    return flashinfer.over(below, cast(flashinfer.Library, library))
 
 
 def _table(device_type: str, prefer: str, deterministic: bool) -> OpTable:

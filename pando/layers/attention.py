@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,13 +28,18 @@ class QKNorm:
         return self.q(q.contiguous()), self.k(k.contiguous())
 
 
+def apply_gate(out: Tensor, gate: Tensor) -> Tensor:
+    """out * sigmoid(gate)."""
+    return out * gate.sigmoid()
+
+
 class Attention:
     """softmax(q k^T) v over the paged cache. qkv stacks the rows of q, k and v.
 
-    gated: after v come rows of a gate, as wide as the output, whose sigmoid multiplies it.
+    gate: after v come rows of a gate, as wide as the output; it is `apply_gate`, or does the same.
     """
 
-    __slots__ = ("index", "shape", "qkv", "o", "rotary", "qk_norm", "params", "gated", "_widths")
+    __slots__ = ("index", "shape", "qkv", "o", "rotary", "qk_norm", "params", "_gate", "_widths")
 
     def __init__(
         self,
@@ -44,7 +50,7 @@ class Attention:
         rotary: Rotary | None,
         qk_norm: QKNorm | None,
         params: AttentionParams,
-        gated: bool = False,
+        gate: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         self.index = index
         self.shape = shape
@@ -53,9 +59,14 @@ class Attention:
         self.rotary = rotary
         self.qk_norm = qk_norm
         self.params = params
-        self.gated = gated
+        self._gate = gate
         widths = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.kv_heads * shape.v_dim)
-        self._widths = (*widths, shape.heads * shape.v_dim) if gated else widths
+        self._widths = (*widths, shape.heads * shape.v_dim) if self.gated else widths
+
+    @property
+    def gated(self) -> bool:
+        """Whether the output has a gate."""
+        return self._gate is not None
 
     def __call__(self, x_TM: Tensor, batch: ForwardBatch, attention: AttentionBackend) -> Tensor:
         """[T, M] -> [T, M]; writes this step's keys and values to the cache."""
@@ -72,7 +83,7 @@ class Attention:
         )
         out_THD = attention.attend(self.index, q_THD, self.params, batch)
         out = out_THD.view(num_tokens, -1)
-        return self.o(out * gate[0].sigmoid() if gate else out)
+        return self.o(out if self._gate is None else self._gate(out, *gate))
 
     def _turn_and_store(
         self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, batch: ForwardBatch, attention: AttentionBackend

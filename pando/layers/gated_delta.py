@@ -21,13 +21,19 @@ from pando.layers.linear import Linear
 from pando.layers.shapes import GatedDeltaShape
 
 
+def decay_and_beta(ba_TC: Tensor, rate_G: Tensor, dt_bias_G: Tensor) -> tuple[Tensor, Tensor]:
+    """Log decay and beta [T, G] float32 of the projections b and a, stacked."""
+    b_TG, a_TG = ba_TC.float().chunk(2, dim=-1)
+    return rate_G * F.softplus(a_TG + dt_bias_G), b_TG.sigmoid()
+
+
 class GatedDelta:
     """One layer. inputs gives q, k, v and z, gates gives b and a, each stacked in that order.
 
     rate [G] float32 is -exp(log_a); dt_bias [G] float32. The layer's states are the convolution's inputs and [G, K, V].
     """
 
-    __slots__ = ("index", "shape", "inputs", "gates", "conv", "rate", "dt_bias", "norm", "o", "_op")
+    __slots__ = ("index", "shape", "inputs", "gates", "conv", "rate", "dt_bias", "norm", "o", "_op", "_decay_and_beta")
 
     def __init__(
         self,
@@ -46,13 +52,14 @@ class GatedDelta:
         self.rate, self.dt_bias = rate_and_bias
         self.norm = norm
         self._op = ops.gated_delta
+        self._decay_and_beta = ops.fuse(decay_and_beta)
 
     def __call__(self, x_TM: Tensor, batch: ForwardBatch, attention: AttentionBackend) -> Tensor:
         """[T, M] -> [T, M]; advances the rows' states."""
         shape, num_tokens = self.shape, x_TM.shape[0]
         conv_state, state = attention.pool.states[self.index]
         qkv, z_TC = self.inputs(x_TM).split_with_sizes((shape.conv_channels, shape.value_width), dim=-1)
-        b_TG, a_TG = self.gates(x_TM).float().chunk(2, dim=-1)
+        decay_TG, beta_TG = self._decay_and_beta(self.gates(x_TM), self.rate, self.dt_bias)
         q, k, v = self.conv(qkv, conv_state, batch).split_with_sizes(
             (shape.key_width, shape.key_width, shape.value_width), dim=-1
         )
@@ -61,8 +68,8 @@ class GatedDelta:
             q.unflatten(-1, (shape.key_heads, shape.key_dim)),
             k.unflatten(-1, (shape.key_heads, shape.key_dim)),
             v.unflatten(-1, (shape.value_heads, shape.value_dim)),
-            self.rate * F.softplus(a_TG + self.dt_bias),
-            b_TG.sigmoid(),
+            decay_TG,
+            beta_TG,
             state,
             batch.cu_q_lens,
             states.slots,

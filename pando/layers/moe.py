@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pando.kernels.ops import PackedExperts
+from pando.kernels.ops import Fuse, PackedExperts, as_it_is
 from pando.layers.linear import Linear
 from pando.layers.mlp import GatedMLP, PlainMLP
 from pando.layers.shapes import MoeShape
@@ -31,6 +31,11 @@ def route(logits_TE: Tensor, shape: MoeShape, correction_E: Tensor | None = None
     return ids, weights * shape.scale
 
 
+def join_gated(out_TM: Tensor, shared_TM: Tensor, gate_T1: Tensor) -> Tensor:
+    """The experts' result and the shared one's, which has a gate."""
+    return out_TM + shared_TM * gate_T1.sigmoid()
+
+
 def _keep_top_groups(choice_TE: Tensor, shape: MoeShape) -> Tensor:
     """Scores outside the `top_groups` groups with the best sum of `group_scores` scores become -inf."""
     grouped = choice_TE.view(choice_TE.shape[0], shape.groups, -1)
@@ -45,11 +50,6 @@ class SharedExpert:
 
     mlp: GatedMLP | PlainMLP
     gate: Linear | None = None
-
-    def __call__(self, x_TM: Tensor) -> Tensor:
-        """[T, M] -> [T, M]."""
-        out = self.mlp(x_TM)
-        return out if self.gate is None else out * self.gate(x_TM).sigmoid()
 
 
 class PlainExperts:
@@ -96,7 +96,7 @@ class LatentExperts:
 class MoE:
     """Router, experts, and the shared expert where a family has one."""
 
-    __slots__ = ("shape", "router", "correction", "experts", "shared")
+    __slots__ = ("shape", "router", "correction", "experts", "shared", "_route", "_join_gated")
 
     def __init__(
         self,
@@ -105,15 +105,21 @@ class MoE:
         correction: Tensor | None,
         experts: PackedExperts,
         shared: SharedExpert | None,
+        fuse: Fuse = as_it_is,
     ) -> None:
         self.shape = shape
         self.router = router
         self.correction = correction
         self.experts = experts
         self.shared = shared
+        self._route, self._join_gated = fuse(route), fuse(join_gated)
 
     def __call__(self, x_TM: Tensor) -> Tensor:
         """[T, M] -> [T, M]."""
-        ids, weights = route(self.router(x_TM), self.shape, self.correction)
-        out = self.experts(x_TM, ids, weights)
-        return out if self.shared is None else out + self.shared(x_TM)
+        ids, weights = self._route(self.router(x_TM), self.shape, self.correction)
+        out, shared = self.experts(x_TM, ids, weights), self.shared
+        if shared is None:
+            return out
+        if shared.gate is None:
+            return out + shared.mlp(x_TM)
+        return self._join_gated(out, shared.mlp(x_TM), shared.gate(x_TM))

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from pando.forward import AttentionBackend, ForwardBatch
 from pando.kernels.ops import OpTable
 from pando.layers.causal_conv import CausalConv, states_of
+from pando.layers.gated_norm import gated_as
 from pando.layers.linear import Linear
 from pando.layers.norm import RMSNorm
 from pando.layers.shapes import SelectiveScanShape
@@ -32,13 +33,18 @@ class ScanProjections:
     o: Linear
 
 
+def step_sizes(dt_TC: Tensor, dt_bias_C: Tensor) -> Tensor:
+    """softplus(dt + dt_bias), [T, C] float32."""
+    return F.softplus(dt_TC.float() + dt_bias_C)
+
+
 class SelectiveScan:
     """One layer. a [C, N] float32 is -exp(log_a); dt_bias and d [C] float32; norms are those of dt, B and C, or none.
 
     The layer's states are the convolution's inputs and [C, N].
     """
 
-    __slots__ = ("index", "shape", "projections", "conv", "a", "dt_bias", "d", "norms", "_op")
+    __slots__ = ("index", "shape", "projections", "conv", "a", "dt_bias", "d", "norms", "_op", "_step_sizes", "_gated")
 
     def __init__(
         self,
@@ -57,6 +63,7 @@ class SelectiveScan:
         self.a, self.dt_bias, self.d = channels
         self.norms = norms
         self._op = ops.selective_scan
+        self._step_sizes, self._gated = ops.fuse(step_sizes), ops.fuse(gated_as)
 
     def __call__(self, x_TM: Tensor, batch: ForwardBatch, attention: AttentionBackend) -> Tensor:
         """[T, M] -> [T, M]; advances the rows' states."""
@@ -72,7 +79,7 @@ class SelectiveScan:
         states = states_of(batch)
         y_TC = self._op(
             x_TC,
-            F.softplus(linear.dt(dt).float() + self.dt_bias),
+            self._step_sizes(linear.dt(dt), self.dt_bias),
             self.a,
             b_TN,
             c_TN,
@@ -84,4 +91,4 @@ class SelectiveScan:
             states.save_token,
             states.save_slot,
         )
-        return linear.o((y_TC * F.silu(z_TC.float())).to(y_TC.dtype))
+        return linear.o(self._gated(y_TC, z_TC, y_TC.dtype))

@@ -20,6 +20,11 @@ from pando.layers.linear import Linear
 from pando.layers.shapes import StateSpaceShape
 
 
+def step_sizes(dt_TH: Tensor, dt_bias_H: Tensor, least: float, most: float) -> Tensor:
+    """softplus(dt + dt_bias) within limits, [T, H] float32."""
+    return F.softplus(dt_TH.float() + dt_bias_H).clamp(least, most)
+
+
 class StateSpace:
     """One layer. inputs gives z, x, B, C and dt, stacked; factors is None or multiplies them elementwise.
 
@@ -27,7 +32,7 @@ class StateSpace:
     [H, P, N].
     """
 
-    __slots__ = ("index", "shape", "inputs", "o", "factors", "conv", "a", "dt_bias", "d", "norm", "_op")
+    __slots__ = ("index", "shape", "inputs", "o", "factors", "conv", "a", "dt_bias", "d", "norm", "_op", "_step_sizes")
 
     def __init__(
         self,
@@ -48,6 +53,7 @@ class StateSpace:
         self.a, self.dt_bias, self.d = heads
         self.norm = norm
         self._op = ops.state_space
+        self._step_sizes = ops.fuse(step_sizes)
 
     def __call__(self, x_TM: Tensor, batch: ForwardBatch, attention: AttentionBackend) -> Tensor:
         """[T, M] -> [T, M]; advances the rows' states."""
@@ -62,7 +68,7 @@ class StateSpace:
         states = states_of(batch)
         y_THP = self._op(
             x.unflatten(-1, (shape.heads, shape.head_dim)),
-            F.softplus(dt_TH.float() + self.dt_bias).clamp_(*shape.dt_limit),
+            self._step_sizes(dt_TH, self.dt_bias, *shape.dt_limit),
             self.a,
             b.unflatten(-1, (shape.groups, shape.state_dim)),
             c.unflatten(-1, (shape.groups, shape.state_dim)),

@@ -75,7 +75,7 @@ def build_model(
     embed = loader.tensor(spec.top_name("embed_tokens") + ".weight", spec.vocab_size, spec.hidden_size)
     layers = tuple(builder.layer(index, shape) for index, shape in enumerate(spec.layers))
     norm = parts.norm(spec.top_name("norm"), spec.hidden_size)
-    head = Head(builder.head(embed), spec.logit_multiplier, spec.final_softcap)
+    head = Head(builder.head(embed), spec.logit_multiplier, spec.final_softcap, ops.fuse)
     for layer in range(spec.num_layers, spec.num_layers + spec.draft_layers):
         loader.skip("^" + re.escape(spec.layer_prefix(layer)))
     loader.finish()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pando.forward import AttentionParams
-from pando.layers.attention import Attention, QKNorm
+from pando.layers.attention import Attention, QKNorm, apply_gate
 from pando.layers.causal_conv import CausalConv
 from pando.layers.gated_delta import GatedDelta
 from pando.layers.gated_norm import GatedNorm
@@ -55,7 +55,7 @@ def build_attention(parts: Parts, index: int, entry: int, shape: LayerShape) -> 
         None if shape.rope is None else parts.rotary(shape.rope),
         _qk_norm(parts, index, shape),
         AttentionParams(spec.scale, shape.window, spec.softcap, sinks),
-        spec.out_gate,
+        parts.ops.fuse(apply_gate) if spec.out_gate else None,
     )
     return attention if spec.attention_factor == 1.0 else Followed(attention, Scale(spec.attention_factor))
 

@@ -41,7 +41,7 @@ def _moe(parts: Parts, index: int, shape: MoeShape) -> MoE:
     if shape.correction:
         correction = loader.float32(spec.layer_name(index, "correction"), shape.num_experts, change=torch.flatten)
     experts = _latent_experts(parts, index, shape) if shape.latent > 0 else _routed(parts, index, shape)
-    return MoE(shape, router, correction, experts, _shared(parts, index, shape))
+    return MoE(shape, router, correction, experts, _shared(parts, index, shape), parts.ops.fuse)
 
 
 def _routed(parts: Parts, index: int, shape: MoeShape) -> PackedExperts:

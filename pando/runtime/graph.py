@@ -151,8 +151,9 @@ class StepGraphs:
 
     def run(self, batch: Batch, shape: GraphShape) -> tuple[Tensor, StepInputs]:
         """Hidden states [T, M] of a step whose table entries are written, valid until the next run; and its inputs."""
-        _, inputs = self._inputs(batch, shape)
+        forward, inputs = self._inputs(batch, shape)
         recording = self._recordings[shape]
+        self._attention.prepare(forward)
         recording.replay()
         return recording.output, inputs
 
@@ -160,7 +161,8 @@ class StepGraphs:
         forward, _ = self._inputs(Batch(-1, [], [], [], [], [], [], [], [], [], []), shape)
 
         def run() -> Tensor:
-            # A new record each time: the attention plan of an old one is taken for made.
+            # A new record each time: the attention plan of an old one is taken for made. Its rows stay the same: what
+            # the host plans for them in the first run is there when the second is recorded.
             return self._model.forward(replace(forward), self._attention)
 
         self._recordings[shape] = self._recorder.record(run)
@@ -168,7 +170,7 @@ class StepGraphs:
     def _inputs(self, batch: Batch, shape: GraphShape) -> tuple[ForwardBatch, StepInputs]:
         """Fill the shape's inputs, in the memory the table reserved for them."""
         padded = fill_up(batch, shape, self._scratch)
-        forward, inputs = build_inputs(padded, self._table, [], num_pages=shape.pages)
+        forward, inputs = build_inputs(padded, self._table, [], num_pages=shape.pages, recorded=shape)
         forward.max_q_len = 1 if shape.is_decode else shape.tokens
         forward.max_kv_len = min(shape.pages * self._table.page_size, self._table.context_length)
         if self._has_states:

@@ -6,12 +6,13 @@ wanted).
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from itertools import accumulate
 from operator import add
 
 from pando.core.batch import Batch
 from pando.forward import ForwardBatch, StateBatch
-from pando.kernels.ops import StepInputs
+from pando.kernels.ops import StepInputs, StepRows
 from pando.runtime.logprobs import PromptSpan
 from pando.runtime.table import RequestTable
 
@@ -20,14 +21,19 @@ PAGE_STEP = 64
 
 
 def build_inputs(
-    batch: Batch, table: RequestTable, spans: list[PromptSpan], num_pages: int | None = None
+    batch: Batch,
+    table: RequestTable,
+    spans: list[PromptSpan],
+    num_pages: int | None = None,
+    recorded: Hashable | None = None,
 ) -> tuple[ForwardBatch, StepInputs]:
     """The step on the device, once its pages and new sequences are in the table; valid until the next call.
 
-    num_pages: width of the page tables; None = what the longest row needs, rounded up.
+    num_pages: width of the page tables; None = what the longest row needs, rounded up. recorded: see `StepRows`.
     """
     page = table.page_size
-    max_kv_len = max(map(add, batch.start, batch.num_tokens))
+    kv_lens = list(map(add, batch.start, batch.num_tokens))
+    max_kv_len = max(kv_lens)
     width = -(-max_kv_len // (page * PAGE_STEP)) * PAGE_STEP
     extra = _span_positions(batch, spans) if spans else []
     inputs = table.step.flatten(
@@ -51,6 +57,7 @@ def build_inputs(
         page,
         max(batch.num_tokens),
         max_kv_len,
+        rows=StepRows(batch.num_tokens, kv_lens, recorded),
     )
     return forward, inputs
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import torch
 
 from pando.cache.pool import KVPool
 from pando.core.batch import Batch, NewSlot, TokenMask
 from pando.core.sampling import LogprobSpec, SamplingParams
 from pando.device import Device
+from pando.forward import LanguageModel
 from pando.runtime.runner import Runner
 
 FIRST_TOKENS = 16
@@ -20,6 +22,13 @@ GREEDY = SamplingParams(temperature=0.0)
 def first_pass(runner: Runner, pool: KVPool, device: Device) -> None:
     """Run a few tokens, so that no request pays for what happens only once. Uses slot 0 and the pool's first pages."""
     _prefill(runner, pool, _fitting(FIRST_TOKENS, runner, pool), device)
+
+
+def first_sizes(runner: Runner, pool: KVPool, model: LanguageModel, device: Device) -> None:
+    """Run what `first_pass` did not: one token, and the logits of several. A compiler makes other code of those."""
+    _prefill(runner, pool, 1, device)
+    for rows in (1, 2):
+        model.logits(torch.zeros(rows, model.hidden_size, dtype=model.dtype, device=device.name))
 
 
 def prefill_rate(runner: Runner, pool: KVPool, device: Device) -> float:

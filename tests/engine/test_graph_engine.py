@@ -20,6 +20,7 @@ from pando.cache.pool import KVPool
 from pando.core.batch import Batch, TokenMask
 from pando.core.messages import Abort
 from pando.core.sampling import LogprobSpec, SamplingParams
+from pando.kernels.ops import OpTable
 from pando.models.decoder import DecoderModel
 from pando.models.load import load_model
 from pando.runtime.graph import GraphShape, StepGraphs
@@ -74,8 +75,10 @@ def shapes_of(page_size: int) -> list[GraphShape]:
     ]
 
 
-def graph_engine(family: str, page_size: int, *, recorded: bool = True, **options: Any) -> tuple[Bench, TapeRecorder]:
-    """An engine with overlap; with recorded=False the same without recordings."""
+def graph_engine(
+    family: str, page_size: int, *, recorded: bool = True, attention_of: OpTable = STATIC, **options: Any
+) -> tuple[Bench, TapeRecorder]:
+    """An engine with overlap; with recorded=False the same without recordings. attention_of: whose attention it has."""
     device, model, recorder = queue_device(), model_of(family), TapeRecorder()
     states = STATES if model.cache_plan.bytes_per_state else 0
     pool = KVPool(
@@ -87,7 +90,7 @@ def graph_engine(family: str, page_size: int, *, recorded: bool = True, **option
         num_states=states + 1 if states else 0,
     )
     table = RequestTable(RUNNING + 1, CONTEXT, page_size, device, STATIC)
-    attention = PagedAttentionBackend(pool, STATIC)
+    attention = PagedAttentionBackend(pool, attention_of)
     graphs = StepGraphs(model, attention, table, recorder, shapes_of(page_size)) if recorded else None
     if graphs is not None:
         graphs.record_all()

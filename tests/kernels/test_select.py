@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
@@ -119,3 +120,29 @@ def test_explain_without_compiled_kernels_says_why() -> None:
     assert explanation.isa is None and list(explanation.ops) == OPS
     assert all("No module named" in how for how in explanation.ops.values())
     assert explain("cpu", "reference").ops["pack_linear"] == "reference (asked for)"
+
+
+def test_an_attention_backend_that_can_not_be_had_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="attention_backend is 'fast'; choose one of auto, triton, flashinfer"):
+        op_table("cpu", attention="fast")
+    for name in ("triton", "flashinfer"):
+        with pytest.raises(ConfigError, match="needs an NVIDIA GPU, the device is 'cpu': use --attention-backend auto"):
+            op_table("cpu", attention=name)
+    with pytest.raises(ConfigError, match="the kernels are 'reference': use --attention-backend auto"):
+        op_table("cuda", "reference", attention="triton")
+    monkeypatch.setitem(sys.modules, "flashinfer", None)
+    with pytest.raises(ConfigError, match=r"can not be imported .*pip install 'pando-llm\[flashinfer\]'") as failed:
+        op_table("cuda", "reference", attention="flashinfer")
+    assert failed.value.param == "attention_backend"
+
+
+def test_flashinfer_goes_in_front_of_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    select._flashinfer_table.cache_clear()
+    monkeypatch.setitem(sys.modules, "flashinfer", ModuleType("flashinfer"))
+    found = op_table("cuda", "reference", attention="flashinfer")
+    assert found is op_table("cuda", "reference", attention="flashinfer"), "its memory is that of one table"
+    changed = {name for name in OPS if getattr(found, name) is not getattr(REFERENCE, name)}
+    assert changed == {"paged_attention", "attention_plan", "plan_rows"}
+    assert found.name == "reference+flashinfer"
+    assert op_table("cuda", "reference", attention="auto") is REFERENCE
+    select._flashinfer_table.cache_clear()

@@ -58,6 +58,9 @@ class ToyModel:
 class NoAttention:
     """The toy model does not attend."""
 
+    def prepare(self, batch: ForwardBatch) -> None:
+        """Nothing to do."""
+
     def store(self, layer: int, k_TKD: Tensor, v_TKD: Tensor, batch: ForwardBatch) -> None:
         raise AssertionError("the toy model stores nothing")
 

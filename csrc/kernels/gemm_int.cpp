@@ -215,6 +215,13 @@ inline void multiply_steps(const Tile& tile, int64_t input, const char* weights,
     for (int r = 0; r < R; ++r) values[r] = tile.values_of(r) + input;
     const int64_t steps = tile.group_steps;
     int64_t step = 0;
+    if (tile.alone) {
+        for (; step < steps; ++step, weights += STEP_BYTES) {
+            for (int64_t line = 0; line < STEP_BYTES; line += 64) __builtin_prefetch(weights + FETCH_AHEAD + line);
+            multiply_step<F>(weights, values, step * F::step_inputs, acc);
+        }
+        return;
+    }
     for (; step + F::unroll <= steps; step += F::unroll) {
         ahead.fetch();
         PANDO_UNROLL
@@ -245,8 +252,7 @@ inline void multiply_columns(const Tile& tile, int64_t column) {
     }
     for (int64_t group = 0; group < tile.groups; ++group) {
         if (tile.alone) {
-            ahead.next = weights + FETCH_AHEAD;
-            for (int64_t line = 0; line < F::head_bytes; line += 64, ahead.next += 64) __builtin_prefetch(ahead.next);
+            for (int64_t line = 0; line < F::head_bytes; line += 64) __builtin_prefetch(weights + FETCH_AHEAD + line);
         }
         // Or the compiler keeps the totals in registers that the products need.
         asm volatile("" ::: "memory");
@@ -400,7 +406,7 @@ void multiply_panels(const PanelArgs& args, const PanelTask& task, const IntShap
                 tile.values = rows.values(begin) + unit * blocks.unit_inputs;
                 tile.sums = rows.sums(begin) + (F::grouped ? unit : 0);
                 tile.totals = rows.totals + begin * PANEL * 4;
-                tile.ahead = tile.alone ? Ahead{nullptr, F::unroll * STEP_BYTES / 64} : shares.of(i);
+                tile.ahead = shares.of(i);
                 multiply_rows<F>(tile, end - begin);
                 if (unit + units < blocks.units) continue;
                 const int64_t complete = rows.terms == 1 ? end : end / 2;

@@ -120,7 +120,7 @@ struct Form {
     static constexpr bool grouped = GROUPED, nibbles = NIBBLES, offsets = OFFSETS;
     static constexpr int64_t head_bytes = !GROUPED ? 0 : PANEL * (OFFSETS ? 4 : 2);
     static constexpr int64_t step_inputs = NIBBLES ? 8 : 4;
-    static constexpr int64_t unroll = NIBBLES ? 2 : 4;
+    static constexpr int64_t unroll = NIBBLES ? 1 : 4; // more 4-bit steps would not fit the registers
 };
 
 template <int R>

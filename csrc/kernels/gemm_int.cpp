@@ -427,15 +427,21 @@ inline vi max_signed(vi a, vi b) {
 #endif
 }
 
-// The largest magnitude of a row's elements, as bits: infinities and NaN are above all numbers.
+// How far ahead elements of rows, and the room for their values, are fetched while rows are rounded.
+constexpr int64_t ROUND_AHEAD = 2048;
+
+// The largest magnitude of a group's elements, as bits: infinities and NaN are above all numbers. Fetches what comes
+// after the group and the room for it, which as a rule are the next ones.
 template <class T>
-__attribute__((always_inline)) inline uint32_t largest_bits(const T* x, int64_t n) {
+__attribute__((always_inline)) inline uint32_t largest_bits(const T* x, int64_t n, const int8_t* values) {
     vi largest{}, other{};
     const auto include = [](vi& best, vf v) {
         best = max_signed(best, reinterpret_cast<vi>(bits_of(v) & 0x7fffffffu));
     };
     int64_t i = 0;
     for (; i + 2 * W <= n; i += 2 * W) {
+        __builtin_prefetch(x + i + ROUND_AHEAD);
+        __builtin_prefetch(values + i + ROUND_AHEAD, 1);
         include(largest, load(x + i));
         include(other, load(x + i + W));
     }
@@ -534,12 +540,12 @@ __attribute__((noinline)) void round_unusual_group(const T* x, int64_t n, float 
 // A group of n inputs; x is that of the group.
 template <class T, int TERMS>
 __attribute__((always_inline)) inline void prepare_group(const T* x, int64_t n, int64_t group, const RoundedRow& row) {
-    const uint32_t bits = largest_bits(x, n);
+    int8_t* out = row.values + group * row.shape.padded_group;
+    const uint32_t bits = largest_bits(x, n, out);
     const bool finite = bits < 0x7f800000u;
     float largest;
     memcpy(&largest, &bits, 4);
     const float scale = finite ? largest / (TERMS == 1 ? 127.0f : 32639.0f) : __builtin_nanf("");
-    int8_t* out = row.values + group * row.shape.padded_group;
     int32_t totals[2] = {};
     if (scale > 1e-30f && scale < 1e30f) {
         round_group<T, TERMS, true>(x, n, scale, out, row.stride, totals);

@@ -11,8 +11,8 @@ namespace {
 
 // Rows of one pass; bounds the memory of rounded activations, and costs one more pass over the weights per so many.
 constexpr int64_t PASS_ROWS = 1024;
-// Bytes and rows of the activations of one task: they stay in the second-level cache while panels stream by. Fewer where
-// there would be less than so many tasks per thread to share evenly.
+// Bytes and rows of the activations of one task: they stay in the second-level cache while panels stream by. Fewer
+// where there would be less than so many tasks per thread to share evenly.
 constexpr int64_t TASK_ACTIVATIONS = 384 << 10, MIN_TASK_ROWS = 48, MAX_TASK_ROWS = 192, FAIR_TASKS = 24;
 // Bytes of weights a task of few rows reads.
 constexpr int64_t TASK_BYTES = 64 << 10;

@@ -2,8 +2,9 @@
 // that a row's result is the same in every tile, block, batch and thread.
 //
 // A tile is up to TILE_ROWS rows (terms of rows, see linear_int.hpp) times the PANEL outputs of a panel. With more rows
-// than that a panel is taken in blocks of BLOCK_BYTES, which stay in the first-level cache while all tiles use them;
-// meanwhile each tile fetches its share of the next block. Totals wait in memory between the blocks.
+// than that a panel is taken in blocks, which all tiles use; meanwhile each tile fetches its share of the next block.
+// Few tiles wait for memory, so that blocks and what follows them fit the first-level cache; many stream them from the
+// second level at no loss, and larger blocks mean that totals leave the registers less often.
 #include "../linear_int.hpp"
 #include "gemm.hpp"
 #include "leaves.hpp"

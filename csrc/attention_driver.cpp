@@ -303,7 +303,8 @@ void AttentionPlan::Cut::add_tasks(const AttentionArgs& args) {
     const int64_t parts_per_task = std::min<int64_t>(16, std::max<int64_t>(1, units / wanted));
     const int64_t cuts = units >= wanted ? 1 : round_up_div(wanted, std::max<int64_t>(1, units));
     const int64_t together = std::max<int64_t>(1, JOINT_DIMS / std::max<int64_t>(1, args.head_dim));
-    const int64_t joint_heads = std::max<int64_t>(1, std::min(together, args.kv_heads / cuts));
+    const int64_t fewest = std::clamp<int64_t>(args.kv_heads / (2 * kind.threads), 1, 2); // two are multiplied at once
+    const int64_t joint_heads = std::max(fewest, std::min(together, args.kv_heads / cuts));
     for (const Segment& segment : segments) {
         const int64_t heads = segment.query_rows <= ATTENTION_JOINT_ROWS ? joint_heads : 1;
         for (int64_t head = 0; head < args.kv_heads; head += heads) {

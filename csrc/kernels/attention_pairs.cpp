@@ -3,7 +3,7 @@
 //
 //   score[key]  = one chain over the pairs of dims: s = s + q[2p] k[2p] + q[2p+1] k[2p+1]
 //   top         = max(top, max over the block of score * unit), unit = scale * log2(e)
-//   P[key]      = 2^(score * unit - top), rounded to bfloat16
+//   P[key]      = 2^(score * unit - top) by a short polynomial, rounded to bfloat16
 //   acc[d]      = acc[d] * 2^(old top - top), then one chain over the pairs of keys with P and V
 //   total       = the same as a column of V that is 1 everywhere: the rounded weights are normalised exactly
 //
@@ -72,6 +72,16 @@ inline vf power_of_two(vf x) {
     y = _mm512_fmadd_ps(y, r, splat(0.24016444385051727f));
     y = _mm512_fmadd_ps(y, r, splat(0.6931512951850891f));
     y = _mm512_fmadd_ps(y, r, splat(1.0f)); // exactly 1 at 0: an unchanged top shrinks nothing
+    return _mm512_scalef_ps(y, x);
+}
+
+// The same within 2^-13 of the result: of weights, which are rounded to bfloat16.
+inline vf weight_of(vf x) {
+    const vf r = _mm512_reduce_ps(x, 0x09);
+    vf y = splat(0.0782679701723141f);
+    y = _mm512_fmadd_ps(y, r, splat(0.2263076822786962f));
+    y = _mm512_fmadd_ps(y, r, splat(0.6954243475489896f));
+    y = _mm512_fmadd_ps(y, r, splat(1.0f));
     return _mm512_scalef_ps(y, x);
 }
 
@@ -257,6 +267,12 @@ Ahead ahead_of(const bf16* const* rows, const bf16* const* next, int64_t n, int6
     return {rows + n, offset + head * stride, (wanted - 1) * stride + dim, 16, steps, 0, 0};
 }
 
+// What nothing of the task would fetch: the first `units` heads, 16 tokens after the other.
+void fetch_first(const bf16* const* rows, int64_t units, int64_t heads, int64_t offset, int64_t stride, int64_t dim) {
+    const int64_t tokens = smaller(KEYS, (units + heads - 1) / heads * 16);
+    for (int64_t n = 0; n < tokens; ++n) fetch(rows[n] + offset, (smaller(units, heads) - 1) * stride + dim);
+}
+
 // Keys or values of 16 tokens and all heads of an int8 cache, in the order in which they lie in memory; fetches those
 // of the 16 tokens after them. (Head by head, as below, it waits for memory: neighbouring heads share lines.)
 void expand_tokens(const Few& few, const int8_t* const* tokens, const int8_t* const* next, int64_t n, int64_t count,
@@ -432,7 +448,7 @@ void weigh_few(const AttentionArgs& args, const Seen& seen, float* scores, float
     shrink = power_of_two(splat(top - base))[0];
     top = now;
 #pragma GCC unroll 4
-    for (int c = 0; c < 4; ++c) s[c] = power_of_two(_mm512_fmsub_ps(s[c], splat(unit), splat(base)));
+    for (int c = 0; c < 4; ++c) s[c] = weight_of(_mm512_fmsub_ps(s[c], splat(unit), splat(base)));
     for (int c = 0; c < 4; c += 2) {
         const Pairs two = _mm512_cvtne2ps_pbh(s[c + 1], s[c]);
         memcpy(weights + c * 8, &two, sizeof two);
@@ -602,6 +618,14 @@ bool attend_few(const AttentionArgs& args, const AttentionTask& task, Pad& pad, 
     few.wide = reinterpret_cast<bf16*>(carve(scratch, heads * 16 * few.wide_size * 2));
     few.wide_rows = reinterpret_cast<const bf16**>(carve(scratch, KEYS * 8));
     for (int64_t n = 0; n < KEYS; ++n) few.wide_rows[n] = few.wide + n % 16 * few.wide_size;
+    Walk walk{args, task, pad};
+    if (!walk.find(task.key_begin)) return false;
+    if (!args.int8_kv) {
+        const int64_t k_offset = task.kv_head_begin * args.k_head_stride;
+        const int64_t v_offset = task.kv_head_begin * args.v_head_stride;
+        fetch_first(pad.next.keys, 2 * DISTANCE, heads, k_offset, args.k_head_stride, args.head_dim);
+        fetch_first(pad.next.values, DISTANCE, heads, v_offset, args.v_head_stride, args.v_dim);
+    }
     for (int64_t at = 0; at < all; ++at) {
         const QueryRow& row = pad.info[at % pad.rows];
         const int64_t head = (task.kv_head_begin + at / pad.rows) * group_size(args) + row.lane;
@@ -611,8 +635,6 @@ bool attend_few(const AttentionArgs& args, const AttentionTask& task, Pad& pad, 
                reinterpret_cast<const bf16*>(args.q) + row.token * args.q_token_stride + head * args.q_head_stride,
                static_cast<size_t>(args.head_dim) * 2);
     }
-    Walk walk{args, task, pad};
-    if (!walk.find(task.key_begin)) return false;
     int64_t part = task.key_begin;
     for (int64_t begin = task.key_begin, end; begin < task.key_end; begin = end) {
         end = walk.block_end(begin);
@@ -807,8 +829,8 @@ void weigh_many(const AttentionArgs& args, const Many& many, int64_t count) {
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) {
             const float* at = many.scores + (2 * j * V + v) * W;
-            const vf a = power_of_two(_mm512_fmsub_ps(load(at), unit, base[v]));
-            const vf b = 2 * j + 1 < count ? power_of_two(_mm512_fmsub_ps(load(at + V * W), unit, base[v])) : vf{};
+            const vf a = weight_of(_mm512_fmsub_ps(load(at), unit, base[v]));
+            const vf b = 2 * j + 1 < count ? weight_of(_mm512_fmsub_ps(load(at + V * W), unit, base[v])) : vf{};
             const __m512i two = _mm512_permutexvar_epi16(woven, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
             _mm512_storeu_si512(many.weights + (j * V + v) * W, two);
             total[v] = add_products(total[v], reinterpret_cast<Pairs>(two), ones);

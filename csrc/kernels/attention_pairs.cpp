@@ -187,6 +187,10 @@ inline void fetch(const int8_t* row, int64_t dim) {
     __builtin_prefetch(row + dim + 3, 0, 3); // rows begin anywhere in a line
 }
 
+inline void fetch_to_write(const void* p) { // what every processor with AVX-512 has, but no flag above says so
+    __asm__ volatile("prefetchw %0" : : "m"(*static_cast<const char*>(p)));
+}
+
 // Elements [i, i + 32) of an int8 row of n as bfloat16; those past its end are 0.
 inline __m512i expand_words(const int8_t* row, int64_t i, int64_t n, vf scale) {
     const __m256i bytes = n - i >= 32 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + i))
@@ -906,34 +910,36 @@ void copy_queries_many(const AttentionArgs& args, const Pad& pad, const Many& ma
     }
 }
 
-// So that writing them does not wait.
-void fetch_outputs(const AttentionArgs& args, const Pad& pad, int64_t kv_head) {
-    for (int64_t m = 0; m < pad.rows; ++m) {
-        const bf16* out = out_row<bf16>(args, pad.info[m], kv_head);
-        for (int64_t i = 0; i < args.v_dim; i += 32) __builtin_prefetch(out + i, 1, 3);
-    }
-}
-
-// The rows' outputs: rounded first, so that pairs of dims are turned.
+// The rows' outputs: rounded first, so that pairs of dims are turned. Their lines are fetched meanwhile: stores wait
+// for theirs one after the other.
 template <int V>
 void write_many(const AttentionArgs& args, const Pad& pad, const Many& many, int64_t kv_head) {
     const __m512i woven = halves_woven();
+    uint32_t* turned = reinterpret_cast<uint32_t*>(many.scores); // which are done with
+    const int64_t pairs = pad.value_size / 2;
     for (int64_t m = 0; m < pad.rows; m += W) {
         const vf factor = factor_of(load(many.total + m));
         const int64_t rows = smaller(W, pad.rows - m);
+        bf16* out[W];
+        for (int64_t r = 0; r < rows; ++r) {
+            out[r] = out_row<bf16>(args, pad.info[m + r], kv_head);
+            for (int64_t i = 0; i < args.v_dim; i += 32) fetch_to_write(out[r] + i);
+        }
         for (int64_t i = 0; i < args.v_dim; i += 32) {
-            uint32_t pairs[16][16], turned[16][16];
+            uint32_t straight[16][16];
             const char* pointers[16];
             for (int p = 0; p < 16; ++p) {
                 const float* acc = many.acc + (i + 2 * p) * V * W + m;
                 const vf low = load(acc) * factor, high = load(acc + V * W) * factor;
                 const __m512i two = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
-                _mm512_storeu_si512(pairs[p], _mm512_permutexvar_epi16(woven, two));
-                pointers[p] = reinterpret_cast<const char*>(pairs[p]);
+                _mm512_storeu_si512(straight[p], _mm512_permutexvar_epi16(woven, two));
+                pointers[p] = reinterpret_cast<const char*>(straight[p]);
             }
-            transpose(pointers, 0, turned[0], 16);
-            for (int64_t r = 0; r < rows; ++r) {
-                store_words(out_row<bf16>(args, pad.info[m + r], kv_head) + i, load_words(turned[r]), args.v_dim - i);
+            transpose(pointers, 0, turned + i / 2, pairs);
+        }
+        for (int64_t r = 0; r < rows; ++r) {
+            for (int64_t i = 0; i < args.v_dim; i += 32) {
+                store_words(out[r] + i, load_words(turned + r * pairs + i / 2), args.v_dim - i);
             }
         }
     }
@@ -1060,7 +1066,6 @@ bool attend_groups(const AttentionArgs& args, const AttentionTask& task, Pad& pa
         each([&](auto vectors, const Many& many, const Reach& mine) {
             constexpr int V = vectors.n;
             if (begin == part) start_many<V>(args, pad, many, kv_head, first_part(task, begin));
-            if (last && !task.split) fetch_outputs(args, pad, kv_head);
             if (!mine.nothing(args, begin, end)) {
                 block_many<V>(args, pad, many, kv_head, begin, count, !mine.all(args, begin, end), share);
                 ++share.number;

@@ -755,31 +755,67 @@ void pair_values(const AttentionArgs& args, const Pad& pad, int64_t offset, int6
     }
 }
 
+// From key[s] of a block on, the first s + 1 vectors of rows see nothing: there they are left out. Later queries see
+// more keys, so those that are left stand at the end.
+template <int V>
+struct Bounds {
+    int64_t key[V];
+
+    explicit Bounds(int64_t count) {
+        for (int v = 0; v < V; ++v) key[v] = count;
+    }
+
+    Bounds(const AttentionArgs& args, const Pad& pad, int64_t begin, int64_t count) {
+        int64_t end = 0;
+        for (int64_t m = 0; m < V * W; ++m) {
+            if (m < pad.rows) end = larger(end, seen_by(args, pad.info[m], begin, count).end);
+            key[m / W] = end;
+        }
+    }
+};
+
+template <int N>
+struct Vectors {
+    static constexpr int n = N;
+};
+
+// step(Vectors<U>, begin, end) for the keys that the last U vectors see, U = V and less.
+template <int V, int U = V, class Step>
+inline void by_vectors(const Bounds<V>& bounds, int64_t unit, int64_t begin, const Step& step) {
+    const int64_t end = larger(begin, (bounds.key[V - U] + unit - 1) / unit);
+    step(Vectors<U>{}, begin, end);
+    if constexpr (U > 1) by_vectors<V, U - 1>(bounds, unit, end, step);
+}
+
 template <int V, int STRIDE>
-void score_many(const Many& many, int64_t pairs, int64_t count, Ahead ahead) {
+void score_many(const Many& many, int64_t pairs, const Bounds<V>& bounds, Ahead ahead) {
     constexpr int N = tile_of(V);
-    for (int64_t n = 0; n < count; n += N) { // the last tile may look at keys of the block before: never read
-        const uint32_t* key = many.keys + n * STRIDE;
-        const uint32_t* query = many.queries;
-        vf total[N][V] = {};
-        for (int64_t p = 0; p < pairs; ++p, ++key, query += V * W) {
-            Pairs q[V];
+    by_vectors(bounds, N, 0, [&](auto vectors, int64_t begin, int64_t end) __attribute__((always_inline)) {
+        constexpr int U = vectors.n;
+        // The last tile may look at keys of the block before: never read.
+        for (int64_t n = begin * N; n < end * N; n += N) {
+            const uint32_t* key = many.keys + n * STRIDE;
+            const uint32_t* query = many.queries + (V - U) * W;
+            vf total[N][U] = {};
+            for (int64_t p = 0; p < pairs; ++p, ++key, query += V * W) {
+                Pairs q[U];
 #pragma GCC unroll 4
-            for (int v = 0; v < V; ++v) q[v] = load_pairs(query + v * W);
+                for (int v = 0; v < U; ++v) q[v] = load_pairs(query + v * W);
+#pragma GCC unroll 16
+                for (int i = 0; i < N; ++i) {
+                    const Pairs k = broadcast(key + i * STRIDE);
+#pragma GCC unroll 4
+                    for (int v = 0; v < U; ++v) total[i][v] = add_products(total[i][v], q[v], k);
+                }
+            }
 #pragma GCC unroll 16
             for (int i = 0; i < N; ++i) {
-                const Pairs k = broadcast(key + i * STRIDE);
 #pragma GCC unroll 4
-                for (int v = 0; v < V; ++v) total[i][v] = add_products(total[i][v], q[v], k);
+                for (int v = 0; v < U; ++v) store(many.scores + ((n + i) * V + V - U + v) * W, total[i][v]);
             }
+            ahead.step();
         }
-#pragma GCC unroll 16
-        for (int i = 0; i < N; ++i) {
-#pragma GCC unroll 4
-            for (int v = 0; v < V; ++v) store(many.scores + ((n + i) * V + v) * W, total[i][v]);
-        }
-        ahead.step();
-    }
+    });
 }
 
 // Scores of keys a row does not see become HIDDEN.
@@ -845,7 +881,7 @@ void weigh_many(const AttentionArgs& args, const Many& many, int64_t count) {
 }
 
 template <int V>
-void mix_many(const Many& many, int64_t value_size, int64_t v_dim, int64_t count, Ahead ahead) {
+void mix_many(const Many& many, int64_t value_size, int64_t v_dim, const Bounds<V>& bounds, Ahead ahead) {
     constexpr int N = tile_of(V);
     vf shrink[V];
 #pragma GCC unroll 4
@@ -860,17 +896,20 @@ void mix_many(const Many& many, int64_t value_size, int64_t v_dim, int64_t count
         }
         const uint32_t* value = many.values + i;
         const uint32_t* weight = many.weights;
-        for (int64_t j = 0; 2 * j < count; ++j, value += value_size, weight += V * W) {
-            Pairs p[V];
+        by_vectors(bounds, 2, 0, [&](auto vectors, int64_t begin, int64_t end) __attribute__((always_inline)) {
+            constexpr int U = vectors.n;
+            for (int64_t j = begin; j < end; ++j, value += value_size, weight += V * W) {
+                Pairs p[U];
 #pragma GCC unroll 4
-            for (int v = 0; v < V; ++v) p[v] = load_pairs(weight + v * W);
+                for (int v = 0; v < U; ++v) p[v] = load_pairs(weight + (V - U + v) * W);
 #pragma GCC unroll 16
-            for (int d = 0; d < N; ++d) {
-                const Pairs x = broadcast(value + d);
+                for (int d = 0; d < N; ++d) {
+                    const Pairs x = broadcast(value + d);
 #pragma GCC unroll 4
-                for (int v = 0; v < V; ++v) total[d][v] = add_products(total[d][v], p[v], x);
+                    for (int v = 0; v < U; ++v) total[d][V - U + v] = add_products(total[d][V - U + v], p[v], x);
+                }
             }
-        }
+        });
 #pragma GCC unroll 16
         for (int d = 0; d < N; ++d) {
 #pragma GCC unroll 4
@@ -987,24 +1026,20 @@ void block_many(const AttentionArgs& args, const Pad& pad, const Many& many, int
         keys = share.ahead(pad.next.keys, kv_head * args.k_head_stride, args.head_dim, (count + N - 1) / N);
         values = share.ahead(pad.next.values, kv_head * args.v_head_stride, args.v_dim, (args.v_dim + N - 1) / N);
     }
+    const Bounds<V> bounds = hide ? Bounds<V>(args, pad, begin, count) : Bounds<V>(count);
     const int64_t stride = key_stride(args);
     if (stride == 64) {
-        score_many<V, 64>(many, pad.pairs, count, keys);
+        score_many<V, 64>(many, pad.pairs, bounds, keys);
     } else if (stride == 128) {
-        score_many<V, 128>(many, pad.pairs, count, keys);
+        score_many<V, 128>(many, pad.pairs, bounds, keys);
     } else {
-        score_many<V, MAX_HEAD_DIM / 2>(many, pad.pairs, count, keys);
+        score_many<V, MAX_HEAD_DIM / 2>(many, pad.pairs, bounds, keys);
     }
     if (args.softcap > 0.0f) soften(args, many.scores, count * V * W);
     if (hide) hide_many<V>(args, pad, many, begin, count);
     weigh_many<V>(args, many, count);
-    mix_many<V>(many, pad.value_size, args.v_dim, count, values);
+    mix_many<V>(many, pad.value_size, args.v_dim, bounds, values);
 }
-
-template <int N>
-struct Vectors {
-    static constexpr int n = N;
-};
 
 // step(Vectors<N>) with as many as `rows` fill.
 template <class Step>

@@ -383,8 +383,8 @@ bool attend_as(const AttentionArgs& args, const AttentionTask& task, char* scrat
         if (args.tree_mask == nullptr) {
             seen.key_end = static_cast<int32_t>(smaller(task.key_end, piece.info[piece.rows - 1].position + 1));
         }
-        for (; args.window > 0 && seen.key_begin + KEYS + args.window <= piece.info[0].position + 1;)
-            seen.key_begin += KEYS;
+        const int64_t low = args.window > 0 ? piece.info[0].position + 1 - args.window : 0;
+        while (seen.key_begin + KEYS <= low) seen.key_begin += KEYS;
         if (!attend_piece(args, seen, piece, partials)) return false;
     }
     return true;

@@ -10,7 +10,8 @@
 //   few rows (decode): lanes are keys for the scores and dims for the values. Keys are transposed 16 at a time on the
 //     way from memory, values are used as they come; a task takes several KV heads, which lie side by side in memory.
 //   many rows (prefill, rows that share a prefix): lanes are query rows throughout, so neither keys nor values need be
-//     transposed and softmax needs no sums across lanes. Queries are transposed once per task, outputs at its end.
+//     transposed and softmax needs no sums across lanes. Queries are transposed once per task, outputs at its end. Up
+//     to four groups of 64 rows take turns with each block.
 //
 //   block of <= 64 keys:   S[key][row] = K Q^T   ->   hide, top, P[key pair][row]   ->   acc[d][row] += V^T P
 //

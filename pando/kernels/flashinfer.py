@@ -29,7 +29,8 @@ from pando.kernels.ops import AttentionPlan, OpTable, StepRows
 logger = logging.getLogger("pando.kernels")
 
 FLOAT_BYTES = 256 << 20
-"""Partial results of split rows. FlashInfer's advice is half of it, which is not enough for many heads of 256 dims."""
+"""For partial results of split rows, at least. FlashInfer's advice is half of it, which is not enough for many heads of
+256 dims."""
 
 INT_BYTES = 8 << 20
 """What a plan takes on the device: the size that FlashInfer itself chooses."""
@@ -143,12 +144,28 @@ class FloatMemory:
     def __init__(self) -> None:
         self._by_device: dict[torch.device, Tensor] = {}
 
-    def on(self, device: torch.device) -> Tensor:
-        """uint8 [FLOAT_BYTES], zeros at first."""
+    def on(self, device: torch.device, num_bytes: int) -> Tensor:
+        """uint8, at least this many and `FLOAT_BYTES`, zeros at first. What was given before stays as it is."""
         found = self._by_device.get(device)
-        if found is None:
-            found = self._by_device[device] = torch.zeros(FLOAT_BYTES, dtype=torch.uint8, device=device)
+        if found is None or found.shape[0] < num_bytes:
+            size = max(FLOAT_BYTES, num_bytes)
+            found = self._by_device[device] = torch.zeros(size, dtype=torch.uint8, device=device)
         return found
+
+
+def float_bytes(kind: Kind, num_rows: int, num_tokens: int) -> int:
+    """Bytes for the partial results of a recorded step, in which FlashInfer splits rows whatever their lengths.
+
+    It sets apart a tile of queries, a KV head's heads being queries of their own, for each tile there can be
+    (`PrefillPlan` in its `attention/scheduler.cuh`, as of 0.7.2): with 32 KV heads more than `FLOAT_BYTES`, and a plan
+    that finds less raises. On Hopper only keys in float8 go this way, before it all of them.
+    """
+    group = kind.heads // kind.kv_heads
+    longest = (num_tokens - num_rows + 1) * group
+    tile = 16 if longest <= 16 else 64 if longest <= 64 else 128
+    num_tiles = -(-num_tokens * group // tile) + num_rows - 1
+    # A sum of exponentials beside each result; both begin at multiples of 16 bytes.
+    return kind.heads * -(-num_tiles * tile // group) * (kind.head_dim + 1) * 4 + 32
 
 
 class Buffers:
@@ -275,7 +292,7 @@ class Plan:
         return planned
 
     def _make(self, kind: Kind, decode: bool, page_table: Tensor, sizes: tuple[int, ...]) -> Wrapper:
-        floats = self._floats.on(page_table.device)
+        floats = self._floats.on(page_table.device, float_bytes(kind, *sizes[:2]) if sizes else 0)
         if kind not in self._buffers:
             self._buffers[kind] = Buffers(page_table.device)
         buffers, options = self._buffers[kind], dict[str, object]()

@@ -7,6 +7,7 @@ plan filled. It fails if the workspace is another plan's by then.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import count
 from typing import Any
@@ -224,6 +225,7 @@ class BatchPrefillWithPagedKVCacheWrapper(_Wrapper):
         queries = [end - begin for begin, end in zip(starts, starts[1:], strict=False)]
         _check(all(0 <= num <= keys for num, keys in zip(queries, lens, strict=True)), queries, lens)
         if self.graph:
+            _check(self.floats.numel() >= _split_bytes(len(lens), starts[-1], sizes), "partial results do not fit")
             self.most_tokens = starts[-1] if self.most_tokens < 0 else self.most_tokens
             _check(starts[-1] <= self.most_tokens, "more tokens than in the first plan")
         self._keep(("_qo_indptr", *_LISTS), (qo_indptr, *lengths))
@@ -231,6 +233,15 @@ class BatchPrefillWithPagedKVCacheWrapper(_Wrapper):
 
     def run(self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor], *, out: Tensor) -> Tensor:
         return self._run(q, paged_kv_cache, self._qo_indptr, True, out)
+
+
+def _split_bytes(rows: int, tokens: int, sizes: tuple[int, ...]) -> int:
+    """What a plan for a graph takes of the float workspace where rows are split: results, then their weights."""
+    heads, kv_heads, dim, _ = sizes
+    packed = heads // kv_heads
+    each = next((tile for most, tile in ((16, 16), (64, 64)) if (tokens - rows + 1) * packed <= most), 128)
+    queries = math.ceil((math.ceil(tokens * packed / each) + rows - 1) * each / packed)
+    return math.ceil(heads * queries * dim * 4 / 16) * 16 + heads * queries * 4
 
 
 def _kernel(

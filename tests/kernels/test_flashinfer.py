@@ -240,6 +240,23 @@ def test_wrappers_of_a_recording_are_planned_before_it_is_replayed(decode: bool)
     assert [wrapper.plans for wrapper in made] == [2, 2]
 
 
+def test_partial_results_of_a_recording_have_room() -> None:
+    """FlashInfer refuses a plan that has less: with that, nothing smaller would be recorded either."""
+    llama_2_7b = flashinfer.Kind(32, 32, 128, 16, 0, 0.0, 1.0, torch.bfloat16, torch.bfloat16, 0)
+    assert flashinfer.float_bytes(llama_2_7b, 128, 256) == 32 * (2 + 127) * 128 * 129 * 4 + 32 > 256 << 20
+    llama_3_8b = replace(llama_2_7b, kv_heads=8)
+    assert flashinfer.float_bytes(llama_3_8b, 128, 256) == 32 * (8 + 127) * 32 * 129 * 4 + 32
+    assert flashinfer.float_bytes(llama_3_8b, 256, 256) == 32 * (64 + 255) * 4 * 129 * 4 + 32, "tiles of 16"
+
+
+def test_memory_for_partial_results_grows_and_what_was_given_stays() -> None:
+    memory, device = flashinfer.FloatMemory(), torch.device("cpu")
+    first = memory.on(device, 0)
+    assert first.shape == (1 << 10,) and memory.on(device, 1 << 10) is first
+    second = memory.on(device, 5000)
+    assert second.shape == (5000,) and memory.on(device, 0) is second and first.shape == (1 << 10,)
+
+
 def test_the_workspace_of_another_plan_is_noticed() -> None:
     """Of the stand-in itself: two wrappers of one workspace can not both be planned."""
     inputs, ops = aligned(attention_inputs(BASE, torch.bfloat16)), ops_over(BELOW_REFUSES)

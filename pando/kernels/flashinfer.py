@@ -224,11 +224,12 @@ class Planned:
 
 
 class Plan:
-    """`AttentionPlan`: wrappers by kind of layer, and the plan of the table below."""
+    """`AttentionPlan`: wrappers by kind of layer, and the plan of the table below. known: the step's rows are told."""
 
     def __init__(self, library: Library, floats: FloatMemory, below: AttentionPlan) -> None:
         self.below = below
-        self.rows: StepRows | None = None
+        self.known = False
+        self._rows: StepRows | None = None
         self._library = library
         self._floats = floats
         self._tables: list[int] = []
@@ -239,14 +240,16 @@ class Plan:
         self._copied: torch.cuda.Event | None = None
 
     def reset(self) -> None:
-        """Forget what the table below knows of the step. What FlashInfer knows goes when other rows come."""
+        """Forget the step. Wrappers that are planned for it stay so until other rows come: the same may come again."""
+        self.known = False
         self.below.reset()
 
     def begin(self, rows: StepRows) -> None:
         """`OpTable.plan_rows`."""
-        if rows is self.rows:
+        self.known = True
+        if rows is self._rows:
             return
-        self.rows = rows
+        self._rows = rows
         self._tables.clear()
         # Plans are copied from page-locked memory of the wrappers, which the next plan writes to. The step before the
         # last has been collected, so the copies of the last are done, or next in the queue: this does not wait.
@@ -268,8 +271,8 @@ class Plan:
         return self._tables.index(address)
 
     def _plan(self, kind: Kind, planned: Planned) -> Planned:
-        assert self.rows is not None
-        planned.plan(self.rows)
+        assert self._rows is not None
+        planned.plan(self._rows)
         self._step[kind] = planned
         if planned.page_table.is_cuda:
             self._copied = self._copied or torch.cuda.Event()
@@ -278,7 +281,7 @@ class Plan:
 
     def _new(self, kind: Kind, page_table: Tensor) -> Planned:
         """A wrapper for a step that is not planned yet: the one of an earlier step unless steps are recorded."""
-        rows = self.rows
+        rows = self._rows
         assert rows is not None
         decode = all(num == 1 for num in rows.q_lens)
         # A wrapper of recordings is bound to its number of rows, and remembers the most tokens it was planned for.
@@ -376,7 +379,7 @@ class Attention:
             self._said.add(why)
             logger.info("flashinfer has no attention for %s: the kernels %s have", why, self._name)
         nothing = q_THD.shape[0] == 0
-        if plan is None or plan.rows is None or why or tree_mask is not None or nothing:
+        if plan is None or not plan.known or why or tree_mask is not None or nothing:
             return self._below(
                 q_THD,
                 k_cache_SKD,

@@ -28,6 +28,8 @@ def refuse(*args: object, **options: object) -> Tensor:
     raise AssertionError("left to the table below")
 
 
+ROWS_TOLD = (((2, 30), (1, 9)), ((1, 9), (2, 30)))
+
 BELOW_REFUSES = replace(REFERENCE, paged_attention=refuse)
 
 
@@ -190,6 +192,18 @@ def test_every_kind_of_layer_has_a_plan_of_its_own() -> None:
         for inputs in (*layers, *reversed(layers)):
             close(run(ops, plan, inputs), inputs.run(REFERENCE))
         assert [made.plans for made in stand_in._Wrapper.made] == [step + 1] * 5
+
+
+def test_a_step_that_does_not_tell_its_rows_is_left_to_the_table_below() -> None:
+    """The rows of the step before are not taken for its own."""
+    first, second = (aligned(attention_inputs(replace(BASE, rows=rows), torch.bfloat16)) for rows in ROWS_TOLD)
+    ops = ops_over(REFERENCE)
+    plan = ops.attention_plan()
+    begin(ops, plan, rows_of(replace(BASE, rows=ROWS_TOLD[0])))
+    run(ops, plan, first)
+    plan.reset()
+    assert torch.equal(run(ops, plan, second), second.run(REFERENCE))
+    assert [made.runs for made in stand_in._Wrapper.made] == [1]
 
 
 def test_a_step_is_planned_once_however_often_it_is_begun() -> None:

@@ -14,7 +14,9 @@ from pando.device import Device
 from pando.forward import LanguageModel
 from pando.runtime.runner import Runner
 
-FIRST_TOKENS = 16
+FIRST_TOKENS = 17
+"""The width of nothing in a model: torch's compiler takes sizes that are equal when it first sees them for one number,
+and compiles again when they part, which may be while a request waits."""
 RATE_TOKENS = 64
 GREEDY = SamplingParams(temperature=0.0)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pando.kernels.compiled import Compiler, with_compiler
 from pando.kernels.reference import REFERENCE
+from pando.runtime.warmup import FIRST_TOKENS
 
 
 def halves(x: Tensor, y: Tensor) -> Tensor:
@@ -48,6 +49,19 @@ def test_sizes_and_layers_share_two_variants() -> None:
             x, y = torch.randn(2, tokens, width).unbind(0)
             assert torch.equal(fast(x, y), halves(x, y))
     assert list(compiler.functions) == [halves] and not compiler.functions[halves].failed
+    assert len(counting.graphs) == 2
+
+
+def test_the_first_pass_has_as_many_tokens_as_nothing_is_wide() -> None:
+    """Sizes that are equal at first are one to the compiler: 16 tokens and 16 experts made a third variant."""
+
+    def scaled(x: Tensor, weight: Tensor) -> Tensor:
+        return (x * weight).sigmoid()
+
+    counting = Counting()
+    fast = Compiler(counting)(scaled)
+    for tokens in (FIRST_TOKENS, 1, 23, 16):
+        fast(torch.ones(tokens, 16), torch.ones(16))
     assert len(counting.graphs) == 2
 
 

@@ -1,6 +1,6 @@
 #include "linear.hpp"
 
-#include "threads.hpp"
+#include "stripes.hpp"
 
 #include <algorithm>
 #include <cstring>
@@ -29,7 +29,7 @@ void for_each(int64_t n, bool small, const Body& body) {
     if (small) {
         for (int64_t i = 0; i < n; ++i) body(i);
     } else {
-        parallel_for(n, body);
+        parallel_stripes(n, body);
     }
 }
 

@@ -34,7 +34,7 @@ struct IntShape {
     int64_t head_bytes; // scales and shifts of a group
     int32_t zero;
     int64_t padded_group;  // inputs
-    int64_t padded_inputs; // bytes of a term, see below
+    int64_t padded_inputs; // values of a term, see below
     int64_t group_bytes;
     int64_t panel_bytes;
 };
@@ -54,7 +54,8 @@ static inline IntShape int_shape(const PackedWeight& w) {
     return shape;
 }
 
-// A prepared row of activations: values int8 [terms][padded inputs], then GroupSums [terms][groups].
+// A prepared row of activations, [terms] of { values int8 [padded inputs], GroupSums [groups] }: all terms of all rows are
+// rows of one matrix.
 struct GroupSums {
     int32_t start; // -zero * (sum of the values)
     float scale;   // NaN if the group has an infinity or a NaN; its values are 0 then

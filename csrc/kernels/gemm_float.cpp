@@ -170,27 +170,6 @@ void run_tile(const Block& block, int64_t rows) {
     }
 }
 
-// Lines of the panel that follow `block_end`, in shares for the `runs` runs of a block of `steps` steps.
-struct Shares {
-    const char* from;
-    int64_t each, lines, total;
-
-    Shares(const char* block_end, int64_t step_bytes, int64_t steps, int64_t runs)
-        : from(block_end), total(steps * step_bytes / 64) {
-        const int64_t fours = larger(1, steps / 4);
-        lines = (total + fours * runs - 1) / (fours * runs);
-        each = fours * lines;
-    }
-
-    Ahead of(int64_t run) const { return {from + run * each * 64, run * each < total ? lines : 0}; }
-};
-
-// Blocks of about the same size, each a multiple of four steps: a short last one would not be worth its spills.
-int64_t block_steps(int64_t steps, int64_t most) {
-    const int64_t blocks = larger(1, (steps + most - 1) / most);
-    return larger(4, round_up((steps + blocks - 1) / blocks, 4));
-}
-
 template <class Kind>
 void multiply_panel(const PanelArgs& args, const PanelTask& task, int64_t panel, float* sums) {
     constexpr int64_t GROUPS = PANEL / TILE_COLUMNS;
@@ -198,14 +177,14 @@ void multiply_panel(const PanelArgs& args, const PanelTask& task, int64_t panel,
     const int64_t steps = (args.weight->k + Kind::INPUTS - 1) / Kind::INPUTS;
     const int64_t runs = tiles.count * GROUPS;
     const int64_t most = (tiles.count <= FEW_TILES ? FEW_BLOCK_BYTES : BLOCK_BYTES) / Kind::STEP_BYTES;
-    const int64_t block = runs == 1 ? larger(1, steps) : block_steps(steps, most);
+    const int64_t block = runs == 1 ? larger(1, steps) : even_blocks(steps, most, 4);
     const char* w = args.weight->panels + panel * steps * Kind::STEP_BYTES;
     const char* x = args.x + task.row_begin * args.x_stride;
     for (int64_t from = 0; from == 0 || from < steps; from += block) {
         const int64_t count = smaller(block, steps - from);
         const int64_t distance = runs == 1 ? STREAM_BYTES : count * Kind::STEP_BYTES;
         const char* block_w = w + from * Kind::STEP_BYTES;
-        const Shares shares(block_w + distance, Kind::STEP_BYTES, count, runs);
+        const Shares shares(block_w + distance, count * Kind::STEP_BYTES / 64, count / 4, runs);
         int64_t row = 0;
         for (int64_t t = 0; t < tiles.count; ++t) {
             const int64_t rows = tiles.rows(t);
@@ -216,7 +195,8 @@ void multiply_panel(const PanelArgs& args, const PanelTask& task, int64_t panel,
                                 sums + row * PANEL + g * TILE_COLUMNS, from == 0, shares.of(t * GROUPS + g)},
                                rows);
             }
-            if (from + block >= steps) finish_rows(args, panel, sums + row * PANEL, task.row_begin + row, rows);
+            if (from + block >= steps)
+                finish_rows(args, panel, FloatSums{sums + row * PANEL}, task.row_begin + row, rows);
             row += rows;
         }
     }

@@ -2,8 +2,9 @@
 // that a row's result is the same in every tile, block, batch and thread.
 //
 // A tile is up to TILE_ROWS rows (terms of rows, see linear_int.hpp) times the PANEL outputs of a panel. With more rows
-// than that a panel is taken in blocks of BLOCK_BYTES, which stay in the first-level cache while all tiles use them;
-// meanwhile each tile fetches its share of the next block. Totals wait in memory between the blocks.
+// than that a panel is taken in blocks, which all tiles use; meanwhile each tile fetches its share of the next block.
+// Few tiles wait for memory, so that blocks and what follows them fit the first-level cache; many stream them from the
+// second level at no loss, and larger blocks mean that totals leave the registers less often.
 #include "../linear_int.hpp"
 #include "gemm.hpp"
 #include "leaves.hpp"
@@ -17,13 +18,6 @@ namespace pando {
 namespace PANDO_LEVEL {
 
 namespace {
-
-// Loops over the registers of a tile: only unrolled do they stay registers.
-#if defined(__clang__)
-#define PANDO_UNROLL _Pragma("unroll")
-#else
-#define PANDO_UNROLL _Pragma("GCC unroll 8")
-#endif
 
 // Where bytes are widened to 16 bits first, that takes half of the 16 registers.
 constexpr int INT_TILE_ROWS = W == 16 ? TILE_ROWS : 3;
@@ -105,15 +99,20 @@ inline vi dot(vi acc, vu bytes, const Quads& quads) {
 // ---- tiles ----
 
 struct Tile {
-    const char* weights;                 // of the block
-    const int8_t* values[INT_TILE_ROWS]; // of each row: its first input in the block
-    const GroupSums* sums[INT_TILE_ROWS];
-    char* totals; // [rows][PANEL] int32 or float
+    const char* weights;   // of the block
+    const int8_t* values;  // of the first row: its first input in the block
+    const GroupSums* sums; // the same
+    int64_t stride;        // bytes from a row to the next, of values and sums
+    char* totals;          // [rows][PANEL] int32 or float
     int64_t groups, group_steps;
-    bool first; // block of its panel
-    const char* fetch;
-    int64_t fetch_lines; // per step
-    bool fetch_heads;    // of groups FETCH_AHEAD, too
+    bool first;  // block of its panel
+    Ahead ahead; // lines per Form::unroll steps
+    bool alone;  // the panel's only tile: fetches FETCH_AHEAD of itself
+
+    const int8_t* values_of(int64_t row) const { return values + row * stride; }
+    const GroupSums& sums_of(int64_t row, int64_t group) const {
+        return reinterpret_cast<const GroupSums*>(reinterpret_cast<const char*>(sums) + row * stride)[group];
+    }
 };
 
 // I8: int32 totals. Grouped: float totals, group by group.
@@ -122,6 +121,7 @@ struct Form {
     static constexpr bool grouped = GROUPED, nibbles = NIBBLES, offsets = OFFSETS;
     static constexpr int64_t head_bytes = !GROUPED ? 0 : PANEL * (OFFSETS ? 4 : 2);
     static constexpr int64_t step_inputs = NIBBLES ? 8 : 4;
+    static constexpr int64_t unroll = NIBBLES ? 1 : 4; // more 4-bit steps would not fit the registers
 };
 
 template <int R>
@@ -144,7 +144,7 @@ inline void add_group(const Tile& tile, int64_t group, const f16* scales, const 
     for (int c = 0; c < TILE_VECTORS; ++c) scale[c] = load(scales + c * W);
     PANDO_UNROLL
     for (int r = 0; r < R; ++r) {
-        const GroupSums& sums = tile.sums[r][group];
+        const GroupSums& sums = tile.sums_of(r, group);
         const vf row_scale = splat(sums.scale), row_sum = splat(sums.sum);
         PANDO_UNROLL
         for (int c = 0; c < TILE_VECTORS; ++c) {
@@ -177,7 +177,7 @@ template <class F, int R>
 inline void start_group(const Tile& tile, int64_t group, const MemoryTotals& memory, vi (&acc)[R][TILE_VECTORS]) {
     PANDO_UNROLL
     for (int r = 0; r < R; ++r) {
-        const vi start = splat_int(tile.sums[r][group].start);
+        const vi start = splat_int(tile.sums_of(r, group).start);
         PANDO_UNROLL
         for (int c = 0; c < TILE_VECTORS; ++c) {
             if (F::grouped || tile.first) {
@@ -190,30 +190,47 @@ inline void start_group(const Tile& tile, int64_t group, const MemoryTotals& mem
 }
 
 template <class F, int R>
-inline void multiply_steps(const Tile& tile, int64_t input, const char* weights, const char*& fetch,
+__attribute__((always_inline)) inline void multiply_step(const char* weights, const int8_t* const (&values)[R],
+                                                         int64_t at, vi (&acc)[R][TILE_VECTORS]) {
+    vu bytes[TILE_VECTORS];
+    PANDO_UNROLL
+    for (int c = 0; c < TILE_VECTORS; ++c) bytes[c] = load_bytes(weights + c * PANDO_VECTOR_BYTES);
+    if constexpr (F::nibbles) {
+        vu low[TILE_VECTORS];
+        PANDO_UNROLL
+        for (int c = 0; c < TILE_VECTORS; ++c) low[c] = bytes[c] & 0x0f0f0f0fu;
+        accumulate(acc, low, values, at);
+        PANDO_UNROLL
+        for (int c = 0; c < TILE_VECTORS; ++c) bytes[c] = bytes[c] >> 4 & 0x0f0f0f0fu;
+        accumulate(acc, bytes, values, at + 4);
+    } else {
+        accumulate(acc, bytes, values, at);
+    }
+}
+
+template <class F, int R>
+inline void multiply_steps(const Tile& tile, int64_t input, const char* weights, Ahead& ahead,
                            vi (&acc)[R][TILE_VECTORS]) {
     const int8_t* values[R];
     PANDO_UNROLL
-    for (int r = 0; r < R; ++r) values[r] = tile.values[r] + input;
-    const int64_t steps = tile.group_steps, fetch_lines = tile.fetch_lines;
-    for (int64_t step = 0; step < steps; ++step, weights += STEP_BYTES) {
-        for (int64_t line = 0; line < fetch_lines; ++line, fetch += 64) __builtin_prefetch(fetch);
-        const int64_t at = step * F::step_inputs;
-        vu bytes[TILE_VECTORS];
-        PANDO_UNROLL
-        for (int c = 0; c < TILE_VECTORS; ++c) bytes[c] = load_bytes(weights + c * PANDO_VECTOR_BYTES);
-        if constexpr (F::nibbles) {
-            vu low[TILE_VECTORS];
-            PANDO_UNROLL
-            for (int c = 0; c < TILE_VECTORS; ++c) low[c] = bytes[c] & 0x0f0f0f0fu;
-            accumulate(acc, low, values, at);
-            PANDO_UNROLL
-            for (int c = 0; c < TILE_VECTORS; ++c) bytes[c] = bytes[c] >> 4 & 0x0f0f0f0fu;
-            accumulate(acc, bytes, values, at + 4);
-        } else {
-            accumulate(acc, bytes, values, at);
+    for (int r = 0; r < R; ++r) values[r] = tile.values_of(r) + input;
+    const int64_t steps = tile.group_steps;
+    int64_t step = 0;
+    if (tile.alone) {
+        for (; step < steps; ++step, weights += STEP_BYTES) {
+            for (int64_t line = 0; line < STEP_BYTES; line += 64) __builtin_prefetch(weights + FETCH_AHEAD + line);
+            multiply_step<F>(weights, values, step * F::step_inputs, acc);
         }
+        return;
     }
+    for (; step + F::unroll <= steps; step += F::unroll) {
+        ahead.fetch();
+        PANDO_UNROLL
+        for (int u = 0; u < F::unroll; ++u)
+            multiply_step<F>(weights + u * STEP_BYTES, values, (step + u) * F::step_inputs, acc);
+        weights += F::unroll * STEP_BYTES;
+    }
+    for (; step < steps; ++step, weights += STEP_BYTES) multiply_step<F>(weights, values, step * F::step_inputs, acc);
 }
 
 // The outputs of TILE_VECTORS vectors from `column` on.
@@ -222,7 +239,7 @@ inline void multiply_columns(const Tile& tile, int64_t column) {
     constexpr bool in_registers = F::grouped && R * TILE_VECTORS <= MAX_REGISTER_TOTALS;
     const MemoryTotals memory{tile.totals + column * 4};
     const char* weights = tile.weights;
-    const char* fetch = tile.fetch;
+    Ahead ahead = tile.ahead;
     vf running[R][TILE_VECTORS];
     if constexpr (F::grouped) {
         PANDO_UNROLL
@@ -235,14 +252,14 @@ inline void multiply_columns(const Tile& tile, int64_t column) {
         }
     }
     for (int64_t group = 0; group < tile.groups; ++group) {
-        if (tile.fetch_heads) {
+        if (tile.alone) {
             for (int64_t line = 0; line < F::head_bytes; line += 64) __builtin_prefetch(weights + FETCH_AHEAD + line);
         }
         // Or the compiler keeps the totals in registers that the products need.
         asm volatile("" ::: "memory");
         vi acc[R][TILE_VECTORS];
         start_group<F>(tile, group, memory, acc);
-        multiply_steps<F>(tile, group * tile.group_steps * F::step_inputs, weights + F::head_bytes + column * 4, fetch,
+        multiply_steps<F>(tile, group * tile.group_steps * F::step_inputs, weights + F::head_bytes + column * 4, ahead,
                           acc);
         const f16* scales = reinterpret_cast<const f16*>(weights) + column;
         if constexpr (in_registers) {
@@ -286,46 +303,42 @@ void multiply_rows(const Tile& tile, int64_t rows) {
     }
 }
 
-// ---- the sums of a panel ----
+// ---- the sums of a tile ----
 
-// Totals [rows * TERMS][PANEL] to float sums [rows][PANEL] in the same memory, with the factors applied.
+// Totals [rows * TERMS][PANEL] with the factors applied: the sums of a row as finish_rows takes them.
 template <bool INTEGERS, int TERMS>
-void scale_totals(const PackedWeight& w, int64_t panel, int64_t rows, const GroupSums* const* sums, char* totals) {
-    const float* factors = w.scale + panel * PANEL;
-    for (int64_t row = 0; row < rows; ++row) {
-        const float first = sums[row * TERMS]->scale, second = sums[row * TERMS + TERMS - 1]->scale;
-        const char* from = totals + row * TERMS * PANEL * 4;
-        float* to = reinterpret_cast<float*>(totals) + row * PANEL;
-        for (int64_t i = 0; i < PANEL; i += W) {
-            const auto term = [&](int64_t t, float scale) {
-                const char* at = from + (t * PANEL + i) * 4;
-                if constexpr (INTEGERS)
-                    return __builtin_convertvector(reinterpret_cast<vi>(load_bytes(at)), vf) * scale;
-                return load(reinterpret_cast<const float*>(at));
-            };
-            vf value = term(0, first);
-            if constexpr (TERMS == 2) value += term(1, second);
-            store(to + i, value * load(factors + i));
-        }
-    }
-}
+struct ScaledTotals {
+    const char* totals;
+    const GroupSums* sums; // of the first row and term
+    int64_t stride;        // bytes from a term to the next
+    const float* factors;
 
-void scale_panel(const PackedWeight& w, int64_t panel, int64_t rows, int64_t terms, const GroupSums* const* sums,
-                 char* totals) {
-    if (w.kind == WeightKind::i8) {
-        return terms == 1 ? scale_totals<true, 1>(w, panel, rows, sums, totals)
-                          : scale_totals<true, 2>(w, panel, rows, sums, totals);
+    vf term(int64_t row, int t, int64_t i) const {
+        const char* at = totals + ((row * TERMS + t) * PANEL + i) * 4;
+        if constexpr (INTEGERS) {
+            const char* own = reinterpret_cast<const char*>(sums) + (row * TERMS + t) * stride;
+            return __builtin_convertvector(reinterpret_cast<vi>(load_bytes(at)), vf) *
+                   reinterpret_cast<const GroupSums*>(own)->scale;
+        }
+        return load(reinterpret_cast<const float*>(at));
     }
-    return terms == 1 ? scale_totals<false, 1>(w, panel, rows, sums, totals)
-                      : scale_totals<false, 2>(w, panel, rows, sums, totals);
-}
+
+    vf at(int64_t row, int64_t i) const {
+        vf value = term(row, 0, i);
+        if constexpr (TERMS == 2) value += term(row, 1, i);
+        return value * load(factors + i);
+    }
+};
 
 // ---- panels ----
 
 int64_t num_terms(const PackedWeight& w) { return w.activation_bits == 8 ? 1 : 2; }
 
-int64_t sums_at(const PackedWeight& w, const IntShape& shape) {
-    return round_up(num_terms(w) * shape.padded_inputs, 4);
+// A prepared term: its values, then its sums.
+int64_t sums_at(const IntShape& shape) { return round_up(shape.padded_inputs, 4); }
+
+int64_t term_bytes(const IntShape& shape) {
+    return round_up(sums_at(shape) + shape.groups * static_cast<int64_t>(sizeof(GroupSums)), 64);
 }
 
 // A panel's blocks: whole groups, or for i8 steps of its only one.
@@ -340,55 +353,68 @@ Blocks blocks_of(const IntShape& shape, int64_t num_tiles) {
     blocks.unit_bytes = F::grouped ? shape.group_bytes : STEP_BYTES;
     blocks.unit_inputs = F::grouped ? shape.padded_group : shape.step_inputs;
     const int64_t bytes = num_tiles < MANY_TILES ? BLOCK_BYTES : LARGE_BLOCK_BYTES;
-    blocks.per_block = num_tiles == 1 ? blocks.units : larger(1, bytes / blocks.unit_bytes);
+    blocks.per_block = num_tiles == 1
+                           ? blocks.units
+                           : even_blocks(blocks.units, bytes / blocks.unit_bytes, F::grouped ? 1 : F::unroll);
     return blocks;
 }
 
+// Terms of rows, one after another: where they are and where their totals go.
 struct RowTerms {
-    const int8_t** values; // of each row and term
-    const GroupSums** sums;
+    const char* data;
+    int64_t stride, sums_at; // bytes: from a term to the next, and of its sums
     char* totals;
-    int64_t count;
+    int64_t count, terms;
+    int64_t first; // row of the result
+
+    const int8_t* values(int64_t i) const { return reinterpret_cast<const int8_t*>(data + i * stride); }
+    const GroupSums* sums(int64_t i) const { return reinterpret_cast<const GroupSums*>(data + i * stride + sums_at); }
+
+    // Rows [begin, end), counted from the first.
+    template <bool INTEGERS>
+    void finish(const PanelArgs& args, int64_t panel, int64_t begin, int64_t end) const {
+        const float* factors = args.weight->scale + panel * PANEL;
+        const char* from = totals + begin * terms * PANEL * 4;
+        const GroupSums* of = sums(begin * terms);
+        if (terms == 1) {
+            finish_rows(args, panel, ScaledTotals<INTEGERS, 1>{from, of, stride, factors}, first + begin, end - begin);
+        } else {
+            finish_rows(args, panel, ScaledTotals<INTEGERS, 2>{from, of, stride, factors}, first + begin, end - begin);
+        }
+    }
 };
 
 template <class F>
-void multiply_panel(const IntShape& shape, const char* panel, const RowTerms& rows) {
+void multiply_panels(const PanelArgs& args, const PanelTask& task, const IntShape& shape, const RowTerms& rows) {
     const bool low = F::nibbles && shape.group_steps <= SHORT_GROUP_STEPS && rows.count > INT_TILE_ROWS;
-    const int64_t tile_rows = low ? GROUP_TILE_ROWS : INT_TILE_ROWS;
-    const int64_t num_tiles = (rows.count + tile_rows - 1) / tile_rows;
-    const Blocks blocks = blocks_of<F>(shape, num_tiles);
+    const Tiles tiles(rows.count, low ? GROUP_TILE_ROWS : INT_TILE_ROWS);
+    const Blocks blocks = blocks_of<F>(shape, tiles.count);
     Tile tile;
-    for (int64_t unit = 0; unit < blocks.units; unit += blocks.per_block) {
-        const int64_t units = smaller(blocks.per_block, blocks.units - unit);
-        const int64_t steps = F::grouped ? units * shape.group_steps : units;
-        tile.weights = panel + unit * blocks.unit_bytes;
-        tile.groups = F::grouped ? units : 1;
-        tile.group_steps = F::grouped ? shape.group_steps : units;
-        tile.first = unit == 0;
-        tile.fetch_heads = num_tiles == 1;
-        const int64_t lines = units * blocks.unit_bytes / 64;
-        const int64_t lines_per_step = num_tiles == 1 ? 4 : (lines + steps * num_tiles - 1) / (steps * num_tiles);
-        for (int64_t i = 0; i < num_tiles; ++i) {
-            const int64_t begin = rows.count * i / num_tiles, end = rows.count * (i + 1) / num_tiles;
-            for (int64_t row = begin; row < end; ++row) {
-                tile.values[row - begin] = rows.values[row] + unit * blocks.unit_inputs;
-                tile.sums[row - begin] = rows.sums[row] + (F::grouped ? unit : 0);
+    tile.stride = rows.stride;
+    tile.alone = tiles.count == 1;
+    for (int64_t panel = task.panel_begin; panel < task.panel_end; ++panel) {
+        int64_t finished = 0;
+        for (int64_t unit = 0; unit < blocks.units; unit += blocks.per_block) {
+            const int64_t units = smaller(blocks.per_block, blocks.units - unit);
+            tile.weights = args.weight->panels + panel * shape.panel_bytes + unit * blocks.unit_bytes;
+            tile.groups = F::grouped ? units : 1;
+            tile.group_steps = F::grouped ? shape.group_steps : units;
+            tile.first = unit == 0;
+            const Shares shares(tile.weights + units * blocks.unit_bytes, units * blocks.unit_bytes / 64,
+                                tile.groups * (tile.group_steps / F::unroll), tiles.count);
+            for (int64_t i = 0, begin = 0, end; i < tiles.count; ++i, begin = end) {
+                end = begin + tiles.rows(i);
+                tile.values = rows.values(begin) + unit * blocks.unit_inputs;
+                tile.sums = rows.sums(begin) + (F::grouped ? unit : 0);
+                tile.totals = rows.totals + begin * PANEL * 4;
+                tile.ahead = shares.of(i);
+                multiply_rows<F>(tile, end - begin);
+                if (unit + units < blocks.units) continue;
+                const int64_t complete = rows.terms == 1 ? end : end / 2;
+                rows.finish<!F::grouped>(args, panel, finished, complete);
+                finished = complete;
             }
-            tile.totals = rows.totals + begin * PANEL * 4;
-            const int64_t fetched = i * steps * lines_per_step;
-            tile.fetch = tile.weights + (num_tiles == 1 ? FETCH_AHEAD : units * blocks.unit_bytes + 64 * fetched);
-            tile.fetch_lines = fetched < lines ? lines_per_step : 0;
-            multiply_rows<F>(tile, end - begin);
         }
-    }
-}
-
-void (*panel_product(const PackedWeight& w))(const IntShape&, const char*, const RowTerms&) {
-    switch (w.kind) {
-    case WeightKind::i8: return multiply_panel<Form<false, false, false>>;
-    case WeightKind::g8:
-        return w.has_offsets ? multiply_panel<Form<true, false, true>> : multiply_panel<Form<true, false, false>>;
-    default: return w.has_offsets ? multiply_panel<Form<true, true, true>> : multiply_panel<Form<true, true, false>>;
     }
 }
 
@@ -402,15 +428,21 @@ inline vi max_signed(vi a, vi b) {
 #endif
 }
 
-// The largest magnitude of a row's elements, as bits: infinities and NaN are above all numbers.
+// How far ahead elements of rows, and the room for their values, are fetched while rows are rounded.
+constexpr int64_t ROUND_AHEAD = 2048;
+
+// The largest magnitude of a group's elements, as bits: infinities and NaN are above all numbers. Fetches what comes
+// after the group and the room for it, which as a rule are the next ones.
 template <class T>
-__attribute__((always_inline)) inline uint32_t largest_bits(const T* x, int64_t n) {
+__attribute__((always_inline)) inline uint32_t largest_bits(const T* x, int64_t n, const int8_t* values) {
     vi largest{}, other{};
     const auto include = [](vi& best, vf v) {
         best = max_signed(best, reinterpret_cast<vi>(bits_of(v) & 0x7fffffffu));
     };
     int64_t i = 0;
     for (; i + 2 * W <= n; i += 2 * W) {
+        __builtin_prefetch(x + i + ROUND_AHEAD);
+        __builtin_prefetch(values + i + ROUND_AHEAD, 1);
         include(largest, load(x + i));
         include(other, load(x + i + W));
     }
@@ -493,6 +525,11 @@ struct RoundedRow {
     IntShape shape;
     int8_t* values;
     GroupSums* sums;
+    int64_t stride; // bytes from a term to the next
+
+    GroupSums& sums_of(int term, int64_t group) const {
+        return reinterpret_cast<GroupSums*>(reinterpret_cast<char*>(sums) + term * stride)[group];
+    }
 };
 
 template <class T, int TERMS>
@@ -504,24 +541,23 @@ __attribute__((noinline)) void round_unusual_group(const T* x, int64_t n, float 
 // A group of n inputs; x is that of the group.
 template <class T, int TERMS>
 __attribute__((always_inline)) inline void prepare_group(const T* x, int64_t n, int64_t group, const RoundedRow& row) {
-    const uint32_t bits = largest_bits(x, n);
+    int8_t* out = row.values + group * row.shape.padded_group;
+    const uint32_t bits = largest_bits(x, n, out);
     const bool finite = bits < 0x7f800000u;
     float largest;
     memcpy(&largest, &bits, 4);
     const float scale = finite ? largest / (TERMS == 1 ? 127.0f : 32639.0f) : __builtin_nanf("");
-    int8_t* out = row.values + group * row.shape.padded_group;
     int32_t totals[2] = {};
     if (scale > 1e-30f && scale < 1e30f) {
-        round_group<T, TERMS, true>(x, n, scale, out, row.shape.padded_inputs, totals);
+        round_group<T, TERMS, true>(x, n, scale, out, row.stride, totals);
     } else if (finite) {
-        round_unusual_group<T, TERMS>(x, n, scale < 1e-38f ? 1e-38f : scale, out, row.shape.padded_inputs, totals);
+        round_unusual_group<T, TERMS>(x, n, scale < 1e-38f ? 1e-38f : scale, out, row.stride, totals);
     }
     for (int term = 0; term < TERMS; ++term) {
         const int64_t from = finite ? n : 0, rest = row.shape.padded_group - from;
-        if (rest > 0) memset(out + term * row.shape.padded_inputs + from, 0, static_cast<size_t>(rest));
+        if (rest > 0) memset(out + term * row.stride + from, 0, static_cast<size_t>(rest));
         const float own = TERMS == 2 && term == 0 ? 256.0f * scale : scale;
-        row.sums[term * row.shape.groups + group] = {-row.shape.zero * totals[term], own,
-                                                     static_cast<float>(totals[term])};
+        row.sums_of(term, group) = {-row.shape.zero * totals[term], own, static_cast<float>(totals[term])};
     }
 }
 
@@ -536,7 +572,7 @@ template <class T, int TERMS>
 void prepare_row(const PackedWeight& w, const T* x, char* prepared) {
     const IntShape shape = int_shape(w);
     const RoundedRow row{shape, reinterpret_cast<int8_t*>(prepared),
-                         reinterpret_cast<GroupSums*>(prepared + sums_at(w, shape))};
+                         reinterpret_cast<GroupSums*>(prepared + sums_at(shape)), term_bytes(shape)};
     int64_t group = w.group == 32    ? prepare_groups<T, TERMS, 32>(x, w.k, row)
                     : w.group == 64  ? prepare_groups<T, TERMS, 64>(x, w.k, row)
                     : w.group == 128 ? prepare_groups<T, TERMS, 128>(x, w.k, row)
@@ -555,11 +591,7 @@ void prepare_terms(const PackedWeight& w, const char* row, char* prepared) {
 
 bool int_takes(const PackedWeight&, DType) { return false; }
 
-int64_t int_row_bytes(const PackedWeight& w) {
-    const IntShape shape = int_shape(w);
-    const int64_t sums = num_terms(w) * shape.groups * static_cast<int64_t>(sizeof(GroupSums));
-    return round_up(sums_at(w, shape) + sums, 64);
-}
+int64_t int_row_bytes(const PackedWeight& w) { return num_terms(w) * term_bytes(int_shape(w)); }
 
 void int_prepare(const PackedWeight& w, DType x, const char* row, char* prepared) {
     switch (x) {
@@ -569,27 +601,27 @@ void int_prepare(const PackedWeight& w, DType x, const char* row, char* prepared
     }
 }
 
-int64_t int_scratch(const PackedWeight& w, int64_t rows) { return rows * num_terms(w) * (PANEL * 4 + 2 * 8); }
+int64_t int_scratch(const PackedWeight& w, int64_t rows) { return rows * num_terms(w) * PANEL * 4; }
 
 void int_multiply(const PanelArgs& args, const PanelTask& task, char* scratch) {
     const PackedWeight& w = *args.weight;
     const IntShape shape = int_shape(w);
-    const int64_t terms = num_terms(w), num_rows = task.row_end - task.row_begin;
-    RowTerms rows;
-    rows.count = num_rows * terms;
-    rows.totals = scratch;
-    rows.values = reinterpret_cast<const int8_t**>(scratch + rows.count * PANEL * 4);
-    rows.sums = reinterpret_cast<const GroupSums**>(rows.values + rows.count);
-    for (int64_t i = 0; i < rows.count; ++i) {
-        const char* row = args.x + (task.row_begin + i / terms) * args.x_stride;
-        rows.values[i] = reinterpret_cast<const int8_t*>(row) + i % terms * shape.padded_inputs;
-        rows.sums[i] = reinterpret_cast<const GroupSums*>(row + sums_at(w, shape)) + i % terms * shape.groups;
-    }
-    const auto product = panel_product(w);
-    for (int64_t panel = task.panel_begin; panel < task.panel_end; ++panel) {
-        product(shape, w.panels + panel * shape.panel_bytes, rows);
-        scale_panel(w, panel, num_rows, terms, rows.sums, rows.totals);
-        finish_rows(args, panel, reinterpret_cast<const float*>(rows.totals), task.row_begin, num_rows);
+    const int64_t terms = num_terms(w);
+    const RowTerms rows{args.x + task.row_begin * args.x_stride,
+                        term_bytes(shape),
+                        sums_at(shape),
+                        scratch,
+                        (task.row_end - task.row_begin) * terms,
+                        terms,
+                        task.row_begin};
+    switch (w.kind) {
+    case WeightKind::i8: return multiply_panels<Form<false, false, false>>(args, task, shape, rows);
+    case WeightKind::g8:
+        return w.has_offsets ? multiply_panels<Form<true, false, true>>(args, task, shape, rows)
+                             : multiply_panels<Form<true, false, false>>(args, task, shape, rows);
+    default:
+        return w.has_offsets ? multiply_panels<Form<true, true, true>>(args, task, shape, rows)
+                             : multiply_panels<Form<true, true, false>>(args, task, shape, rows);
     }
 }
 

@@ -94,6 +94,7 @@ struct AttentionPlan::Cut {
   private:
     void add_row(const AttentionArgs& args, int64_t row, int64_t mask);
     void add_long_row(const AttentionArgs& args, const AttentionMember& whole);
+    int64_t rows_per_task(const AttentionArgs& args) const;
     void share(const AttentionArgs& args, size_t begin, size_t end, int32_t part);
     void add_shared(const AttentionArgs& args, size_t begin, size_t end, int32_t part_begin, int32_t part_end);
     void add_own(const AttentionArgs& args, int64_t row);
@@ -257,10 +258,17 @@ void AttentionPlan::Cut::add_own(const AttentionArgs& args, int64_t row) {
     if (parts[row] > 0) pieces[row] += first_part + parts[row] - part_begin;
 }
 
+// Many rows to a task read and arrange each block of keys less often; there must be tasks enough.
+int64_t AttentionPlan::Cut::rows_per_task(const AttentionArgs& args) const {
+    const int64_t pieces = args.num_tokens * args.heads / ATTENTION_QUERY_ROWS;
+    const int64_t together = pieces / (2 * kind.threads * TASKS_PER_THREAD);
+    return std::clamp<int64_t>(together * ATTENTION_QUERY_ROWS, ATTENTION_QUERY_ROWS, ATTENTION_TASK_ROWS);
+}
+
 // Later queries of a row see more keys: they come first, so that no thread is left with a long piece at the end.
 void AttentionPlan::Cut::add_long_row(const AttentionArgs& args, const AttentionMember& row) {
     const AttentionMember whole = row; // `members` grows
-    const int64_t per_task = std::max<int64_t>(1, ATTENTION_QUERY_ROWS / (args.heads / args.kv_heads));
+    const int64_t per_task = std::max<int64_t>(1, rows_per_task(args) / (args.heads / args.kv_heads));
     for (int64_t piece = round_up_div(whole.queries, per_task) - 1; piece >= 0; --piece) {
         const int32_t from = static_cast<int32_t>(piece * per_task);
         AttentionMember member = whole;
@@ -268,7 +276,9 @@ void AttentionPlan::Cut::add_long_row(const AttentionArgs& args, const Attention
         member.position += from;
         member.queries = static_cast<int32_t>(std::min<int64_t>(per_task, whole.queries - from));
         member.mask += static_cast<int64_t>(from) * whole.own_queries;
-        const int32_t low = begin_of(args, member.position);
+        // Blocks at fixed positions, so that no result depends on where rows are cut.
+        const int64_t first = first_key(args, member.position);
+        const int32_t low = static_cast<int32_t>(first / ATTENTION_KEY_BLOCK * ATTENTION_KEY_BLOCK);
         const int32_t high = static_cast<int32_t>(end_key(args, member));
         segments.push_back({static_cast<int32_t>(members.size()), 1,
                             static_cast<int32_t>(member.queries * (args.heads / args.kv_heads)), 0, 1, 0, low, high,
@@ -293,7 +303,8 @@ void AttentionPlan::Cut::add_tasks(const AttentionArgs& args) {
     const int64_t parts_per_task = std::min<int64_t>(16, std::max<int64_t>(1, units / wanted));
     const int64_t cuts = units >= wanted ? 1 : round_up_div(wanted, std::max<int64_t>(1, units));
     const int64_t together = std::max<int64_t>(1, JOINT_DIMS / std::max<int64_t>(1, args.head_dim));
-    const int64_t joint_heads = std::max<int64_t>(1, std::min(together, args.kv_heads / cuts));
+    const int64_t fewest = std::clamp<int64_t>(args.kv_heads / (2 * kind.threads), 1, 2); // two are multiplied at once
+    const int64_t joint_heads = std::max(fewest, std::min(together, args.kv_heads / cuts));
     for (const Segment& segment : segments) {
         const int64_t heads = segment.query_rows <= ATTENTION_JOINT_ROWS ? joint_heads : 1;
         for (int64_t head = 0; head < args.kv_heads; head += heads) {

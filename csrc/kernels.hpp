@@ -142,8 +142,11 @@ struct AttentionTask {
     bool split;         // every part leaves its own result in the partial buffer
 };
 
-// Query rows of one KV head (queries times heads of its group) a task holds at most, unless one query has more.
+// Query rows of one KV head (queries times heads of its group) that are worked on together. A row of more may not be
+// split.
 constexpr int64_t ATTENTION_QUERY_ROWS = 64;
+// As many a task holds at most, unless one query has more: they take turns with each block of keys and values.
+constexpr int64_t ATTENTION_TASK_ROWS = 4 * ATTENTION_QUERY_ROWS;
 // Up to this many query rows a task may take several KV heads: decoding is bound by memory, and a token's heads lie
 // together.
 constexpr int64_t ATTENTION_JOINT_ROWS = 8;

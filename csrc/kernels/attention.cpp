@@ -344,8 +344,7 @@ void write_out(const AttentionArgs& args, const AttentionTask& task, const Work<
 }
 
 template <class T>
-bool attend_as(const AttentionArgs& args, const AttentionTask& task, char* scratch, float* partials) {
-    Work<T> work = make_work<T>(args, task, scratch);
+bool attend_piece(const AttentionArgs& args, const AttentionTask& task, Work<T> work, float* partials) {
     const int64_t heads = task.kv_head_end - task.kv_head_begin;
     for (int64_t head = 0; head < heads; ++head) copy_queries(args, work.of(head));
     const auto block_end = [&](int64_t begin) { return smaller(begin + KEYS, part_end(task, begin)); };
@@ -367,6 +366,26 @@ bool attend_as(const AttentionArgs& args, const AttentionTask& task, char* scrat
             if (last) write_out(args, task, one, part, partials);
         }
         if (last) part = end;
+    }
+    return true;
+}
+
+// A long row's queries are done ATTENTION_QUERY_ROWS rows at a time, each as far as it sees.
+template <class T>
+bool attend_as(const AttentionArgs& args, const AttentionTask& task, char* scratch, float* partials) {
+    const Work<T> work = make_work<T>(args, task, scratch);
+    if (work.rows <= ATTENTION_QUERY_ROWS || task.split) return attend_piece(args, task, work, partials);
+    for (int64_t m = 0; m < work.rows; m += ATTENTION_QUERY_ROWS) {
+        Work<T> piece = work;
+        piece.info += m;
+        piece.rows = smaller(ATTENTION_QUERY_ROWS, work.rows - m);
+        AttentionTask seen = task;
+        if (args.tree_mask == nullptr) {
+            seen.key_end = static_cast<int32_t>(smaller(task.key_end, piece.info[piece.rows - 1].position + 1));
+        }
+        const int64_t low = args.window > 0 ? piece.info[0].position + 1 - args.window : 0;
+        while (seen.key_begin + KEYS <= low) seen.key_begin += KEYS;
+        if (!attend_piece(args, seen, piece, partials)) return false;
     }
     return true;
 }
@@ -414,7 +433,7 @@ void merge_as(const AttentionArgs& args, const AttentionMember& member, int64_t 
 
 int64_t attention_scratch(const AttentionArgs& args) {
     if (attention_in_pairs(args)) return attention_pairs_scratch(args);
-    const int64_t one = larger(ATTENTION_QUERY_ROWS, group_size(args)); // rows of one KV head
+    const int64_t one = larger(ATTENTION_TASK_ROWS, group_size(args)); // rows of one KV head
     const int64_t all = larger(one, ATTENTION_JOINT_ROWS * args.kv_heads);
     const int64_t kept = all * (round_up(args.head_dim, 2 * W) + round_up(args.v_dim, ATTENTION_VALUE_PAD) + 2);
     const int64_t wide = args.int8_kv ? KEYS * (args.head_dim + args.v_dim) * 4 + 4 * POINTERS + 6 * 64 : 0;

@@ -3,14 +3,15 @@
 //
 //   score[key]  = one chain over the pairs of dims: s = s + q[2p] k[2p] + q[2p+1] k[2p+1]
 //   top         = max(top, max over the block of score * unit), unit = scale * log2(e)
-//   P[key]      = 2^(score * unit - top), rounded to bfloat16
+//   P[key]      = 2^(score * unit - top) by a short polynomial, rounded to bfloat16
 //   acc[d]      = acc[d] * 2^(old top - top), then one chain over the pairs of keys with P and V
 //   total       = the same as a column of V that is 1 everywhere: the rounded weights are normalised exactly
 //
 //   few rows (decode): lanes are keys for the scores and dims for the values. Keys are transposed 16 at a time on the
 //     way from memory, values are used as they come; a task takes several KV heads, which lie side by side in memory.
 //   many rows (prefill, rows that share a prefix): lanes are query rows throughout, so neither keys nor values need be
-//     transposed and softmax needs no sums across lanes. Queries are transposed once per task, outputs at its end.
+//     transposed and softmax needs no sums across lanes. Queries are transposed once per task, outputs at its end. Up
+//     to four groups of 64 rows take turns with each block.
 //
 //   block of <= 64 keys:   S[key][row] = K Q^T   ->   hide, top, P[key pair][row]   ->   acc[d][row] += V^T P
 //
@@ -46,6 +47,23 @@ inline __m512i load_words(const void* p, int64_t n) { // the first n <= 32 of 16
     return _mm512_maskz_loadu_epi16(n >= 32 ? ~0u : (1u << n) - 1, p);
 }
 
+inline void store_words(void* p, __m512i x, int64_t n) { // the first n, of 32 at most
+    _mm512_mask_storeu_epi16(p, n >= 32 ? ~0u : (1u << n) - 1, x);
+}
+
+// What sums of weighted values are multiplied by in the end.
+inline vf factor_of(vf total) { return select(total == vf{}, vf{}, 1.0f / total); }
+
+// For _mm512_permutexvar_epi16: number i of the low half beside number i of the high half.
+inline __m512i halves_woven() {
+    uint16_t order[32];
+    for (int i = 0; i < 16; ++i) {
+        order[2 * i] = static_cast<uint16_t>(i);
+        order[2 * i + 1] = static_cast<uint16_t>(16 + i);
+    }
+    return load_words(order);
+}
+
 // 2^x within 3 units in the last place of float32 for x <= 0 (and a little above); 2^-inf is 0, NaN stays.
 inline vf power_of_two(vf x) {
     const vf r = _mm512_reduce_ps(x, 0x09); // x - floor(x); 0 for infinities
@@ -55,6 +73,16 @@ inline vf power_of_two(vf x) {
     y = _mm512_fmadd_ps(y, r, splat(0.24016444385051727f));
     y = _mm512_fmadd_ps(y, r, splat(0.6931512951850891f));
     y = _mm512_fmadd_ps(y, r, splat(1.0f)); // exactly 1 at 0: an unchanged top shrinks nothing
+    return _mm512_scalef_ps(y, x);
+}
+
+// The same within 2^-13 of the result: of weights, which are rounded to bfloat16.
+inline vf weight_of(vf x) {
+    const vf r = _mm512_reduce_ps(x, 0x09);
+    vf y = splat(0.0782679701723141f);
+    y = _mm512_fmadd_ps(y, r, splat(0.2263076822786962f));
+    y = _mm512_fmadd_ps(y, r, splat(0.6954243475489896f));
+    y = _mm512_fmadd_ps(y, r, splat(1.0f));
     return _mm512_scalef_ps(y, x);
 }
 
@@ -160,6 +188,10 @@ inline void fetch(const int8_t* row, int64_t dim) {
     __builtin_prefetch(row + dim + 3, 0, 3); // rows begin anywhere in a line
 }
 
+inline void fetch_to_write(const void* p) { // what every processor with AVX-512 has, but no flag above says so
+    __asm__ volatile("prefetchw %0" : : "m"(*static_cast<const char*>(p)));
+}
+
 // Elements [i, i + 32) of an int8 row of n as bfloat16; those past its end are 0.
 inline __m512i expand_words(const int8_t* row, int64_t i, int64_t n, vf scale) {
     const __m256i bytes = n - i >= 32 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + i))
@@ -188,8 +220,7 @@ struct Few {
     float* acc;        // [heads][rows][value_size]
     float* top;        // [heads][rows]
     float* total;      // [heads][rows]
-    uint32_t* packed;  // [heads][pairs][KEYS]
-    float* scores;     // [rows][KEYS] of one head
+    float* scores;     // [heads][rows][KEYS]
     uint32_t* weights; // [heads][rows][KEY_PAIRS]
     float* shrink;     // [heads][rows]
     // Of an int8 cache: 16 tokens' keys or values, expanded.
@@ -208,21 +239,43 @@ inline void write_halves(float* out, vf low, vf high) {
     store(out + W, _mm512_permutex2var_ps(low, second, high));
 }
 
-// Fetches what comes two steps after head `head` of the 16 tokens from n: tokens are visited 16 at a time, one head of
-// them after the other. (Fetching more at once, or in another order, is slower: a core has room for some twenty
-// fetches.)
-void fetch_ahead(const bf16* const* tokens, const bf16* const* next, int64_t n, int64_t count, int64_t head,
-                 int64_t heads, int64_t offset, int64_t stride, int64_t dim) {
-    head += 2;
-    while (head >= heads) {
-        head -= heads;
+// Keys or values are visited 16 tokens at a time, some heads of them and then the next heads. What comes later is
+// fetched meanwhile, a little with every step: a core has room for some twenty fetches, and while it has none it does
+// not multiply either.
+struct Ahead {
+    const bf16* const* rows; // of tokens, `count` of them
+    int64_t offset, dim;     // of the elements to fetch
+    int64_t count, steps;    // in which to do it
+    int64_t row, due;        // tokens done; those that should be, times `steps`
+
+    void step() {
+        for (due += count; row < count && row * steps < due; ++row) fetch(rows[row] + offset, dim);
+    }
+};
+
+// How far ahead, in numbers of heads that are worked on together.
+constexpr int64_t DISTANCE = 3;
+
+// What comes DISTANCE times `heads` heads after `head` of the 16 tokens from n, in `steps` steps.
+Ahead ahead_of(const bf16* const* rows, const bf16* const* next, int64_t n, int64_t count, int64_t head, int64_t heads,
+               int64_t all, int64_t offset, int64_t stride, int64_t dim, int64_t steps) {
+    head += DISTANCE * heads;
+    while (head >= all) {
+        head -= all;
         n += 16;
     }
     if (n >= count) {
         n = (n - round_up(count, 16)) & (KEYS - 16);
-        tokens = next;
+        rows = next;
     }
-    for (int i = 0; i < 16; ++i) fetch(tokens[n + i] + offset + head * stride, dim);
+    const int64_t wanted = smaller(heads, all - head);
+    return {rows + n, offset + head * stride, (wanted - 1) * stride + dim, 16, steps, 0, 0};
+}
+
+// What nothing of the task would fetch: the first `units` heads, 16 tokens after the other.
+void fetch_first(const bf16* const* rows, int64_t units, int64_t heads, int64_t offset, int64_t stride, int64_t dim) {
+    const int64_t tokens = smaller(KEYS, (units + heads - 1) / heads * 16);
+    for (int64_t n = 0; n < tokens; ++n) fetch(rows[n] + offset, (smaller(units, heads) - 1) * stride + dim);
 }
 
 // Keys or values of 16 tokens and all heads of an int8 cache, in the order in which they lie in memory; fetches those
@@ -239,58 +292,135 @@ void expand_tokens(const Few& few, const int8_t* const* tokens, const int8_t* co
     }
 }
 
-// The keys of every head as [pair][key].
-void pack_keys(const AttentionArgs& args, const AttentionTask& task, const Pad& pad, const Few& few, int64_t count) {
+// 4 pairs of 16 rows, which lie `stride` bytes on in all of them, as [pair][row]. Pieces of 128 bits come straight from
+// memory.
+inline void turn(const char* const* rows, int64_t offset, Pairs (&out)[4]) {
+    __m512 z[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        const auto piece = [&](int row) __attribute__((always_inline)) {
+            return _mm_loadu_ps(reinterpret_cast<const float*>(rows[row] + offset));
+        };
+        z[i] = _mm512_castps128_ps512(piece(i));
+        z[i] = _mm512_insertf32x4(z[i], piece(i + 4), 1);
+        z[i] = _mm512_insertf32x4(z[i], piece(i + 8), 2);
+        z[i] = _mm512_insertf32x4(z[i], piece(i + 12), 3);
+    }
+    const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(z[0], z[1]));
+    const __m512d b = _mm512_castps_pd(_mm512_unpackhi_ps(z[0], z[1]));
+    const __m512d d = _mm512_castps_pd(_mm512_unpacklo_ps(z[2], z[3]));
+    const __m512d e = _mm512_castps_pd(_mm512_unpackhi_ps(z[2], z[3]));
+    out[0] = reinterpret_cast<Pairs>(_mm512_unpacklo_pd(a, d));
+    out[1] = reinterpret_cast<Pairs>(_mm512_unpackhi_pd(a, d));
+    out[2] = reinterpret_cast<Pairs>(_mm512_unpacklo_pd(b, e));
+    out[3] = reinterpret_cast<Pairs>(_mm512_unpackhi_pd(b, e));
+}
+
+// 16 keys of a head each, with the queries [rows][pairs] and scores [rows][KEYS] that belong to them.
+struct Scored {
+    const uint32_t* queries;
+    float* scores;
+    const char* keys[16];
+};
+
+// R query rows of N heads, or of N times 16 keys.
+template <int R, int N>
+void score_few(const AttentionArgs& args, const Scored* each, int64_t pairs, Ahead& ahead) {
+    vf total[N][R] = {};
+    const auto add = [&](int n, const char* const* keys, int64_t offset, int64_t pair, int64_t count)
+                         __attribute__((always_inline)) {
+                             Pairs turned[4];
+                             turn(keys, offset, turned);
+#pragma GCC unroll 4
+                             for (int p = 0; p < 4; ++p) {
+                                 if (p >= count) break;
+#pragma GCC unroll 8
+                                 for (int r = 0; r < R; ++r) {
+                                     const Pairs query = broadcast(each[n].queries + r * pairs + pair + p);
+                                     total[n][r] = add_products(total[n][r], query, turned[p]);
+                                 }
+                             }
+                         };
+    int64_t pair = 0;
+    for (; 2 * pair + 8 <= args.head_dim; pair += 4) {
+#pragma GCC unroll 2
+        for (int n = 0; n < N; ++n) add(n, each[n].keys, pair * 4, pair, 4);
+        ahead.step();
+    }
+    if (const int64_t rest = args.head_dim - 2 * pair; rest > 0) {
+        uint64_t padded[16][2] = {};
+        const char* rows[16];
+        for (int row = 0; row < 16; ++row) rows[row] = reinterpret_cast<const char*>(padded[row]);
+#pragma GCC unroll 2
+        for (int n = 0; n < N; ++n) {
+            for (int row = 0; row < 16; ++row) {
+                memcpy(padded[row], each[n].keys[row] + pair * 4, static_cast<size_t>(rest) * 2);
+            }
+            add(n, rows, 0, pair, pairs - pair);
+        }
+    }
+#pragma GCC unroll 2
+    for (int n = 0; n < N; ++n) {
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) store(each[n].scores + r * KEYS, total[n][r]);
+    }
+}
+
+template <int N>
+void score_few(const AttentionArgs& args, const Pad& pad, const Scored* each, Ahead& ahead) {
+    static_assert(ATTENTION_JOINT_ROWS == 8, "one kernel for each number of rows");
+    switch (pad.rows) {
+    case 1: return score_few<1, N>(args, each, pad.pairs, ahead);
+    case 2: return score_few<2, N>(args, each, pad.pairs, ahead);
+    case 3: return score_few<3, N>(args, each, pad.pairs, ahead);
+    case 4: return score_few<4, N>(args, each, pad.pairs, ahead);
+    case 5: return score_few<5, N>(args, each, pad.pairs, ahead);
+    case 6: return score_few<6, N>(args, each, pad.pairs, ahead);
+    case 7: return score_few<7, N>(args, each, pad.pairs, ahead);
+    default: return score_few<8, N>(args, each, pad.pairs, ahead);
+    }
+}
+
+// The products of all heads' queries with a block's keys. Two heads at a time, or 2 x 16 keys of the only one, have
+// sums enough to hide the latency of an addition.
+void score_block(const AttentionArgs& args, const AttentionTask& task, const Pad& pad, const Few& few, int64_t count) {
     const int64_t heads = task.kv_head_end - task.kv_head_begin, stride = args.k_head_stride;
-    const int64_t offset = task.kv_head_begin * stride;
-    for (int64_t n = 0; n < count; n += 16) {
-        if (args.int8_kv) {
-            expand_tokens(few, pad.here8.keys, pad.next8.keys, n, count, heads, offset, stride, args.head_dim);
+    const int64_t offset = task.kv_head_begin * stride, steps = larger(1, args.head_dim / 8);
+    const bool wide = args.int8_kv;
+    const auto scored = [&](int64_t head, int64_t n) {
+        Scored one{few.queries + head * pad.rows * pad.pairs, few.scores + head * pad.rows * KEYS + n, {}};
+        for (int i = 0; i < 16; ++i) {
+            const bf16* row =
+                wide ? few.wide + (head * 16 + i) * few.wide_size : pad.here.keys[n + i] + offset + head * stride;
+            one.keys[i] = reinterpret_cast<const char*>(row);
         }
-        for (int64_t head = 0; head < heads; ++head) {
-            const char* rows[16];
-            if (!args.int8_kv) {
-                fetch_ahead(pad.here.keys, pad.next.keys, n, count, head, heads, offset, stride, args.head_dim);
+        return one;
+    };
+    const auto after = [&](int64_t head, int64_t together, int64_t n) {
+        return wide ? Ahead{}
+                    : ahead_of(pad.here.keys, pad.next.keys, n, count, head, together, heads, offset, stride,
+                               args.head_dim, steps);
+    };
+    for (int64_t n = 0, tokens = 16; n < count; n += tokens) {
+        if (wide) expand_tokens(few, pad.here8.keys, pad.next8.keys, n, count, heads, offset, stride, args.head_dim);
+        if (heads == 1 && !wide && n + 16 < count) {
+            tokens = 32;
+            const Scored each[2] = {scored(0, n), scored(0, n + 16)};
+            Ahead ahead{pad.next.keys + n, offset, args.head_dim, 32, steps, 0, 0};
+            score_few<2>(args, pad, each, ahead);
+            continue;
+        }
+        tokens = 16;
+        for (int64_t head = 0, together; head < heads; head += together) {
+            together = smaller(2, heads - head);
+            Ahead ahead = after(head, together, n);
+            const Scored each[2] = {scored(head, n), scored(head + together - 1, n)};
+            if (together == 2) {
+                score_few<2>(args, pad, each, ahead);
+            } else {
+                score_few<1>(args, pad, each, ahead);
             }
-            for (int i = 0; i < 16; ++i) {
-                const bf16* row = args.int8_kv ? few.wide + (head * 16 + i) * few.wide_size
-                                               : pad.here.keys[n + i] + offset + head * stride;
-                rows[i] = reinterpret_cast<const char*>(row);
-            }
-            transpose_rows(rows, args.head_dim, few.packed + head * pad.pairs * KEYS + n, KEYS);
         }
-    }
-}
-
-template <int R, int V>
-void score_few(const uint32_t* queries, const uint32_t* packed, int64_t pairs, float* scores) {
-    vf total[R][V] = {};
-    for (int64_t p = 0; p < pairs; ++p) {
-        Pairs key[V];
-#pragma GCC unroll 4
-        for (int c = 0; c < V; ++c) key[c] = load_pairs(packed + p * KEYS + c * W);
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) {
-            const Pairs query = broadcast(queries + r * pairs + p);
-#pragma GCC unroll 4
-            for (int c = 0; c < V; ++c) total[r][c] = add_products(total[r][c], query, key[c]);
-        }
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-        for (int c = 0; c < V; ++c) store(scores + r * KEYS + c * W, total[r][c]);
-    }
-}
-
-template <int R>
-void score_few(const uint32_t* queries, const uint32_t* packed, int64_t pairs, int64_t count, float* scores) {
-    if (count > 2 * W) {
-        score_few<R, 4>(queries, packed, pairs, scores);
-    } else if (count > W) {
-        score_few<R, 2>(queries, packed, pairs, scores);
-    } else {
-        score_few<R, 1>(queries, packed, pairs, scores);
     }
 }
 
@@ -323,7 +453,7 @@ void weigh_few(const AttentionArgs& args, const Seen& seen, float* scores, float
     shrink = power_of_two(splat(top - base))[0];
     top = now;
 #pragma GCC unroll 4
-    for (int c = 0; c < 4; ++c) s[c] = power_of_two(_mm512_fmsub_ps(s[c], splat(unit), splat(base)));
+    for (int c = 0; c < 4; ++c) s[c] = weight_of(_mm512_fmsub_ps(s[c], splat(unit), splat(base)));
     for (int c = 0; c < 4; c += 2) {
         const Pairs two = _mm512_cvtne2ps_pbh(s[c + 1], s[c]);
         memcpy(weights + c * 8, &two, sizeof two);
@@ -343,7 +473,7 @@ struct Mix {
 
 // acc[r][32 C dims from i] for R rows; `rest` of the last 32 exist.
 template <int R, int C, bool WHOLE>
-void mix_few(const Pad& pad, const Mix& mix, int64_t m, int64_t i, int64_t rest) {
+void mix_few(const Pad& pad, const Mix& mix, int64_t m, int64_t i, int64_t rest, Ahead& ahead) {
     vf total[R][2 * C], sum[R];
     const Pairs ones = reinterpret_cast<Pairs>(_mm512_set1_epi32(0x3f803f80));
 #pragma GCC unroll 4
@@ -375,6 +505,7 @@ void mix_few(const Pad& pad, const Mix& mix, int64_t m, int64_t i, int64_t rest)
                 total[r][2 * c + 1] = add_products(total[r][2 * c + 1], weight[r], high);
             }
         }
+        ahead.step();
     }
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
@@ -387,19 +518,19 @@ void mix_few(const Pad& pad, const Mix& mix, int64_t m, int64_t i, int64_t rest)
 }
 
 template <int R>
-void mix_few(const Pad& pad, const Mix& mix, int64_t m, int64_t v_dim) {
+void mix_few(const Pad& pad, const Mix& mix, int64_t m, int64_t v_dim, Ahead& ahead) {
     constexpr int C = R > 2 ? 2 : 4;
     int64_t i = 0;
-    for (; i + 32 * C <= v_dim; i += 32 * C) mix_few<R, C, true>(pad, mix, m, i, 0);
-    for (; i + 32 <= v_dim; i += 32) mix_few<R, 1, true>(pad, mix, m, i, 0);
-    if (i < v_dim) mix_few<R, 1, false>(pad, mix, m, i, v_dim - i);
+    for (; i + 32 * C <= v_dim; i += 32 * C) mix_few<R, C, true>(pad, mix, m, i, 0, ahead);
+    for (; i + 32 <= v_dim; i += 32) mix_few<R, 1, true>(pad, mix, m, i, 0, ahead);
+    if (i < v_dim) mix_few<R, 1, false>(pad, mix, m, i, v_dim - i, ahead);
 }
 
-void mix_few(const Pad& pad, const Mix& mix, int64_t v_dim) {
+void mix_few(const Pad& pad, const Mix& mix, int64_t v_dim, Ahead& ahead) {
     int64_t m = 0;
-    for (; m + 4 <= pad.rows; m += 4) mix_few<4>(pad, mix, m, v_dim);
-    for (; m + 2 <= pad.rows; m += 2) mix_few<2>(pad, mix, m, v_dim);
-    if (m < pad.rows) mix_few<1>(pad, mix, m, v_dim);
+    for (; m + 4 <= pad.rows; m += 4) mix_few<4>(pad, mix, m, v_dim, ahead);
+    for (; m + 2 <= pad.rows; m += 2) mix_few<2>(pad, mix, m, v_dim, ahead);
+    if (m < pad.rows) mix_few<1>(pad, mix, m, v_dim, ahead);
 }
 
 void start_few(const AttentionArgs& args, const Pad& pad, const Few& few, int64_t kv_head, int64_t at, bool first) {
@@ -411,30 +542,23 @@ void start_few(const AttentionArgs& args, const Pad& pad, const Few& few, int64_
     }
 }
 
-void score_head(const AttentionArgs& args, const Pad& pad, const Few& few, int64_t head, int64_t begin, int64_t count) {
-    const uint32_t* queries = few.queries + head * pad.rows * pad.pairs;
-    const uint32_t* packed = few.packed + head * pad.pairs * KEYS;
-    int64_t m = 0;
-    for (; m + 4 <= pad.rows; m += 4) {
-        score_few<4>(queries + m * pad.pairs, packed, pad.pairs, count, few.scores + m * KEYS);
-    }
-    for (; m + 2 <= pad.rows; m += 2) {
-        score_few<2>(queries + m * pad.pairs, packed, pad.pairs, count, few.scores + m * KEYS);
-    }
-    if (m < pad.rows) score_few<1>(queries + m * pad.pairs, packed, pad.pairs, count, few.scores + m * KEYS);
+void weigh_block(const AttentionArgs& args, const Pad& pad, const Few& few, int64_t heads, int64_t begin,
+                 int64_t count) {
     const float unit = unit_of(args);
-    for (m = 0; m < pad.rows; ++m) {
-        const int64_t at = head * pad.rows + m;
-        weigh_few(args, seen_by(args, pad.info[m], begin, count), few.scores + m * KEYS, unit, few.top[at],
-                  few.shrink[at], few.weights + at * KEY_PAIRS);
+    for (int64_t m = 0; m < pad.rows; ++m) {
+        const Seen seen = seen_by(args, pad.info[m], begin, count);
+        for (int64_t at = m; at < heads * pad.rows; at += pad.rows) {
+            weigh_few(args, seen, few.scores + at * KEYS, unit, few.top[at], few.shrink[at],
+                      few.weights + at * KEY_PAIRS);
+        }
     }
 }
 
 void block_few(const AttentionArgs& args, const AttentionTask& task, const Pad& pad, const Few& few, int64_t begin,
                int64_t count) {
     const int64_t heads = task.kv_head_end - task.kv_head_begin, stride = args.v_head_stride;
-    pack_keys(args, task, pad, few, count);
-    for (int64_t head = 0; head < heads; ++head) score_head(args, pad, few, head, begin, count);
+    score_block(args, task, pad, few, count);
+    weigh_block(args, pad, few, heads, begin, count);
     const int64_t first = task.kv_head_begin * stride;
     for (int64_t j = 0; 2 * j < count; j += 8) { // values in the same order as keys
         if (args.int8_kv) {
@@ -442,6 +566,11 @@ void block_few(const AttentionArgs& args, const AttentionTask& task, const Pad& 
         }
         for (int64_t head = 0; head < heads; ++head) {
             const int64_t at = head * pad.rows;
+            Ahead ahead{}; // nothing
+            if (!args.int8_kv) {
+                ahead = ahead_of(pad.here.values, pad.next.values, 2 * j, count, head, 1, heads, first, stride,
+                                 args.v_dim, 8);
+            }
             const Mix mix{few.acc + at * pad.value_size,
                           few.total + at,
                           few.weights + at * KEY_PAIRS,
@@ -451,11 +580,16 @@ void block_few(const AttentionArgs& args, const AttentionTask& task, const Pad& 
                           j,
                           smaller(j + 8, (count + 1) / 2),
                           count};
-            if (!args.int8_kv) {
-                fetch_ahead(pad.here.values, pad.next.values, 2 * j, count, head, heads, first, stride, args.v_dim);
-            }
-            mix_few(pad, mix, args.v_dim);
+            mix_few(pad, mix, args.v_dim, ahead);
         }
+    }
+}
+
+void write_few(bf16* out, const float* acc, float total, int64_t n) {
+    const vf factor = factor_of(splat(total));
+    for (int64_t i = 0; i < n; i += 32) {
+        const Pairs two = _mm512_cvtne2ps_pbh(load(acc + i + W) * factor, load(acc + i) * factor);
+        store_words(out + i, reinterpret_cast<__m512i>(two), n - i);
     }
 }
 
@@ -465,7 +599,7 @@ void finish_few(const AttentionArgs& args, const AttentionTask& task, const Pad&
         float* acc = few.acc + (at + m) * pad.value_size;
         for (int64_t i = 0; i < pad.value_size; i += 2 * W) write_halves(acc + i, load(acc + i), load(acc + i + W));
         if (!task.split) {
-            write_row(out_row<bf16>(args, pad.info[m], kv_head), acc, few.total[at + m], args.v_dim);
+            write_few(out_row<bf16>(args, pad.info[m], kv_head), acc, few.total[at + m], args.v_dim);
             continue;
         }
         float* entry = entry_of(args, task, pad.info[m], kv_head, part, partials);
@@ -482,14 +616,21 @@ bool attend_few(const AttentionArgs& args, const AttentionTask& task, Pad& pad, 
     few.acc = reinterpret_cast<float*>(carve(scratch, all * pad.value_size * 4));
     few.top = reinterpret_cast<float*>(carve(scratch, all * 4));
     few.total = reinterpret_cast<float*>(carve(scratch, all * 4));
-    few.packed = reinterpret_cast<uint32_t*>(carve(scratch, heads * pad.pairs * KEYS * 4));
-    few.scores = reinterpret_cast<float*>(carve(scratch, pad.rows * KEYS * 4));
+    few.scores = reinterpret_cast<float*>(carve(scratch, all * KEYS * 4));
     few.weights = reinterpret_cast<uint32_t*>(carve(scratch, all * KEY_PAIRS * 4));
     few.shrink = reinterpret_cast<float*>(carve(scratch, all * 4));
     few.wide_size = wide_size_of(args);
     few.wide = reinterpret_cast<bf16*>(carve(scratch, heads * 16 * few.wide_size * 2));
     few.wide_rows = reinterpret_cast<const bf16**>(carve(scratch, KEYS * 8));
     for (int64_t n = 0; n < KEYS; ++n) few.wide_rows[n] = few.wide + n % 16 * few.wide_size;
+    Walk walk{args, task, pad};
+    if (!walk.find(task.key_begin)) return false;
+    if (!args.int8_kv) {
+        const int64_t k_offset = task.kv_head_begin * args.k_head_stride;
+        const int64_t v_offset = task.kv_head_begin * args.v_head_stride;
+        fetch_first(pad.next.keys, 2 * DISTANCE, heads, k_offset, args.k_head_stride, args.head_dim);
+        fetch_first(pad.next.values, DISTANCE, heads, v_offset, args.v_head_stride, args.v_dim);
+    }
     for (int64_t at = 0; at < all; ++at) {
         const QueryRow& row = pad.info[at % pad.rows];
         const int64_t head = (task.kv_head_begin + at / pad.rows) * group_size(args) + row.lane;
@@ -499,8 +640,6 @@ bool attend_few(const AttentionArgs& args, const AttentionTask& task, Pad& pad, 
                reinterpret_cast<const bf16*>(args.q) + row.token * args.q_token_stride + head * args.q_head_stride,
                static_cast<size_t>(args.head_dim) * 2);
     }
-    Walk walk{args, task, pad};
-    if (!walk.find(task.key_begin)) return false;
     int64_t part = task.key_begin;
     for (int64_t begin = task.key_begin, end; begin < task.key_end; begin = end) {
         end = walk.block_end(begin);
@@ -520,7 +659,8 @@ bool attend_few(const AttentionArgs& args, const AttentionTask& task, Pad& pad, 
 
 // ---- many rows ----
 
-// V vectors of query rows. Every array that holds rows is [..][V * 16].
+// V vectors of query rows. Every array that holds rows is [..][V * 16]. Groups of rows share the keys and values of a
+// block, one after the other.
 struct Many {
     uint32_t* queries; // [pairs][rows]
     uint32_t* keys;    // [KEYS][stride], as in the cache
@@ -532,6 +672,30 @@ struct Many {
     float* total;
     float* shrink;
 };
+
+// A group's positions: what it sees of a block.
+struct Reach {
+    int32_t first, last, own;
+
+    bool nothing(const AttentionArgs& args, int64_t begin, int64_t end) const {
+        return args.tree_mask == nullptr && (begin > last || (args.window > 0 && first + 1 - args.window >= end));
+    }
+    bool all(const AttentionArgs& args, int64_t begin, int64_t end) const {
+        return end <= (args.tree_mask != nullptr ? own : first + 1) &&
+               (args.window <= 0 || last + 1 - begin <= args.window);
+    }
+};
+
+Reach reach_of(const Pad& pad) {
+    Reach reach{pad.info[0].position, pad.info[0].position, pad.info[0].member->own};
+    for (int64_t m = 1; m < pad.rows; ++m) {
+        const QueryRow& row = pad.info[m];
+        if (row.position < reach.first) reach.first = row.position;
+        if (row.position > reach.last) reach.last = row.position;
+        if (row.member->own < reach.own) reach.own = row.member->own;
+    }
+    return reach;
+}
 
 // Rows of keys are this many pairs apart in scratch: constants, so that one register addresses several.
 int64_t key_stride(const AttentionArgs& args) {
@@ -549,7 +713,6 @@ void copy_keys(const AttentionArgs& args, const Pad& pad, int64_t offset, int64_
             continue;
         }
         const bf16* from = pad.here.keys[n] + offset;
-        fetch(pad.next.keys[n] + offset, args.head_dim);
         for (int64_t i = 0; i < args.head_dim; i += 32) {
             _mm512_storeu_si512(to + n * stride + i / 2, load_words(from + i, args.head_dim - i));
         }
@@ -587,49 +750,99 @@ void pair_values(const AttentionArgs& args, const Pad& pad, int64_t offset, int6
         }
         const bf16* one = pad.here.values[2 * j] + offset;
         const bf16* two = both ? pad.here.values[2 * j + 1] + offset : pad.zeros;
-        fetch(pad.next.values[2 * j] + offset, args.v_dim);
-        fetch(pad.next.values[2 * j + 1] + offset, args.v_dim);
         for (int64_t i = 0; i < args.v_dim; i += 32) {
             weave(j, i, load_words(one + i, args.v_dim - i), load_words(both ? two + i : two, args.v_dim - i));
         }
     }
 }
 
-template <int V, int STRIDE>
-void score_many(const Many& many, int64_t pairs, int64_t count) {
-    constexpr int N = tile_of(V);
-    for (int64_t n = 0; n < count; n += N) { // the last tile may look at keys of the block before: never read
-        const uint32_t* key = many.keys + n * STRIDE;
-        const uint32_t* query = many.queries;
-        vf total[N][V] = {};
-        for (int64_t p = 0; p < pairs; ++p, ++key, query += V * W) {
-            Pairs q[V];
-#pragma GCC unroll 4
-            for (int v = 0; v < V; ++v) q[v] = load_pairs(query + v * W);
-#pragma GCC unroll 16
-            for (int i = 0; i < N; ++i) {
-                const Pairs k = broadcast(key + i * STRIDE);
-#pragma GCC unroll 4
-                for (int v = 0; v < V; ++v) total[i][v] = add_products(total[i][v], q[v], k);
-            }
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < N; ++i) {
-#pragma GCC unroll 4
-            for (int v = 0; v < V; ++v) store(many.scores + ((n + i) * V + v) * W, total[i][v]);
+// From key[s] of a block on, the first s + 1 vectors of rows see nothing: there they are left out. Later queries see
+// more keys, so those that are left stand at the end.
+template <int V>
+struct Bounds {
+    int64_t key[V];
+
+    explicit Bounds(int64_t count) {
+        for (int v = 0; v < V; ++v) key[v] = count;
+    }
+
+    Bounds(const AttentionArgs& args, const Pad& pad, int64_t begin, int64_t count) {
+        int64_t end = 0;
+        for (int64_t m = 0; m < V * W; ++m) {
+            if (m < pad.rows) end = larger(end, seen_by(args, pad.info[m], begin, count).end);
+            key[m / W] = end;
         }
     }
+};
+
+template <int N>
+struct Vectors {
+    static constexpr int n = N;
+};
+
+// step(Vectors<U>, begin, end) for the keys that the last U vectors see, U = V and less.
+template <int V, int U = V, class Step>
+inline void by_vectors(const Bounds<V>& bounds, int64_t unit, int64_t begin, const Step& step) {
+    const int64_t end = larger(begin, (bounds.key[V - U] + unit - 1) / unit);
+    step(Vectors<U>{}, begin, end);
+    if constexpr (U > 1) by_vectors<V, U - 1>(bounds, unit, end, step);
 }
 
+template <int V, int STRIDE>
+void score_many(const Many& many, int64_t pairs, const Bounds<V>& bounds, Ahead ahead) {
+    constexpr int N = tile_of(V);
+    by_vectors(bounds, N, 0, [&](auto vectors, int64_t begin, int64_t end) __attribute__((always_inline)) {
+        constexpr int U = vectors.n;
+        // The last tile may look at keys of the block before: never read.
+        for (int64_t n = begin * N; n < end * N; n += N) {
+            const uint32_t* key = many.keys + n * STRIDE;
+            const uint32_t* query = many.queries + (V - U) * W;
+            vf total[N][U] = {};
+            for (int64_t p = 0; p < pairs; ++p, ++key, query += V * W) {
+                Pairs q[U];
+#pragma GCC unroll 4
+                for (int v = 0; v < U; ++v) q[v] = load_pairs(query + v * W);
+#pragma GCC unroll 16
+                for (int i = 0; i < N; ++i) {
+                    const Pairs k = broadcast(key + i * STRIDE);
+#pragma GCC unroll 4
+                    for (int v = 0; v < U; ++v) total[i][v] = add_products(total[i][v], q[v], k);
+                }
+            }
+#pragma GCC unroll 16
+            for (int i = 0; i < N; ++i) {
+#pragma GCC unroll 4
+                for (int v = 0; v < U; ++v) store(many.scores + ((n + i) * V + V - U + v) * W, total[i][v]);
+            }
+            ahead.step();
+        }
+    });
+}
+
+// Scores of keys a row does not see become HIDDEN.
 template <int V>
 void hide_many(const AttentionArgs& args, const Pad& pad, const Many& many, int64_t begin, int64_t count) {
-    for (int64_t m = 0; m < pad.rows; ++m) {
-        const Seen seen = seen_by(args, pad.info[m], begin, count);
-        float* column = many.scores + m;
-        for (int64_t n = 0; n < smaller(seen.first, count); ++n) column[n * V * W] = HIDDEN;
-        for (int64_t n = larger(0, seen.end); n < count; ++n) column[n * V * W] = HIDDEN;
+    alignas(64) int32_t first[V * W], end[V * W];
+    int64_t all_begin = 0, all_end = count; // keys between these are seen by all
+    for (int64_t m = 0; m < V * W; ++m) {
+        const Seen seen = seen_by(args, pad.info[smaller(m, pad.rows - 1)], begin, count);
+        first[m] = static_cast<int32_t>(seen.first);
+        end[m] = static_cast<int32_t>(larger(0, seen.end));
+        all_begin = larger(all_begin, seen.first);
+        all_end = smaller(all_end, end[m]);
         for (int64_t n = seen.own; n < seen.end; ++n) {
-            if (seen.mask[n - seen.own] == 0) column[n * V * W] = HIDDEN;
+            if (seen.mask[n - seen.own] == 0) many.scores[n * V * W + m] = HIDDEN;
+        }
+    }
+    for (int64_t n = all_begin > 0 ? 0 : all_end; n < count; ++n) {
+        if (n == all_begin && n < all_end) n = all_end;
+        if (n >= count) break;
+        const __m512i key = _mm512_set1_epi32(static_cast<int>(n));
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) {
+            const __mmask16 hidden = _mm512_cmpgt_epi32_mask(_mm512_load_si512(first + v * W), key) |
+                                     _mm512_cmple_epi32_mask(_mm512_load_si512(end + v * W), key);
+            _mm512_mask_storeu_ps(many.scores + (n * V + v) * W, hidden, splat(HIDDEN));
         }
     }
 }
@@ -638,15 +851,7 @@ template <int V>
 void weigh_many(const AttentionArgs& args, const Many& many, int64_t count) {
     const vf unit = splat(unit_of(args));
     const Pairs ones = reinterpret_cast<Pairs>(_mm512_set1_epi32(0x3f803f80));
-    __m512i woven; // low halves 0..15 beside high halves 16..31
-    {
-        uint16_t order[32];
-        for (int i = 0; i < 16; ++i) {
-            order[2 * i] = static_cast<uint16_t>(i);
-            order[2 * i + 1] = static_cast<uint16_t>(16 + i);
-        }
-        memcpy(&woven, order, 64);
-    }
+    const __m512i woven = halves_woven();
     vf base[V], total[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
@@ -665,8 +870,8 @@ void weigh_many(const AttentionArgs& args, const Many& many, int64_t count) {
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) {
             const float* at = many.scores + (2 * j * V + v) * W;
-            const vf a = power_of_two(_mm512_fmsub_ps(load(at), unit, base[v]));
-            const vf b = 2 * j + 1 < count ? power_of_two(_mm512_fmsub_ps(load(at + V * W), unit, base[v])) : vf{};
+            const vf a = weight_of(_mm512_fmsub_ps(load(at), unit, base[v]));
+            const vf b = 2 * j + 1 < count ? weight_of(_mm512_fmsub_ps(load(at + V * W), unit, base[v])) : vf{};
             const __m512i two = _mm512_permutexvar_epi16(woven, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
             _mm512_storeu_si512(many.weights + (j * V + v) * W, two);
             total[v] = add_products(total[v], reinterpret_cast<Pairs>(two), ones);
@@ -677,7 +882,7 @@ void weigh_many(const AttentionArgs& args, const Many& many, int64_t count) {
 }
 
 template <int V>
-void mix_many(const Many& many, int64_t value_size, int64_t v_dim, int64_t count) {
+void mix_many(const Many& many, int64_t value_size, int64_t v_dim, const Bounds<V>& bounds, Ahead ahead) {
     constexpr int N = tile_of(V);
     vf shrink[V];
 #pragma GCC unroll 4
@@ -692,22 +897,26 @@ void mix_many(const Many& many, int64_t value_size, int64_t v_dim, int64_t count
         }
         const uint32_t* value = many.values + i;
         const uint32_t* weight = many.weights;
-        for (int64_t j = 0; 2 * j < count; ++j, value += value_size, weight += V * W) {
-            Pairs p[V];
+        by_vectors(bounds, 2, 0, [&](auto vectors, int64_t begin, int64_t end) __attribute__((always_inline)) {
+            constexpr int U = vectors.n;
+            for (int64_t j = begin; j < end; ++j, value += value_size, weight += V * W) {
+                Pairs p[U];
 #pragma GCC unroll 4
-            for (int v = 0; v < V; ++v) p[v] = load_pairs(weight + v * W);
+                for (int v = 0; v < U; ++v) p[v] = load_pairs(weight + (V - U + v) * W);
 #pragma GCC unroll 16
-            for (int d = 0; d < N; ++d) {
-                const Pairs x = broadcast(value + d);
+                for (int d = 0; d < N; ++d) {
+                    const Pairs x = broadcast(value + d);
 #pragma GCC unroll 4
-                for (int v = 0; v < V; ++v) total[d][v] = add_products(total[d][v], p[v], x);
+                    for (int v = 0; v < U; ++v) total[d][V - U + v] = add_products(total[d][V - U + v], p[v], x);
+                }
             }
-        }
+        });
 #pragma GCC unroll 16
         for (int d = 0; d < N; ++d) {
 #pragma GCC unroll 4
             for (int v = 0; v < V; ++v) store(acc + (d * V + v) * W, total[d][v]);
         }
+        ahead.step();
     }
 }
 
@@ -722,6 +931,11 @@ void start_many(const AttentionArgs& args, const Pad& pad, const Many& many, int
     }
 }
 
+const bf16* query_of(const AttentionArgs& args, const QueryRow& row, int64_t kv_head) {
+    return reinterpret_cast<const bf16*>(args.q) + row.token * args.q_token_stride +
+           (kv_head * group_size(args) + row.lane) * args.q_head_stride;
+}
+
 template <int V>
 void copy_queries_many(const AttentionArgs& args, const Pad& pad, const Many& many, int64_t kv_head,
                        const bf16* zeros) {
@@ -729,20 +943,52 @@ void copy_queries_many(const AttentionArgs& args, const Pad& pad, const Many& ma
         const char* rows[16];
         for (int64_t i = 0; i < 16; ++i) {
             const bf16* row = zeros;
-            if (m + i < pad.rows) {
-                const QueryRow& info = pad.info[m + i];
-                row = reinterpret_cast<const bf16*>(args.q) + info.token * args.q_token_stride +
-                      (kv_head * group_size(args) + info.lane) * args.q_head_stride;
-            }
+            if (m + i < pad.rows) row = query_of(args, pad.info[m + i], kv_head);
             rows[i] = reinterpret_cast<const char*>(row);
         }
         transpose_rows(rows, args.head_dim, many.queries + m, V * W);
     }
 }
 
+// The rows' outputs: rounded first, so that pairs of dims are turned. Their lines are fetched meanwhile: stores wait
+// for theirs one after the other.
+template <int V>
+void write_many(const AttentionArgs& args, const Pad& pad, const Many& many, int64_t kv_head) {
+    const __m512i woven = halves_woven();
+    uint32_t* turned = reinterpret_cast<uint32_t*>(many.scores); // which are done with
+    const int64_t pairs = pad.value_size / 2;
+    for (int64_t m = 0; m < pad.rows; m += W) {
+        const vf factor = factor_of(load(many.total + m));
+        const int64_t rows = smaller(W, pad.rows - m);
+        bf16* out[W];
+        for (int64_t r = 0; r < rows; ++r) {
+            out[r] = out_row<bf16>(args, pad.info[m + r], kv_head);
+            for (int64_t i = 0; i < args.v_dim; i += 32) fetch_to_write(out[r] + i);
+        }
+        for (int64_t i = 0; i < args.v_dim; i += 32) {
+            uint32_t straight[16][16];
+            const char* pointers[16];
+            for (int p = 0; p < 16; ++p) {
+                const float* acc = many.acc + (i + 2 * p) * V * W + m;
+                const vf low = load(acc) * factor, high = load(acc + V * W) * factor;
+                const __m512i two = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+                _mm512_storeu_si512(straight[p], _mm512_permutexvar_epi16(woven, two));
+                pointers[p] = reinterpret_cast<const char*>(straight[p]);
+            }
+            transpose(pointers, 0, turned + i / 2, pairs);
+        }
+        for (int64_t r = 0; r < rows; ++r) {
+            for (int64_t i = 0; i < args.v_dim; i += 32) {
+                store_words(out[r] + i, load_words(turned + r * pairs + i / 2), args.v_dim - i);
+            }
+        }
+    }
+}
+
 template <int V>
 void finish_many(const AttentionArgs& args, const AttentionTask& task, const Pad& pad, const Many& many,
                  int64_t kv_head, int64_t part, float* partials) {
+    if (!task.split) return write_many<V>(args, pad, many, kv_head);
     // The scores are done with; 16 rows of them take 16 rows of the output.
     uint32_t* turned = reinterpret_cast<uint32_t*>(many.scores);
     const int64_t size = round_up(args.v_dim, ATTENTION_VALUE_PAD);
@@ -754,10 +1000,6 @@ void finish_many(const AttentionArgs& args, const AttentionTask& task, const Pad
         }
         for (int64_t r = m; r < smaller(m + 16, pad.rows); ++r) {
             const float* acc = reinterpret_cast<const float*>(turned) + (r - m) * size;
-            if (!task.split) {
-                write_row(out_row<bf16>(args, pad.info[r], kv_head), acc, many.total[r], args.v_dim);
-                continue;
-            }
             float* entry = entry_of(args, task, pad.info[r], kv_head, part, partials);
             entry[0] = many.top[r];
             entry[1] = many.total[r];
@@ -766,69 +1008,130 @@ void finish_many(const AttentionArgs& args, const AttentionTask& task, const Pad
     }
 }
 
+// What a group's work on a block fetches meanwhile of the block after it: its share of the keys and values.
+struct Share {
+    int64_t number, of;
+
+    Ahead ahead(const bf16* const* rows, int64_t offset, int64_t dim, int64_t steps) const {
+        const int64_t begin = KEYS * number / of, end = KEYS * (number + 1) / of;
+        return {rows + begin, offset, dim, end - begin, steps, 0, 0};
+    }
+};
+
 template <int V>
-bool attend_many(const AttentionArgs& args, const AttentionTask& task, Pad& pad, const Many& many, int64_t kv_head,
-                 float* partials) {
-    const int64_t stride = key_stride(args), k_offset = kv_head * args.k_head_stride;
-    copy_queries_many<V>(args, pad, many, kv_head, pad.zeros);
+void block_many(const AttentionArgs& args, const Pad& pad, const Many& many, int64_t kv_head, int64_t begin,
+                int64_t count, bool hide, Share share) {
+    constexpr int N = tile_of(V);
+    Ahead keys{}, values{}; // rows of an int8 cache are fetched as they are expanded
+    if (!args.int8_kv) {
+        keys = share.ahead(pad.next.keys, kv_head * args.k_head_stride, args.head_dim, (count + N - 1) / N);
+        values = share.ahead(pad.next.values, kv_head * args.v_head_stride, args.v_dim, (args.v_dim + N - 1) / N);
+    }
+    const Bounds<V> bounds = hide ? Bounds<V>(args, pad, begin, count) : Bounds<V>(count);
+    const int64_t stride = key_stride(args);
+    if (stride == 64) {
+        score_many<V, 64>(many, pad.pairs, bounds, keys);
+    } else if (stride == 128) {
+        score_many<V, 128>(many, pad.pairs, bounds, keys);
+    } else {
+        score_many<V, MAX_HEAD_DIM / 2>(many, pad.pairs, bounds, keys);
+    }
+    if (args.softcap > 0.0f) soften(args, many.scores, count * V * W);
+    if (hide) hide_many<V>(args, pad, many, begin, count);
+    weigh_many<V>(args, many, count);
+    mix_many<V>(many, pad.value_size, args.v_dim, bounds, values);
+}
+
+// step(Vectors<N>) with as many as `rows` fill.
+template <class Step>
+void with_vectors(int64_t rows, const Step& step) {
+    switch ((rows + W - 1) / W) {
+    case 1: return step(Vectors<1>{});
+    case 2: return step(Vectors<2>{});
+    case 3: return step(Vectors<3>{});
+    default: return step(Vectors<4>{});
+    }
+}
+
+// Up to ATTENTION_TASK_ROWS rows, ROWS at a time, of one KV head.
+bool attend_groups(const AttentionArgs& args, const AttentionTask& task, Pad& pad, const Many& first, int64_t kv_head,
+                   float* partials) {
+    constexpr int64_t MOST = ATTENTION_TASK_ROWS / ROWS;
+    const int64_t stride = key_stride(args), all = pad.rows, groups = (all + ROWS - 1) / ROWS;
+    const QueryRow* info = pad.info;
+    Reach reach[MOST];
+    const auto each = [&](const auto& step) {
+        for (int64_t g = 0; g < groups; ++g) {
+            Many many = first;
+            many.queries += g * pad.pairs * ROWS;
+            many.acc += g * pad.value_size * ROWS;
+            many.top += g * ROWS;
+            many.total += g * ROWS;
+            pad.info = info + g * ROWS;
+            pad.rows = smaller(ROWS, all - g * ROWS);
+            with_vectors(pad.rows, [&](auto vectors) { step(vectors, many, reach[g]); });
+        }
+        pad.info = info;
+        pad.rows = all;
+    };
     Walk walk{args, task, pad};
     if (!walk.find(task.key_begin)) return false;
+    const int64_t k_offset = kv_head * args.k_head_stride, v_offset = kv_head * args.v_head_stride;
+    for (int64_t n = 0; n < KEYS && !args.int8_kv; ++n) {
+        fetch(pad.next.keys[n] + k_offset, args.head_dim);
+        fetch(pad.next.values[n] + v_offset, args.v_dim);
+    }
+    each([&](auto vectors, const Many& many, Reach& mine) {
+        const int64_t after = pad.info - info + ROWS;
+        for (int64_t m = after; m < smaller(after + ROWS, all); ++m) {
+            fetch(query_of(args, info[m], kv_head), args.head_dim);
+        }
+        copy_queries_many<vectors.n>(args, pad, many, kv_head, pad.zeros);
+        mine = reach_of(pad);
+    });
     int64_t part = task.key_begin;
     for (int64_t begin = task.key_begin, end; begin < task.key_end; begin = end) {
         end = walk.block_end(begin);
         if (!walk.advance(end)) return false;
         const int64_t count = end - begin;
-        if (begin == part) start_many<V>(args, pad, many, kv_head, first_part(task, begin));
-        copy_keys(args, pad, k_offset, count, stride, many.keys);
-        if (stride == 64) {
-            score_many<V, 64>(many, pad.pairs, count);
-        } else if (stride == 128) {
-            score_many<V, 128>(many, pad.pairs, count);
-        } else {
-            score_many<V, MAX_HEAD_DIM / 2>(many, pad.pairs, count);
-        }
-        if (args.softcap > 0.0f) soften(args, many.scores, count * V * W);
-        if (!all_seen(args, task, begin, end)) hide_many<V>(args, pad, many, begin, count);
-        weigh_many<V>(args, many, count);
-        pair_values(args, pad, kv_head * args.v_head_stride, count, many.values);
-        mix_many<V>(many, pad.value_size, args.v_dim, count);
-        if (end == part_end(task, part)) {
-            finish_many<V>(args, task, pad, many, kv_head, part, partials);
-            part = end;
-        }
+        const bool last = end == part_end(task, part);
+        copy_keys(args, pad, k_offset, count, stride, first.keys);
+        pair_values(args, pad, v_offset, count, first.values);
+        Share share{0, 0};
+        for (int64_t g = 0; g < groups; ++g) share.of += reach[g].nothing(args, begin, end) ? 0 : 1;
+        each([&](auto vectors, const Many& many, const Reach& mine) {
+            constexpr int V = vectors.n;
+            if (begin == part) start_many<V>(args, pad, many, kv_head, first_part(task, begin));
+            if (!mine.nothing(args, begin, end)) {
+                block_many<V>(args, pad, many, kv_head, begin, count, !mine.all(args, begin, end), share);
+                ++share.number;
+            }
+            if (last) finish_many<V>(args, task, pad, many, kv_head, part, partials);
+        });
+        if (last) part = end;
     }
     return true;
 }
 
-bool attend_rows(const AttentionArgs& args, const AttentionTask& task, Pad& pad, const Many& many, int64_t kv_head,
-                 float* partials) {
-    switch ((pad.rows + W - 1) / W) {
-    case 1: return attend_many<1>(args, task, pad, many, kv_head, partials);
-    case 2: return attend_many<2>(args, task, pad, many, kv_head, partials);
-    case 3: return attend_many<3>(args, task, pad, many, kv_head, partials);
-    default: return attend_many<4>(args, task, pad, many, kv_head, partials);
-    }
-}
-
-// Rows of a task that holds more than ROWS (one query of a larger group) are done piece by piece.
+// One query of a group of more heads than a task's rows is done piece by piece.
 bool attend_all(const AttentionArgs& args, const AttentionTask& task, Pad& pad, char* scratch, float* partials) {
+    const QueryRow* info = pad.info;
+    const int64_t all = pad.rows, most = round_up(smaller(all, ATTENTION_TASK_ROWS), ROWS);
     Many many;
-    many.queries = reinterpret_cast<uint32_t*>(carve(scratch, pad.pairs * ROWS * 4));
+    many.queries = reinterpret_cast<uint32_t*>(carve(scratch, pad.pairs * most * 4));
     many.keys = reinterpret_cast<uint32_t*>(carve(scratch, KEYS * key_stride(args) * 4));
     many.values = reinterpret_cast<uint32_t*>(carve(scratch, KEY_PAIRS * pad.value_size * 4));
     many.scores = reinterpret_cast<float*>(carve(scratch, larger(KEYS * ROWS, 16 * pad.value_size) * 4));
     many.weights = reinterpret_cast<uint32_t*>(carve(scratch, KEY_PAIRS * ROWS * 4));
-    many.acc = reinterpret_cast<float*>(carve(scratch, pad.value_size * ROWS * 4));
-    many.top = reinterpret_cast<float*>(carve(scratch, ROWS * 4));
-    many.total = reinterpret_cast<float*>(carve(scratch, ROWS * 4));
+    many.acc = reinterpret_cast<float*>(carve(scratch, pad.value_size * most * 4));
+    many.top = reinterpret_cast<float*>(carve(scratch, most * 4));
+    many.total = reinterpret_cast<float*>(carve(scratch, most * 4));
     many.shrink = reinterpret_cast<float*>(carve(scratch, ROWS * 4));
-    const QueryRow* info = pad.info;
-    const int64_t all = pad.rows;
     for (int64_t kv_head = task.kv_head_begin; kv_head < task.kv_head_end; ++kv_head) {
-        for (int64_t m = 0; m < all; m += ROWS) {
+        for (int64_t m = 0; m < all; m += ATTENTION_TASK_ROWS) {
             pad.info = info + m;
-            pad.rows = smaller(ROWS, all - m);
-            if (!attend_rows(args, task, pad, many, kv_head, partials)) return false;
+            pad.rows = smaller(ATTENTION_TASK_ROWS, all - m);
+            if (!attend_groups(args, task, pad, many, kv_head, partials)) return false;
         }
     }
     return true;
@@ -842,12 +1145,13 @@ bool attention_in_pairs(const AttentionArgs& args) {
 
 int64_t attention_pairs_scratch(const AttentionArgs& args) {
     const int64_t pairs = (args.head_dim + 1) / 2, value_size = round_up(args.v_dim, 2 * W);
-    const int64_t rows = larger(ROWS, group_size(args)), few = ATTENTION_JOINT_ROWS, all = few * args.kv_heads;
+    const int64_t most = ATTENTION_TASK_ROWS, rows = larger(most, group_size(args)), few = ATTENTION_JOINT_ROWS,
+                  all = few * args.kv_heads;
     const int64_t pad = rows * int64_t{sizeof(QueryRow)} + 9 * KEYS * 8 + larger(value_size, args.head_dim) * 2 +
                         args.kv_heads * 16 * wide_size_of(args) * 2;
-    const int64_t decode = all * (pairs + value_size + KEY_PAIRS + 3) + args.kv_heads * pairs * KEYS + few * KEYS;
-    const int64_t blocks = pairs * ROWS + KEYS * key_stride(args) + KEY_PAIRS * value_size +
-                           larger(KEYS * ROWS, 16 * value_size) + KEY_PAIRS * ROWS + value_size * ROWS + 3 * ROWS;
+    const int64_t decode = all * (pairs + value_size + KEY_PAIRS + KEYS + 3);
+    const int64_t blocks = (pairs + value_size + 3) * most + KEYS * key_stride(args) + KEY_PAIRS * value_size +
+                           larger(KEYS * ROWS, 16 * value_size) + KEY_PAIRS * ROWS;
     return pad + larger(decode, blocks) * 4 + 26 * 64;
 }
 

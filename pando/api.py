@@ -110,7 +110,7 @@ class Engine:
             return
         self._closed = True
         atexit.unregister(self.shutdown)
-        self._submit(self._client.control("shutdown")).exception(timeout=10)
+        asyncio.run_coroutine_threadsafe(self._client.control("shutdown"), self._loop).exception(timeout=10)
         self._engine.join()
         self._loop.call_soon_threadsafe(self._client.close)
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -129,13 +129,13 @@ class Engine:
         self._client.start()
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> Any:
+        if self._closed:
+            work.close()
+            raise EngineUnavailable("the engine was shut down")
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` on the client's loop and wait; interrupting the wait cancels it."""
-        if self._closed:
-            work.close()
-            raise EngineUnavailable("the engine was shut down")
         future = self._submit(work)
         try:
             return future.result()  # type: ignore[no-any-return]
@@ -201,7 +201,8 @@ class Engine:
                 for reply in news:
                     yield reply
         finally:
-            await asyncio.wrap_future(self._submit(_close(replies)))
+            if not self._closed:
+                await asyncio.wrap_future(self._submit(_close(replies)))
 
 
 async def _next(replies: AsyncIterator[list[Reply]]) -> list[Reply] | None:

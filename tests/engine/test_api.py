@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -121,6 +121,28 @@ def test_shutdown_is_idempotent_and_final() -> None:
     engine.shutdown()
     with pytest.raises(EngineUnavailable, match="shut down"):
         engine.generate("too late", GREEDY)
+
+
+def test_streams_that_outlive_their_engine_say_so() -> None:
+    long = {**GREEDY, "max_new_tokens": 400}
+
+    async def read(stream: AsyncIterator[dict[str, object]]) -> None:
+        async for _ in stream:
+            engine.shutdown()
+
+    engine = pando.Engine(str(PATH), dtype="float32", max_total_tokens=1024)
+    left = engine.generate("left behind", long, stream=True)
+    assert next(left)  # type: ignore[call-overload]
+
+    async def main() -> None:
+        with pytest.raises(EngineUnavailable):
+            await read(await engine.async_generate("go on", long, stream=True))  # type: ignore[arg-type]
+        with pytest.raises(EngineUnavailable, match="shut down"):
+            await engine.async_generate("too late", GREEDY)
+
+    asyncio.run(main())
+    with pytest.raises(EngineUnavailable):
+        list(left)  # type: ignore[arg-type]
 
 
 def test_a_script_that_forgets_to_shut_down_ends_cleanly() -> None:

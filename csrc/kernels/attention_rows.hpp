@@ -95,14 +95,18 @@ Spots<T> carve_spots(char*& scratch) {
     return {keys, reinterpret_cast<const T**>(carve(scratch, ATTENTION_KEY_BLOCK * int64_t{sizeof(void*)}))};
 }
 
-// Fills in those of positions [begin, end) of the first member's row. False if the page table leaves the cache.
+// Fills in those of positions [begin, end) of the first member's row. Before its window, where blocks may begin, stand
+// those of the first position it sees: what lies on pages that fell out of a window is not read, as nothing times NaN is
+// not nothing. False if the page table leaves the cache.
 template <class T>
 bool locate(const AttentionArgs& args, const AttentionTask& task, int64_t begin, int64_t end, const Spots<T>& spots) {
     const int32_t* pages = args.page_table + task.members[0].row * args.table_stride;
     const T* k = reinterpret_cast<const T*>(args.k);
     const T* v = reinterpret_cast<const T*>(args.v);
-    int64_t page = begin / args.page_size, offset = begin % args.page_size, n = 0;
-    for (int64_t position = begin; position < end; ++page, offset = 0) {
+    const int64_t low = args.window > 0 ? task.members[0].position + 1 - args.window : begin;
+    const int64_t from = low < end ? larger(begin, low) : begin;
+    int64_t page = from / args.page_size, offset = from % args.page_size, n = from - begin;
+    for (int64_t position = from; position < end; ++page, offset = 0) {
         const int64_t first = pages[page] * args.page_size;
         const int64_t count = smaller(args.page_size - offset, end - position);
         if (first < 0 || first + offset + count > args.num_slots) return false;
@@ -111,6 +115,10 @@ bool locate(const AttentionArgs& args, const AttentionTask& task, int64_t begin,
             spots.values[n] = v + (first + offset + i) * args.v_slot_stride;
         }
         position += count;
+    }
+    for (n = 0; n < from - begin; ++n) {
+        spots.keys[n] = spots.keys[from - begin];
+        spots.values[n] = spots.values[from - begin];
     }
     return true;
 }

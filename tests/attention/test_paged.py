@@ -116,22 +116,25 @@ def test_each_batch_is_planned_afresh() -> None:
 
 @pytest.mark.parametrize(("window", "sinks"), [(33, False), (33, True), (300, False)])
 @pytest.mark.parametrize("page_size", [1, 16])
-@pytest.mark.parametrize("kernels", ["reference", "auto"])
-def test_pages_behind_a_window_are_not_read(kernels: str, page_size: int, window: int, sinks: bool) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kernels", ["reference", "auto", "deterministic"])
+def test_pages_behind_a_window_are_not_read(
+    kernels: str, dtype: torch.dtype, page_size: int, window: int, sinks: bool
+) -> None:
     """Two groups of layers; what the window's table says of freed pages leads to pages that hold no numbers.
 
     The rows begin with the same pages of full attention, and their windows' stale entries are alike too.
     """
     generator = torch.Generator().manual_seed(2)
     lengths, counts, num_pages = [700, 701, 350, 40], [1, 1, 70, 40], 2200 // page_size
-    plan = CachePlan.of(
-        [FullAttention(KV_HEADS, DIM, V_DIM, "float32"), SlidingWindow(KV_HEADS, DIM, V_DIM, "float32", window)]
-    )
-    pool = KVPool(plan, num_pages, page_size, "cpu", torch.float32, num_window_pages=num_pages // 2)
+    name = str(dtype).removeprefix("torch.")
+    plan = CachePlan.of([FullAttention(KV_HEADS, DIM, V_DIM, name), SlidingWindow(KV_HEADS, DIM, V_DIM, name, window)])
+    pool = KVPool(plan, num_pages, page_size, "cpu", dtype, num_window_pages=num_pages // 2)
     assert pool.groups == (0, 1)
-    backend = PagedAttentionBackend(pool, op_table("cpu", kernels))
+    same = kernels == "deterministic"
+    backend = PagedAttentionBackend(pool, op_table("cpu", "auto" if same else kernels, deterministic=same))
     params = [AttentionParams(0.3), AttentionParams(0.3, window, sinks=torch.randn(HEADS) if sinks else None)]
-    kv = [[torch.randn(n, KV_HEADS, dim, generator=generator) for dim in (DIM, V_DIM)] for n in lengths]
+    kv = [[torch.randn(n, KV_HEADS, dim, generator=generator).to(dtype) for dim in (DIM, V_DIM)] for n in lengths]
     shared = 320
     for k, v in kv[1:3]:
         k[:shared], v[:shared] = kv[0][0][:shared], kv[0][1][:shared]
@@ -160,13 +163,14 @@ def test_pages_behind_a_window_are_not_read(kernels: str, page_size: int, window
         nowhere, nowhere, (nowhere, nowhere), cu.int(), torch.tensor(lengths, dtype=torch.int32),
         (tables[0], tables[1]), cu[1:] - 1, page_size, max(counts), max(lengths),
     )  # fmt: skip
-    whole = [torch.randn(n, HEADS, DIM, generator=generator) for n in lengths]
+    whole = [torch.randn(n, HEADS, DIM, generator=generator).to(dtype) for n in lengths]
     q = torch.cat([of[-count:] for of, count in zip(whole, counts, strict=True)])
+    near = {"atol": 1e-5, "rtol": 1e-5} if dtype is torch.float32 else {"atol": 0.02, "rtol": 0.02}
     for layer in (0, 1, 0):
         out = backend.attend(layer, q, params[layer], batch).split(counts)
         for row, (found, count) in enumerate(zip(out, counts, strict=True)):
             expected = plain(whole[row], *kv[row], params[layer])[-count:]
-            torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(found.double(), expected, **near)
 
 
 @pytest.mark.parametrize("kernels", ["reference", "auto"])

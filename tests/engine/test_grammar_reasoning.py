@@ -79,7 +79,7 @@ def test_border_inside_a_forced_run_or_a_draft_changes_nothing(
             gate._jump, gate._draft = jump, draft
             before = stats.steps
             reply = generate(
-                engine, "inside", bias={closed: 10.0}, prompt=prompt, temperature=temperature, sampling_seed=seed
+                engine, "inside", bias={closed: 14.0}, prompt=prompt, temperature=temperature, sampling_seed=seed
             )
             steps.append(stats.steps - before)
             _, end, answer = reply["text"].partition("</think>")

@@ -96,8 +96,8 @@ Spots<T> carve_spots(char*& scratch) {
 }
 
 // Fills in those of positions [begin, end) of the first member's row. Before its window, where blocks may begin, stand
-// those of the first position it sees: what lies on pages that fell out of a window is not read, as nothing times NaN is
-// not nothing. False if the page table leaves the cache.
+// those of the first position it sees: what lies on pages that fell out of a window is not read, as nothing times NaN
+// is not nothing. False if the page table leaves the cache.
 template <class T>
 bool locate(const AttentionArgs& args, const AttentionTask& task, int64_t begin, int64_t end, const Spots<T>& spots) {
     const int32_t* pages = args.page_table + task.members[0].row * args.table_stride;
